@@ -1,0 +1,89 @@
+"""Reading PyTorch checkpoints as dicts of arrays, without executing code from the file."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from keras_ci2p.extras import require
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not hold the weights expected of it."""
+
+
+def read_state_dict(checkpoint):
+    """The arrays of a checkpoint by their keys.
+
+    Args:
+        checkpoint: Path of a `.safetensors` file or of a PyTorch file (`.pth`, `.pt`, `.pth.tar`; a state dict, or a
+            training checkpoint that holds one under `state_dict`); or a dict of arrays or torch tensors.
+
+    Returns:
+        dict of str to numpy array.
+
+    Raises:
+        CheckpointError: Missing, damaged or unsafe file; something else than arrays in it.
+        ImportError: The package that reads this kind of file is not installed.
+    """
+    stored = checkpoint if isinstance(checkpoint, dict) else _read_file(Path(checkpoint))
+    if isinstance(stored.get("state_dict"), dict):
+        stored = stored["state_dict"]
+    return {key: _as_array(key, value) for key, value in stored.items()}
+
+
+def _read_file(path):
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}.")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"The checkpoint {path} is empty.")
+    stored = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"The checkpoint {path} holds a {type(stored).__name__}, not a state dict.")
+    return stored
+
+
+def _read_safetensors(path):
+    numpy_format = require("safetensors.numpy", extra="convert")
+    try:
+        return numpy_format.load_file(path)
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _read_torch(path):
+    torch = require("torch", extra="torch")
+    _check_zip(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} is damaged, or holds more than weights: {first_line}") from error
+
+
+def _check_zip(path):
+    # torch does not verify the archive's checksums: a flipped byte would load as a wrong weight.
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged} is wrong.")
+
+
+def _as_array(key, value):
+    if not isinstance(key, str):
+        raise CheckpointError(f"A state dict has names as keys. Received: {key!r}")
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        value = value.numpy()
+    if not isinstance(value, (np.ndarray, np.generic)) or value.dtype.kind not in "fiub":
+        raise CheckpointError(f"{key} is not an array of numbers: {type(value).__name__}.")
+    value = np.asarray(value)
+    if not np.isfinite(value).all():
+        raise CheckpointError(f"{key} holds values that are not finite.")
+    return value

@@ -1,0 +1,164 @@
+"""A folder with one subfolder per class: its photos, checked, hashed and split."""
+
+import hashlib
+import io
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from keras_ci2p.data.decode import load_image
+from keras_ci2p.data.split import validation_mask
+
+SPLITS = ("train", "val", "all")
+
+
+class DataError(ValueError):
+    """A data set that cannot be used as it is."""
+
+
+@dataclass(frozen=True)
+class ImageManifest:
+    """The readable photos of a folder, sorted by class and name.
+
+    Attributes:
+        root: The folder.
+        class_names: Names of the subfolders, sorted; a photo's label is an index into them.
+        files: Paths relative to `root`.
+        labels: Label of each photo.
+        digests: Hexadecimal SHA-256 of each photo's bytes.
+        skipped: `(relative path, reason)` of each file that is no readable picture.
+    """
+
+    root: Path
+    class_names: tuple
+    files: tuple
+    labels: tuple
+    digests: tuple
+    skipped: tuple = ()
+
+    def __len__(self):
+        return len(self.files)
+
+    @property
+    def sha256(self):
+        """Hash of the contents: class names and photos, whatever the files are called and wherever they lie."""
+        lines = sorted(
+            f"{self.class_names[label]}\t{digest}"
+            for label, digest in zip(self.labels, self.digests, strict=True)
+        )
+        return hashlib.sha256("\n".join([*self.class_names, *lines]).encode()).hexdigest()
+
+    def counts(self):
+        """Number of photos by class name."""
+        return {name: self.labels.count(i) for i, name in enumerate(self.class_names)}
+
+    def split(self, name):
+        """The manifest of one split: "train", "val" or "all".
+
+        Raises:
+            DataError: Unknown split, or no photo in it.
+        """
+        if name not in SPLITS:
+            raise DataError(f"`split` must be one of {', '.join(SPLITS)}. Received: split={name!r}")
+        mask = validation_mask(self.digests, self.labels)
+        kept = [i for i, is_validation in enumerate(mask) if name == "all" or is_validation == (name == "val")]
+        if not kept:
+            raise DataError(f"The {name} split of {self.root} is empty: {len(self)} photos are too few to split.")
+        columns = (tuple(column[i] for i in kept) for column in (self.files, self.labels, self.digests))
+        return ImageManifest(self.root, self.class_names, *columns, self.skipped)
+
+
+def scan_folder(root):
+    """Reads, checks and hashes every photo below `root/<class>/`.
+
+    Unreadable, truncated, empty and other files are left out and listed in one warning. Hidden files and folders are
+    ignored.
+
+    Args:
+        root: Folder with one subfolder per class, in it pictures of any format that Pillow reads, at any depth.
+
+    Returns:
+        `ImageManifest` of all splits.
+
+    Raises:
+        DataError: No such folder, no or one class, a class without a readable photo.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root}.")
+    class_names = tuple(
+        sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    )
+    if len(class_names) < 2:
+        found = f"only {class_names[0]!r}" if class_names else "none"
+        raise DataError(f"{root} must hold one subfolder of photos for each of at least two classes; found {found}.")
+    candidates = [
+        (path, label) for label, name in enumerate(class_names) for path in _visible_files(root / name)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        checked = list(pool.map(_check, (path for path, _ in candidates)))
+    good, skipped = [], []
+    for (path, label), (digest, problem) in zip(candidates, checked, strict=True):
+        relative = path.relative_to(root).as_posix()
+        if problem:
+            skipped.append((relative, problem))
+        else:
+            good.append((relative, label, digest))
+    _warn_of_skipped(root, skipped)
+    files, labels, digests = zip(*good, strict=True) if good else ((), (), ())
+    empty = [name for i, name in enumerate(class_names) if i not in set(labels)]
+    if empty:
+        raise DataError(f"{root}: no readable photo in the class folder {', '.join(empty)}.")
+    return ImageManifest(root, class_names, files, labels, digests, tuple(skipped))
+
+
+def _visible_files(folder):
+    for directory, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(directory, name)
+
+
+def _check(path):
+    """`(digest, None)` of a readable picture, `(None, reason)` of anything else."""
+    try:
+        content = path.read_bytes()
+        if not content:
+            return None, "empty file"
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                _decode_cheaply(content)
+        except MemoryError:
+            return None, "too large"
+        return hashlib.sha256(content).hexdigest(), None
+    except OSError as error:
+        return None, "no picture" if "cannot identify" in str(error) else str(error)
+
+
+def _decode_cheaply(content):
+    """Decodes all of a picture; of a JPEG only an eighth of the pixels, though every byte."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.format == "JPEG":
+                image.draft("L", (image.width // 8, image.height // 8))
+                image.load()
+                return
+    except (OSError, ValueError, SyntaxError):
+        pass
+    load_image(io.BytesIO(content))
+
+
+def _warn_of_skipped(root, skipped, most=10):
+    if not skipped:
+        return
+    lines = [f"  {path}: {reason}" for path, reason in skipped[:most]]
+    if len(skipped) > most:
+        lines.append(f"  and {len(skipped) - most} more")
+    count = "1 file" if len(skipped) == 1 else f"{len(skipped)} files"
+    warnings.warn(f"{root}: skipped {count} that are no readable pictures:\n" + "\n".join(lines), stacklevel=3)

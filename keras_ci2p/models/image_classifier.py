@@ -1,0 +1,175 @@
+"""What the classifiers share: mean pooling and head over a backbone, and presets."""
+
+import warnings
+
+import keras
+
+from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, PresetError, open_preset, write_preset
+
+
+class ImageClassifier(keras.Model):
+    """Base class: the backbone's tokens are averaged and classified.
+
+    The backbone's layers are this model's own (`get_layer("block_0")` works), not a nested model.
+    """
+
+    backbone_class = None
+
+    def __init__(self, backbone, num_classes, class_names, activation, **kwargs):
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"`num_classes` must be a positive integer. Received: num_classes={num_classes!r}")
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(
+                f"`class_names` must hold one name for each class. Received: num_classes={num_classes}, "
+                f"{len(class_names)} class names"
+            )
+
+        # === Layers ===
+        policy = backbone.dtype_policy
+        pool = keras.layers.GlobalAveragePooling1D(data_format="channels_last", dtype=policy, name="pool")
+        # Logits and softmax lose accuracy in 16 bits.
+        is_16_bit = policy.compute_dtype in ("float16", "bfloat16")
+        head = keras.layers.Dense(
+            num_classes,
+            activation=activation,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            dtype="float32" if is_16_bit else policy,
+            name="head",
+        )
+
+        # === Functional model ===
+        super().__init__(inputs=backbone.input, outputs=head(pool(backbone.output)), **kwargs)
+
+        # === Config ===
+        # Past Keras's attribute tracking: the backbone's layers belong to this model already.
+        self.__dict__["_backbone"] = backbone
+        self.dtype_policy = policy
+        self.num_classes = num_classes
+        self.class_names = None if class_names is None else list(class_names)
+        self.activation = keras.activations.serialize(head.activation) if activation else None
+
+    @property
+    def backbone(self):
+        """The model without pooling and head, images to tokens; it shares the weights."""
+        return self.__dict__["_backbone"]
+
+    @property
+    def head(self):
+        """The `Dense` layer that classifies; its input is the pooled feature."""
+        return self.get_layer("head")
+
+    @property
+    def image_shape(self):
+        return self.backbone.image_shape
+
+    def get_config(self):
+        backbone = self.backbone.get_config()
+        return {
+            **backbone,
+            "name": self.name,
+            "num_classes": self.num_classes,
+            "class_names": self.class_names,
+            "activation": self.activation,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def save_to_preset(self, preset_dir, metadata=None, files=None):
+        """Writes architecture, weights and class names as a preset directory (KerasHub's layout).
+
+        Written aside and renamed, so that an interruption leaves no half of a preset.
+
+        Args:
+            preset_dir: Directory to write; an existing preset there is replaced.
+            metadata: Further entries of `metadata.json`, values that JSON can hold.
+            files: Further files, as a dict of name to bytes.
+
+        Raises:
+            FileExistsError: `preset_dir` exists and is no preset.
+        """
+        backbone = _serialize(self.backbone)
+        task = _serialize(self)
+        task["config"] = {"backbone": backbone, **self._task_config()}
+        write_preset(
+            preset_dir,
+            config=backbone,
+            task=task,
+            weights={WEIGHTS: self.backbone.save_weights, TASK_WEIGHTS: self._head_model().save_weights},
+            metadata={"parameter_count": self.count_params(), **(metadata or {})},
+            files=files,
+        )
+
+    @classmethod
+    def from_preset(cls, preset, num_classes=None, load_weights=True, image_shape=None, dtype=None):
+        """The model of a preset.
+
+        Args:
+            preset: A name of `keras_ci2p.list_presets()` or a preset directory.
+            num_classes: Number of classes of a fresh head without class names; None keeps the preset's head.
+            load_weights: Whether to load weights, else they are random.
+            image_shape: `(height, width, 3)` in place of the preset's. A position embedding is resized bicubically.
+            dtype: Dtype policy in place of the preset's.
+
+        Raises:
+            keras_ci2p.presets.PresetError: Unknown name, missing, truncated or foreign file, another kind of model.
+        """
+        files = open_preset(preset)
+        backbone_class = cls.backbone_class
+        stored = files.config(_registered_name(backbone_class), f"a {cls.__name__}")
+        overrides = {"image_shape": image_shape and tuple(image_shape), "dtype": dtype}
+        config = {**stored, **{key: value for key, value in overrides.items() if value is not None}}
+        config.pop("name", None)
+        head = {key: None for key in ("num_classes", "class_names", "activation")} | files.task()
+        keeps_head = num_classes is None and head["num_classes"] is not None
+        if keeps_head:
+            config.update(head)
+        elif num_classes is not None:
+            config.update(num_classes=num_classes, activation=head["activation"])
+        try:
+            model = cls(**config)
+        except (TypeError, ValueError) as error:
+            raise PresetError(f"The configuration in {files.directory} does not fit {cls.__name__}: {error}") from error
+        if not load_weights:
+            return model
+        if not files.has_weights:
+            warnings.warn(
+                f"The preset {preset} is an architecture without weights: the model is randomly initialised. "
+                "Say so with `load_weights=False`.",
+                stacklevel=2,
+            )
+            return model
+        with files.reading(WEIGHTS) as path:
+            model._load_backbone(path, stored["image_shape"])
+        if keeps_head:
+            with files.reading(TASK_WEIGHTS) as path:
+                model._head_model().load_weights(path)
+        return model
+
+    def _load_backbone(self, path, image_shape):
+        load_pretrained = getattr(self.backbone, "load_pretrained", None)
+        if load_pretrained:
+            load_pretrained(path, image_shape)
+        else:
+            self.backbone.load_weights(path)
+
+    def _task_config(self):
+        return {"num_classes": self.num_classes, "class_names": self.class_names, "activation": self.activation}
+
+    def _head_model(self):
+        pooled = keras.Input((self.backbone.hidden_dim,), name="pooled")
+        return keras.Model(pooled, self.head(pooled), name="head_model")
+
+
+def _registered_name(cls):
+    return keras.saving.get_registered_name(cls)
+
+
+def _serialize(model):
+    return {
+        "module": type(model).__module__,
+        "class_name": type(model).__name__,
+        "config": model.get_config(),
+        "registered_name": _registered_name(type(model)),
+    }

@@ -1,0 +1,155 @@
+"""The paper's baseline: ViT-B/16 without class token, with learned position embedding and mean pooling."""
+
+import keras
+
+from keras_ci2p.layers.analysis_transform import check_images
+from keras_ci2p.layers.image_normalization import ImageNormalization
+from keras_ci2p.layers.position_embedding import PositionEmbedding, resize_position_embedding
+from keras_ci2p.models.encoder import transformer_encoder
+from keras_ci2p.models.image_classifier import ImageClassifier
+from keras_ci2p.models.variants import transformer_sizes
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class ViTBackbone(keras.Model):
+    """Images to tokens: normalisation, patch convolution, position embedding, transformer blocks, norm.
+
+    Args: As in `ViT`.
+
+    Input shape: `(batch, height, width, 3)`, RGB in 0..255.
+    Output shape: `(batch, height / patch_size * width / patch_size, hidden_dim)`.
+    """
+
+    def __init__(
+        self,
+        image_shape=(256, 256, 3),
+        patch_size=16,
+        hidden_dim=768,
+        num_layers=12,
+        num_heads=12,
+        mlp_dim=3072,
+        drop_path_rate=0.1,
+        dtype=None,
+        **kwargs,
+    ):
+        # === Layers ===
+        if None in image_shape:
+            raise ValueError(
+                f"ViT's position embedding needs a fixed height and width. Received: image_shape={tuple(image_shape)}"
+            )
+        check_images((None, *image_shape), patch_size, type(self).__name__)
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        normalization = ImageNormalization(dtype=policy, name="normalization")
+        patch_embedding = keras.layers.Conv2D(
+            hidden_dim,
+            patch_size,
+            strides=patch_size,
+            kernel_initializer=keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal"),
+            data_format="channels_last",
+            dtype=policy,
+            name="patch_embedding",
+        )
+        flatten = keras.layers.Reshape((-1, hidden_dim), dtype=policy, name="flatten")
+        grid = (image_shape[0] // patch_size, image_shape[1] // patch_size)
+        position_embedding = PositionEmbedding(grid, dtype=policy, name="position_embedding")
+
+        # === Functional model ===
+        images = keras.Input(image_shape, dtype="float32", name="images")
+        tokens = flatten(patch_embedding(normalization(images)))
+        tokens = position_embedding(tokens)
+        features = transformer_encoder(tokens, num_layers, num_heads, mlp_dim, drop_path_rate, policy)
+        super().__init__(inputs=images, outputs=features, **kwargs)
+
+        # === Config ===
+        self.dtype_policy = policy
+        self.image_shape = tuple(image_shape)
+        self.patch_size = patch_size
+        self.hidden_dim = hidden_dim
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.mlp_dim = mlp_dim
+        self.drop_path_rate = drop_path_rate
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "image_shape": self.image_shape,
+            "patch_size": self.patch_size,
+            "hidden_dim": self.hidden_dim,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "mlp_dim": self.mlp_dim,
+            "drop_path_rate": self.drop_path_rate,
+            "dtype": self.dtype_policy.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def load_pretrained(self, filepath, image_shape):
+        """Loads weights saved at `image_shape`; the position embedding is resized if that is not ours."""
+        if tuple(image_shape) == self.image_shape:
+            self.load_weights(filepath)
+            return
+        source = self.from_config({**self.get_config(), "image_shape": tuple(image_shape)})
+        source.load_weights(filepath)
+        for layer, source_layer in zip(self.layers, source.layers, strict=True):
+            weights = source_layer.get_weights()
+            if isinstance(layer, PositionEmbedding):
+                weights = [resize_position_embedding(weights[0], source_layer.grid, layer.grid)]
+            layer.set_weights(weights)
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class ViT(ImageClassifier):
+    """ViT-B/16 as the paper compares with it, and its other sizes.
+
+    No class token; learned position embedding; the mean of the tokens is classified.
+    Layers by name: `normalization`, `patch_embedding`, `flatten`, `position_embedding`, `block_0`, ..., `norm`, `pool`, `head`.
+
+    Args:
+        image_shape: `(height, width, 3)`, multiples of `patch_size`.
+        num_classes: Number of classes.
+        variant: Size of the transformer: "tiny", "small", "base", "large" or "base_8" (`VARIANTS`).
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 in the first (paper: 0.1).
+        class_names: Names of the classes, or None.
+        activation: Activation of the head, None for logits.
+        hidden_dim, num_layers, num_heads, mlp_dim: In place of the variant's.
+        patch_size: Height and width of a patch.
+        dtype: Dtype policy of the layers. The head computes in float32 under 16-bit policies.
+
+    Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255, channels last.
+    Output shape: `(batch, num_classes)`, logits.
+
+    Raises:
+        ValueError: A size that is no multiple of `patch_size`, wrong channels, unknown variant, `class_names` that do
+            not fit `num_classes`.
+    """
+
+    backbone_class = ViTBackbone
+
+    def __init__(
+        self,
+        image_shape=(256, 256, 3),
+        num_classes=10,
+        variant="base",
+        drop_path_rate=0.1,
+        class_names=None,
+        activation=None,
+        hidden_dim=None,
+        num_layers=None,
+        num_heads=None,
+        mlp_dim=None,
+        patch_size=16,
+        dtype=None,
+        name="vit",
+        **kwargs,
+    ):
+        sizes = transformer_sizes(
+            variant, hidden_dim=hidden_dim, num_layers=num_layers, num_heads=num_heads, mlp_dim=mlp_dim
+        )
+        backbone = ViTBackbone(
+            image_shape=image_shape, patch_size=patch_size, **sizes, drop_path_rate=drop_path_rate, dtype=dtype
+        )
+        super().__init__(backbone, num_classes, class_names, activation, name=name, **kwargs)

@@ -1,0 +1,168 @@
+"""Reading and writing preset directories, in KerasHub's layout with checksums.
+
+`config.json` and `model.weights.h5`: the backbone. `task.json` and `task.weights.h5`: the head and class names.
+`metadata.json`: versions and the SHA-256 of each file. A preset without weight files is an architecture.
+"""
+
+import contextlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import keras
+
+from keras_ci2p import files as disk
+from keras_ci2p.presets.locations import METADATA, list_presets, weights_directory
+from keras_ci2p.version import __version__
+
+FORMAT_VERSION = 1
+CONFIG = "config.json"
+TASK = "task.json"
+WEIGHTS = "model.weights.h5"
+TASK_WEIGHTS = "task.weights.h5"
+
+
+class PresetError(ValueError):
+    """A preset that is unknown, incomplete, damaged or of another kind."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset directory whose files are all there and unchanged."""
+
+    directory: Path
+    metadata: dict
+
+    @property
+    def has_weights(self):
+        return WEIGHTS in self.metadata["files"]
+
+    def registered_name(self):
+        """Registered name of the backbone's class, for example "keras_ci2p>CI2PViTBackbone"."""
+        return self._json(CONFIG).get("registered_name")
+
+    def config(self, registered_name, kind):
+        """Constructor arguments of the backbone; PresetError unless its class is `registered_name` (`kind` in words)."""
+        stored = self._json(CONFIG)
+        if stored.get("registered_name") != registered_name or not isinstance(stored.get("config"), dict):
+            raise PresetError(
+                f"{self.directory / CONFIG} does not describe {kind}: its class is "
+                f"{stored.get('registered_name')!r}, expected {registered_name!r}."
+            )
+        return stored["config"]
+
+    def task(self):
+        """`num_classes`, `class_names` and `activation` of the head; empty without one."""
+        if TASK not in self.metadata["files"]:
+            return {}
+        stored = self._json(TASK).get("config")
+        if not isinstance(stored, dict):
+            raise PresetError(f"{self.directory / TASK} does not describe a classifier.")
+        return {key: stored.get(key) for key in ("num_classes", "class_names", "activation")}
+
+    @contextlib.contextmanager
+    def reading(self, name):
+        """Yields the path of the file `name`; what goes wrong with it becomes a PresetError."""
+        path = self.directory / name
+        if name not in self.metadata["files"]:
+            raise PresetError(f"The preset {self.directory} has no {name}.")
+        try:
+            yield str(path)
+        except (ValueError, OSError, KeyError) as error:
+            raise PresetError(f"{path} does not fit the model: {error}") from error
+
+    def _json(self, name):
+        return _read_json(self.directory / name)
+
+
+def open_preset(name_or_directory):
+    """The `Preset` of a known name or a directory, with every file checked against its SHA-256.
+
+    Raises:
+        PresetError: Unknown name; a file that is missing or was changed; no preset at all.
+    """
+    directory = _resolve(str(name_or_directory))
+    metadata = _read_json(directory / METADATA)
+    listed = metadata.get("files")
+    if not isinstance(listed, dict) or CONFIG not in listed:
+        raise PresetError(f"{directory / METADATA} is not of a keras_ci2p preset: it lists no files.")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise PresetError(
+            f"{directory} has preset format {metadata.get('format_version')!r}; this version of keras_ci2p reads "
+            f"{FORMAT_VERSION}."
+        )
+    for name, digest in listed.items():
+        path = directory / name
+        if Path(name).name != name:
+            raise PresetError(f"{directory / METADATA} lists a file outside the preset: {name!r}.")
+        if not path.is_file():
+            raise PresetError(f"The preset {directory} lacks its file {name}; copy it again.")
+        if disk.sha256(path) != digest:
+            raise PresetError(
+                f"{path} is damaged or from another preset: its SHA-256 is not that of {METADATA}; copy it again."
+            )
+    return Preset(directory, metadata)
+
+
+def write_preset(directory, config, task, weights, metadata, files=None):
+    """Writes a preset directory aside and renames it into place.
+
+    Args:
+        directory: Where to; an existing preset there is replaced.
+        config: Contents of `config.json`.
+        task: Contents of `task.json`.
+        weights: File name to a function that writes that weight file to a path.
+        metadata: Further entries of `metadata.json`.
+        files: Further files, name to bytes.
+
+    Raises:
+        FileExistsError: `directory` exists and is no preset.
+    """
+    directory = Path(directory)
+    if directory.exists() and not (directory / METADATA).is_file() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory} exists and is no preset; choose another directory.")
+    with disk.atomic_directory(directory) as temporary:
+        disk.write_json(temporary / CONFIG, config)
+        disk.write_json(temporary / TASK, task)
+        for name, write in weights.items():
+            write(str(temporary / name))
+        for name, content in (files or {}).items():
+            (temporary / name).write_bytes(content)
+        written = sorted(path.name for path in temporary.iterdir())
+        disk.write_json(
+            temporary / METADATA,
+            {
+                "format_version": FORMAT_VERSION,
+                "keras_ci2p_version": __version__,
+                "keras_version": keras.__version__,
+                "date_saved": datetime.now(UTC).strftime("%Y-%m-%d@%H:%M:%S"),
+                **metadata,
+                "files": {name: disk.sha256(temporary / name) for name in written},
+            },
+        )
+
+
+def _resolve(name_or_directory):
+    if (Path(name_or_directory) / METADATA).is_file():
+        return Path(name_or_directory)
+    known = list_presets()
+    if name_or_directory in known:
+        return weights_directory() / name_or_directory
+    if Path(name_or_directory).is_dir():
+        raise PresetError(f"The directory {name_or_directory} is no preset: it has no {METADATA}.")
+    raise PresetError(
+        f"Unknown preset {name_or_directory!r}. Known: {', '.join(known) or 'none'}; or give a preset directory."
+    )
+
+
+def _read_json(path):
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PresetError(f"{path} is missing.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PresetError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise PresetError(f"{path} does not hold a JSON object.")
+    return value

@@ -1,0 +1,30 @@
+"""Where named presets lie: in the wheel beside the code, in a checkout under `weights/`."""
+
+import tomllib
+from pathlib import Path
+
+METADATA = "metadata.json"
+
+
+def weights_directory():
+    """The directory of the named presets, or None where there is none."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "weights"
+    if installed.is_dir():
+        return installed
+    checkout = package.parent
+    return checkout / "weights" if _is_our_checkout(checkout) and (checkout / "weights").is_dir() else None
+
+
+def _is_our_checkout(directory):
+    try:
+        project = tomllib.loads((directory / "pyproject.toml").read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError):
+        return False
+    return project.get("project", {}).get("name") == "keras_ci2p"
+
+
+def list_presets():
+    """Names that `from_preset` knows, sorted."""
+    directory = weights_directory()
+    return sorted(path.parent.name for path in directory.glob(f"*/{METADATA}")) if directory else []

@@ -20,7 +20,7 @@ def sha256(path):
 
 @contextlib.contextmanager
 def atomic_file(path):
-    """Yields a temporary path beside `path`, with its suffix; on success it becomes `path`, on failure it is deleted."""
+    """Yields a temporary path beside `path`, of its suffix; on success it becomes `path`, on failure it goes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}{_PARTIAL}{uuid.uuid4().hex[:8]}{path.suffix}")
@@ -43,7 +43,7 @@ def write_json(path, value):
 
 @contextlib.contextmanager
 def atomic_directory(path):
-    """Yields a temporary directory beside `path`; on success it becomes `path`, on failure it is deleted."""
+    """Yields a temporary directory beside `path`; on success it becomes `path`, on failure it goes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]

@@ -47,8 +47,7 @@ class ImageManifest:
     def sha256(self):
         """Hash of the contents: class names and photos, whatever the files are called and wherever they lie."""
         lines = sorted(
-            f"{self.class_names[label]}\t{digest}"
-            for label, digest in zip(self.labels, self.digests, strict=True)
+            f"{self.class_names[label]}\t{digest}" for label, digest in zip(self.labels, self.digests, strict=True)
         )
         return hashlib.sha256("\n".join([*self.class_names, *lines]).encode()).hexdigest()
 
@@ -96,10 +95,10 @@ def scan_folder(root):
     if len(class_names) < 2:
         found = f"only {class_names[0]!r}" if class_names else "none"
         raise DataError(f"{root} must hold one subfolder of photos for each of at least two classes; found {found}.")
-    candidates = [
-        (path, label) for label, name in enumerate(class_names) for path in _visible_files(root / name)
-    ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    candidates = [(path, label) for label, name in enumerate(class_names) for path in _visible_files(root / name)]
+    # Once for all threads: filters are global. What Pillow warns of is no reason to leave a picture out.
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")
         checked = list(pool.map(_check, (path for path, _ in candidates)))
     good, skipped = [], []
     for (path, label), (digest, problem) in zip(candidates, checked, strict=True):
@@ -131,9 +130,7 @@ def _check(path):
         if not content:
             return None, "empty file"
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                _decode_cheaply(content)
+            _decode_cheaply(content)
         except MemoryError:
             return None, "too large"
         return hashlib.sha256(content).hexdigest(), None

@@ -12,9 +12,7 @@ from keras_ci2p.data.decode import load_image
 class ImageFolderDataset(grain.IterDataset):
     """Batches of a manifest's photos; each time it is gone through, the next epoch. Made by `image_folder`."""
 
-    def __init__(
-        self, manifest, *, image_size, batch_size, shuffle, drop_remainder, seed, transform, num_threads
-    ):
+    def __init__(self, manifest, *, image_size, batch_size, shuffle, drop_remainder, seed, transform, num_threads):
         super().__init__()
         self.manifest = manifest
         self.class_names = manifest.class_names

@@ -19,12 +19,12 @@ def image_folder(
 ):
     """The photos below `root/<class>/` as batches of images and one-hot labels.
 
-    The result goes to `fit`, `evaluate` and `predict` as it is, on every backend. Going through it once is one epoch:
-    each epoch of the training split has a new order and new augmentations, the same for the same seed. The training split
-    drops the rest that fills no batch, so that the shapes stay the same; the others keep it.
+    The result goes to `fit`, `evaluate` and `predict` as it is, on every backend. Going through it once is one
+    epoch: each epoch of the training split has a new order and new augmentations, the same for the same seed. The
+    training split drops the rest that fills no batch, so that the shapes stay the same; the others keep it.
 
     Args:
-        root: Folder with one subfolder per class, or an `ImageManifest` of `scan_folder` (which saves reading it again).
+        root: Folder with one subfolder per class, or an `ImageManifest` of `scan_folder`.
         image_size: Height and width of the images, or `(height, width)`.
         batch_size: Images in a batch.
         split: "train", "val" or "all" (`keras_ci2p.data.validation_mask`).

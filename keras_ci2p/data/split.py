@@ -7,7 +7,8 @@ def validation_mask(digests, labels):
     """Which photos belong to the validation split.
 
     In each class the photos are sorted by the SHA-256 of their bytes, and the first `round(0.2 n)` of the `n` are
-    validation: no seed, no dependence on names. Byte-identical copies of a validation photo, in any class, are validation too.
+    validation: no seed, no dependence on names. Byte-identical copies of a validation photo, in any class, are
+    validation too.
 
     Args:
         digests: Hexadecimal SHA-256 of each file.

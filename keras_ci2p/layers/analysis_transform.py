@@ -1,5 +1,6 @@
 """Analysis transforms (encoders) of CompressAI's learned image compressors."""
 
+import itertools
 import math
 
 import keras
@@ -18,9 +19,7 @@ def torch_conv2d(filters, kernel_size, in_channels, **kwargs):
     """A `SymmetricConv2D` with PyTorch's default initial weights: uniform +-1/sqrt(fan_in), the bias too."""
     limit = 1 / math.sqrt(in_channels * kernel_size**2)
     uniform = keras.initializers.RandomUniform(-limit, limit)
-    return SymmetricConv2D(
-        filters, kernel_size, kernel_initializer=uniform, bias_initializer=uniform.clone(), **kwargs
-    )
+    return SymmetricConv2D(filters, kernel_size, kernel_initializer=uniform, bias_initializer=uniform.clone(), **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -30,8 +29,8 @@ class AnalysisTransform(keras.layers.Layer):
     Four 5x5 convolutions of stride 2 with GDN (or ReLU) between them. The latent is what the convolutions give:
     no rounding, no noise, no entropy model (paper section 3.1).
 
-    A frozen transform has no trainable weights, and stays so when `trainable = True` is set on it or on a model around it,
-    and after save and load. Set `frozen = False` to train it.
+    A frozen transform has no trainable weights, and stays so when `trainable = True` is set on it or on a model
+    around it, and after save and load. Set `frozen = False` to train it.
 
     Args:
         architecture: One of `AnalysisTransform.architectures`, named as in CompressAI's zoo.
@@ -70,7 +69,7 @@ class AnalysisTransform(keras.layers.Layer):
         dtype = self.dtype_policy
         widths = [3, num_filters, num_filters, num_filters, latent_channels]
         self.stages = []
-        for i, (width, filters) in enumerate(zip(widths, widths[1:])):
+        for i, (width, filters) in enumerate(itertools.pairwise(widths)):
             if i > 0:
                 self.stages.append(_ACTIVATIONS[architecture](dtype=dtype, name=f"activation_{i - 1}"))
             self.stages.append(torch_conv2d(filters, 5, width, strides=2, dtype=dtype, name=f"conv_{i}"))
@@ -155,7 +154,8 @@ def check_images(shape, multiple, receiver):
     """Raises ValueError unless `shape` is `(batch, height, width, 3)` with sizes that are None or fit `multiple`."""
     if len(shape) != 4 or shape[-1] != 3:
         raise ValueError(
-            f"{receiver} takes RGB images of shape (batch, height, width, 3), channels last. Received: shape={tuple(shape)}"
+            f"{receiver} takes RGB images of shape (batch, height, width, 3), channels last. "
+            f"Received: shape={tuple(shape)}"
         )
     if any(size is not None and (size % multiple or not size) for size in shape[1:3]):
         raise ValueError(

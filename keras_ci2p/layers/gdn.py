@@ -1,7 +1,7 @@
 """Generalised divisive normalisation (Ballé et al., arXiv 1511.06281)."""
 
-import numpy as np
 import keras
+import numpy as np
 from keras import ops
 
 # CompressAI's `NonNegativeParametrizer`: reparam_offset = 2**-18.
@@ -85,9 +85,7 @@ class GDN(keras.layers.Layer):
         if channels is None:
             raise ValueError(f"GDN needs a known number of channels. Received: input_shape={input_shape}")
         # autocast=False: a 16-bit copy of the raw values would square away the pedestal.
-        self.beta = self.add_weight(
-            shape=(channels,), initializer=_StoredRoot(1.0), autocast=False, name="beta"
-        )
+        self.beta = self.add_weight(shape=(channels,), initializer=_StoredRoot(1.0), autocast=False, name="beta")
         self.gamma = self.add_weight(
             shape=(channels, channels), initializer=_StoredRoot(self.gamma_init), autocast=False, name="gamma"
         )

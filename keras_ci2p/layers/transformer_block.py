@@ -95,4 +95,3 @@ class TransformerBlock(keras.layers.Layer):
             seed=self.seed,
         )
         return config
-

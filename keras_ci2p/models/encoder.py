@@ -13,7 +13,7 @@ def transformer_encoder(tokens, num_layers, num_heads, mlp_dim, drop_path_rate, 
     Layer names: `block_0`, `block_1`, ..., `norm`.
     """
     for i, rate in enumerate(np.linspace(0, drop_path_rate, num_layers)):
-        tokens = TransformerBlock(
-            num_heads, mlp_dim, drop_path_rate=float(rate), dtype=dtype, name=f"block_{i}"
-        )(tokens)
+        tokens = TransformerBlock(num_heads, mlp_dim, drop_path_rate=float(rate), dtype=dtype, name=f"block_{i}")(
+            tokens
+        )
     return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="norm")(tokens)

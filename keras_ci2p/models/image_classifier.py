@@ -121,7 +121,7 @@ class ImageClassifier(keras.Model):
         overrides = {"image_shape": image_shape and tuple(image_shape), "dtype": dtype}
         config = {**stored, **{key: value for key, value in overrides.items() if value is not None}}
         config.pop("name", None)
-        head = {key: None for key in ("num_classes", "class_names", "activation")} | files.task()
+        head = dict.fromkeys(("num_classes", "class_names", "activation")) | files.task()
         keeps_head = num_classes is None and head["num_classes"] is not None
         if keeps_head:
             config.update(head)

@@ -106,7 +106,8 @@ class ViT(ImageClassifier):
     """ViT-B/16 as the paper compares with it, and its other sizes.
 
     No class token; learned position embedding; the mean of the tokens is classified.
-    Layers by name: `normalization`, `patch_embedding`, `flatten`, `position_embedding`, `block_0`, ..., `norm`, `pool`, `head`.
+    Layers by name: `normalization`, `patch_embedding`, `flatten`, `position_embedding`, `block_0`, ..., `norm`, `pool`,
+    `head`.
 
     Args:
         image_shape: `(height, width, 3)`, multiples of `patch_size`.

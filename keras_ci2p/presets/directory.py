@@ -43,7 +43,7 @@ class Preset:
         return self._json(CONFIG).get("registered_name")
 
     def config(self, registered_name, kind):
-        """Constructor arguments of the backbone; PresetError unless its class is `registered_name` (`kind` in words)."""
+        """Constructor arguments of the backbone; PresetError unless its class is `registered_name`, `kind` in words."""
         stored = self._json(CONFIG)
         if stored.get("registered_name") != registered_name or not isinstance(stored.get("config"), dict):
             raise PresetError(

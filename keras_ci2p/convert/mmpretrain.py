@@ -40,16 +40,21 @@ def from_mmpretrain(checkpoint, image_shape=None, num_heads=None, drop_path_rate
     common = {**sizes, "num_classes": _shape(state, "head.fc.weight", 2)[0], "drop_path_rate": drop_path_rate}
     if is_ci2p:
         model = CI2PViT(image_shape or (256, 256, 3), compressor=_compressor_sizes(state), **common)
-        entries = _ci2p_entries(model)
     else:
         model, state = _vit(state, image_shape, common)
-        entries = [
-            *convolution("backbone.patch_embed.projection", model.get_layer("patch_embedding")),
-            Entry("backbone.pos_embed", model.get_layer("position_embedding").embedding),
-        ]
-    entries += _transformer_entries(model, transformer)
-    assign(entries, state, constants=_CONSTANTS.search)
+    assign(mmpretrain_entries(model), state, constants=_CONSTANTS.search)
     return model
+
+
+def mmpretrain_entries(model):
+    """The `Entry` list of a `CI2PViT` or `ViT`: which checkpoint entry is which variable."""
+    if isinstance(model, CI2PViT):
+        return [*_ci2p_entries(model), *_transformer_entries(model, "backbone.transformer.")]
+    return [
+        *convolution("backbone.patch_embed.projection", model.get_layer("patch_embedding")),
+        Entry("backbone.pos_embed", model.get_layer("position_embedding").embedding),
+        *_transformer_entries(model, "backbone."),
+    ]
 
 
 def _vit(state, image_shape, common):

@@ -34,6 +34,11 @@ class _CI2PParts:
     def freeze_compressor(self, value):
         self.compressor.frozen = value
 
+    def call(self, inputs, training=None, mask=None):
+        # Where the model takes any size, only the batch tells.
+        check_images(inputs.shape, PATCH_SIZE, self.name)
+        return super().call(inputs, training=training, mask=mask)
+
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class CI2PViTBackbone(_CI2PParts, keras.Model):
@@ -56,7 +61,7 @@ class CI2PViTBackbone(_CI2PParts, keras.Model):
         compressor=None,
         freeze_compressor=True,
         dtype=None,
-        **kwargs,
+        name="ci2p_vit_backbone",
     ):
         # === Layers ===
         check_images((None, *image_shape), PATCH_SIZE, type(self).__name__)
@@ -70,7 +75,7 @@ class CI2PViTBackbone(_CI2PParts, keras.Model):
         latents = compressor(images)
         tokens = patch_generator(latents)
         features = transformer_encoder(tokens, num_layers, num_heads, mlp_dim, drop_path_rate, policy)
-        super().__init__(inputs=images, outputs=features, **kwargs)
+        super().__init__(inputs=images, outputs=features, name=name)
 
         # === Config ===
         self.dtype_policy = policy
@@ -154,7 +159,6 @@ class CI2PViT(_CI2PParts, ImageClassifier):
         compressor=None,
         dtype=None,
         name="ci2p_vit",
-        **kwargs,
     ):
         sizes = transformer_sizes(
             variant, hidden_dim=hidden_dim, num_layers=num_layers, num_heads=num_heads, mlp_dim=mlp_dim
@@ -167,7 +171,7 @@ class CI2PViT(_CI2PParts, ImageClassifier):
             freeze_compressor=freeze_compressor,
             dtype=dtype,
         )
-        super().__init__(backbone, num_classes, class_names, activation, name=name, **kwargs)
+        super().__init__(backbone, num_classes, class_names, activation, name=name)
 
     @property
     def latent_classifier(self):

@@ -15,7 +15,7 @@ class ImageClassifier(keras.Model):
 
     backbone_class = None
 
-    def __init__(self, backbone, num_classes, class_names, activation, **kwargs):
+    def __init__(self, backbone, num_classes, class_names, activation, name):
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"`num_classes` must be a positive integer. Received: num_classes={num_classes!r}")
         if class_names is not None and len(class_names) != num_classes:
@@ -38,7 +38,7 @@ class ImageClassifier(keras.Model):
         )
 
         # === Functional model ===
-        super().__init__(inputs=backbone.input, outputs=head(pool(backbone.output)), **kwargs)
+        super().__init__(inputs=backbone.input, outputs=head(pool(backbone.output)), name=name)
 
         # === Config ===
         # Past Keras's attribute tracking: the backbone's layers belong to this model already.
@@ -76,13 +76,14 @@ class ImageClassifier(keras.Model):
     def from_config(cls, config):
         return cls(**config)
 
-    def save_to_preset(self, preset_dir, metadata=None, files=None):
+    def save_to_preset(self, preset_dir, save_weights=True, metadata=None, files=None):
         """Writes architecture, weights and class names as a preset directory (KerasHub's layout).
 
         Written aside and renamed, so that an interruption leaves no half of a preset.
 
         Args:
             preset_dir: Directory to write; an existing preset there is replaced.
+            save_weights: Whether to write weights; without them the preset is an architecture.
             metadata: Further entries of `metadata.json`, values that JSON can hold.
             files: Further files, as a dict of name to bytes.
 
@@ -92,11 +93,12 @@ class ImageClassifier(keras.Model):
         backbone = _serialize(self.backbone)
         task = _serialize(self)
         task["config"] = {"backbone": backbone, **self._task_config()}
+        weights = {WEIGHTS: self.backbone.save_weights, TASK_WEIGHTS: self._head_model().save_weights}
         write_preset(
             preset_dir,
             config=backbone,
             task=task,
-            weights={WEIGHTS: self.backbone.save_weights, TASK_WEIGHTS: self._head_model().save_weights},
+            weights=weights if save_weights else {},
             metadata={"parameter_count": self.count_params(), **(metadata or {})},
             files=files,
         )

@@ -30,7 +30,7 @@ class ViTBackbone(keras.Model):
         mlp_dim=3072,
         drop_path_rate=0.1,
         dtype=None,
-        **kwargs,
+        name="vit_backbone",
     ):
         # === Layers ===
         if None in image_shape:
@@ -58,7 +58,7 @@ class ViTBackbone(keras.Model):
         tokens = flatten(patch_embedding(normalization(images)))
         tokens = position_embedding(tokens)
         features = transformer_encoder(tokens, num_layers, num_heads, mlp_dim, drop_path_rate, policy)
-        super().__init__(inputs=images, outputs=features, **kwargs)
+        super().__init__(inputs=images, outputs=features, name=name)
 
         # === Config ===
         self.dtype_policy = policy
@@ -145,7 +145,6 @@ class ViT(ImageClassifier):
         patch_size=16,
         dtype=None,
         name="vit",
-        **kwargs,
     ):
         sizes = transformer_sizes(
             variant, hidden_dim=hidden_dim, num_layers=num_layers, num_heads=num_heads, mlp_dim=mlp_dim
@@ -153,4 +152,4 @@ class ViT(ImageClassifier):
         backbone = ViTBackbone(
             image_shape=image_shape, patch_size=patch_size, **sizes, drop_path_rate=drop_path_rate, dtype=dtype
         )
-        super().__init__(backbone, num_classes, class_names, activation, name=name, **kwargs)
+        super().__init__(backbone, num_classes, class_names, activation, name=name)

@@ -70,7 +70,8 @@ class Preset:
         try:
             yield str(path)
         except (ValueError, OSError, KeyError) as error:
-            raise PresetError(f"{path} does not fit the model: {error}") from error
+            reason = str(error).splitlines()[0].split(". ")[0]
+            raise PresetError(f"{path} does not fit the model: {reason}.") from error
 
     def _json(self, name):
         return _read_json(self.directory / name)

@@ -1,6 +1,7 @@
 """All state of a training run, in one directory that is whole or absent."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -34,9 +35,8 @@ class Checkpoints:
         arrays = {f"{i:05d}": _to_numpy(v) for i, v in enumerate(_variables(model))}
         with files.atomic_directory(target) as temporary:
             np.savez(temporary / _STATE, **arrays)
-            paths = [variable.path for variable in _variables(model)]
-            digest = files.sha256(temporary / _STATE)
-            files.write_json(temporary / _RECORD, {"variables": paths, "sha256": digest, "record": record})
+            stored = {"variables": _signature(model), "sha256": files.sha256(temporary / _STATE), "record": record}
+            files.write_json(temporary / _RECORD, stored)
         for path in older:
             if path != target:
                 shutil.rmtree(path, ignore_errors=True)
@@ -59,12 +59,12 @@ class Checkpoints:
                 raise CheckpointCorrupt("its checksum is wrong")
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
-            variables = _variables(model)
-            if [variable.path for variable in variables] != stored["variables"]:
+            if _signature(model) != stored["variables"]:
                 raise CheckpointCorrupt("it belongs to another model")
             with np.load(path / _STATE, allow_pickle=False) as state:
-                for i, variable in enumerate(variables):
-                    variable.assign(state[f"{i:05d}"])
+                arrays = [state[f"{i:05d}"] for i in range(len(stored["variables"]))]
+            for variable, array in zip(_variables(model), arrays, strict=True):
+                variable.assign(array)
         except (CheckpointCorrupt, OSError, ValueError, KeyError) as error:
             raise CheckpointCorrupt(f"The checkpoint {path} cannot be used: {error}. Begin a new run.") from error
         return record
@@ -77,6 +77,11 @@ def _variables(model):
     """Weights, random states and optimizer state, in a fixed order; metrics begin anew each epoch."""
     metrics = {id(variable) for variable in model.metrics_variables}
     return [v for v in model.variables if id(v) not in metrics] + list(model.optimizer.variables)
+
+
+def _signature(model):
+    """Names and shapes of the variables, without the numbers that Keras adds to repeated names."""
+    return [f"{re.sub(r'_[0-9]+', '', v.path)} {tuple(v.shape)}" for v in _variables(model)]
 
 
 def _to_numpy(variable):

@@ -16,6 +16,7 @@ from keras_ci2p.models import CLASSIFIERS
 from keras_ci2p.training.backend import environment, make_deterministic
 from keras_ci2p.training.checkpoint import Checkpoints
 from keras_ci2p.training.history import plot_curves, write_csv
+from keras_ci2p.training.interrupt import RaiseInterrupt
 from keras_ci2p.training.optimizer import make_optimizer
 
 CONFIG = "config.json"
@@ -98,15 +99,20 @@ def train(settings, run_dir, resume=False, verbose=1):
     recorder = _Recorder(run_dir, checkpoints, record, train_data.manifest, settings)
     epochs_done = len(record["history"])
     if epochs_done < settings.epochs:
-        model.fit(
-            train_data.repeated(epochs_done),
-            steps_per_epoch=train_data.steps_per_epoch,
-            validation_data=val_data,
-            initial_epoch=epochs_done,
-            epochs=settings.epochs,
-            callbacks=[recorder],
-            verbose=verbose,
-        )
+        interrupt = RaiseInterrupt()
+        with interrupt.watching():
+            model.fit(
+                train_data.repeated(epochs_done),
+                steps_per_epoch=train_data.steps_per_epoch,
+                validation_data=val_data.repeated(),
+                validation_steps=val_data.steps_per_epoch,
+                initial_epoch=epochs_done,
+                epochs=settings.epochs,
+                callbacks=[recorder, interrupt],
+                # The dataset shuffles by itself.
+                shuffle=False,
+                verbose=verbose,
+            )
     recorder.write_preset(model, LAST)
     return model, record["history"]
 

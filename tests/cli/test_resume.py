@@ -1,0 +1,83 @@
+"""A run that was killed, and one that was not, end alike."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+NANO_CLI = str(Path(__file__).parents[1] / "nano_cli.py")
+
+# Bit for bit on torch with one thread and on JAX; TensorFlow's deterministic kernels leave rounding.
+TOLERANCE = 1e-4 if keras.backend.backend() == "tensorflow" else 0
+
+
+def command(photos, run, *more):
+    options = "--variant nano --image-size 32 --batch-size 4 --epochs 2 --drop-path-rate 0.3 --deterministic"
+    return [sys.executable, NANO_CLI, "train", str(photos), "--out", str(run), *options.split(), *more]
+
+
+def state(run):
+    (checkpoint,) = (run / "checkpoints").glob("epoch-0002/state.npz")
+    return dict(np.load(checkpoint))
+
+
+def history(run):
+    rows = list(csv.DictReader((run / "history.csv").open()))
+    return [{key: float(row[key]) for key in ("epoch", "loss", "top1", "val_loss", "val_top1")} for row in rows]
+
+
+def test_kill_and_resume(photos, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(photos, whole), check=True, timeout=600)
+
+    process = subprocess.Popen(command(photos, killed))
+    deadline = time.monotonic() + 600
+    while not (killed / "checkpoints" / "epoch-0001").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "last").exists(), "it was killed in the middle"
+    assert not (killed / "checkpoints" / "epoch-0002").exists()
+
+    refused = subprocess.run(command(photos, killed), capture_output=True, text=True, timeout=600)
+    assert refused.returncode == 2 and "--resume" in refused.stderr
+    subprocess.run(command(photos, killed, "--resume"), check=True, timeout=600)
+
+    expected, actual = state(whole), state(killed)
+    assert expected.keys() == actual.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(actual[key], value, rtol=0, atol=TOLERANCE, err_msg=key)
+    for resumed, straight in zip(history(killed), history(whole), strict=True):
+        np.testing.assert_allclose(list(resumed.values()), list(straight.values()), rtol=0, atol=TOLERANCE * 10)
+    assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def test_interrupt(photos, tmp_path):
+    """Ctrl-C: one sentence that says how to go on, exit code 130."""
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(photos, run, "--epochs", "1000"),
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with Ctrl-C ignored, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 600
+    while not (run / "checkpoints" / "epoch-0001").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    try:
+        _, stderr = process.communicate(timeout=25)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "--resume goes on" in stderr and "Traceback" not in stderr

@@ -1,0 +1,49 @@
+import os
+import sys
+from pathlib import Path
+
+# Before Keras is imported anywhere.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+NANO = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 48}
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def nano():
+    """Sizes of a model small enough for any test."""
+    return dict(NANO)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def write_photos(root, classes=("bird", "cat", "dog"), count=10, size=(48, 40)):
+    """A folder of pictures whose classes differ in colour."""
+    rng = np.random.default_rng(1)
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 80, (size[1], size[0], 3))
+            pixels[:, :, label % 3] += 150
+            Image.fromarray(pixels.astype("uint8")).save(root / name / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_photos(tmp_path / "photos")

@@ -1,0 +1,114 @@
+import keras
+import numpy as np
+import pytest
+from golden_weights import golden_weight
+
+from keras_ci2p import CI2PViT, ViT
+from keras_ci2p.convert import CheckpointError, from_mmpretrain
+from keras_ci2p.convert.mmpretrain import mmpretrain_entries
+
+
+@pytest.fixture(params=["ci2p", "ci2p_relu", "vit"])
+def state(request, nano):
+    """A state dict of a small model in the layout of the paper's code."""
+    nano["num_heads"] = 1
+    if request.param == "vit":
+        model = ViT((64, 64, 3), num_classes=3, **nano)
+    else:
+        relu = "-relu" if request.param == "ci2p_relu" else ""
+        compressor = {"architecture": f"bmshj2018-factorized{relu}", "num_filters": 8, "latent_channels": 12}
+        model = CI2PViT((64, 64, 3), num_classes=3, compressor=compressor, **nano)
+    return {entry.key: golden_weight(entry.key, entry.torch_shape) for entry in mmpretrain_entries(model)}
+
+
+def test_sizes_are_read_off_the_weights(state):
+    model = from_mmpretrain(state, num_heads=2)
+    backbone = model.backbone
+    assert (backbone.hidden_dim, backbone.num_layers, backbone.mlp_dim, backbone.num_heads) == (32, 2, 48, 2)
+    assert model.num_classes == 3
+    if isinstance(model, CI2PViT):
+        assert model.freeze_compressor
+        assert model.image_shape == (256, 256, 3)
+    else:
+        assert model.image_shape == (64, 64, 3)
+
+
+def test_position_embedding_is_resized(state):
+    model = from_mmpretrain(state, image_shape=(96, 32, 3))
+    assert model(np.zeros((1, 96, 32, 3), "uint8")).shape == (1, 3)
+
+
+@pytest.mark.parametrize("kind", ["pth", "pth in a training checkpoint", "safetensors"])
+def test_files_and_dicts_agree(state, kind, tmp_path):
+    if kind == "safetensors":
+        from safetensors.numpy import save_file
+
+        path = tmp_path / "model.safetensors"
+        save_file(state, path)
+    else:
+        torch = pytest.importorskip("torch")
+        path = tmp_path / "model.pth"
+        tensors = {key: torch.tensor(value) for key, value in state.items()}
+        torch.save({"state_dict": tensors, "meta": {"epoch": 3}} if "training" in kind else tensors, path)
+    for loaded, given in zip(from_mmpretrain(path).weights, from_mmpretrain(state).weights, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(loaded), keras.ops.convert_to_numpy(given))
+
+
+def test_missing_extra_and_misshapen_keys_are_named(state):
+    key = "head.fc.bias"
+    with pytest.raises(CheckpointError, match=f"lacks {key}"):
+        from_mmpretrain({k: v for k, v in state.items() if k != key})
+    with pytest.raises(CheckpointError, match="backbone.extra"):
+        from_mmpretrain({**state, "backbone.extra": np.zeros(3)})
+    with pytest.raises(CheckpointError, match=rf"{key} has shape \(4,\).*\(3,\)"):
+        from_mmpretrain({**state, key: np.zeros(4)})
+    with pytest.raises(CheckpointError, match=f"{key}.*not finite"):
+        from_mmpretrain({**state, key: np.full(3, np.nan)})
+    with pytest.raises(CheckpointError, match="not one of the paper's code"):
+        from_mmpretrain({"weight": np.zeros(3)})
+
+
+def test_known_constants_are_no_error(state):
+    from_mmpretrain({**state, "backbone.any.bn.num_batches_tracked": np.array(3)})
+
+
+class TestDamagedFiles:
+    def write(self, tmp_path, state):
+        torch = pytest.importorskip("torch")
+        path = tmp_path / "model.pth"
+        torch.save({key: torch.tensor(value) for key, value in state.items()}, path)
+        return path
+
+    def test_flipped_byte(self, state, tmp_path):
+        path = self.write(tmp_path, state)
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged"):
+            from_mmpretrain(path)
+
+    def test_cut_off(self, state, tmp_path):
+        path = self.write(tmp_path, state)
+        path.write_bytes(path.read_bytes()[:-1000])
+        with pytest.raises(CheckpointError):
+            from_mmpretrain(path)
+
+    def test_empty_and_absent(self, tmp_path):
+        (tmp_path / "empty.pth").touch()
+        with pytest.raises(CheckpointError, match="empty"):
+            from_mmpretrain(tmp_path / "empty.pth")
+        with pytest.raises(CheckpointError, match="no checkpoint"):
+            from_mmpretrain(tmp_path / "absent.pth")
+
+    def test_code_is_not_executed(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        witness = tmp_path / "witness"
+
+        class Attack:
+            def __reduce__(self):
+                return open, (str(witness), "w")
+
+        torch.save({"state_dict": Attack()}, tmp_path / "attack.pth")
+        with pytest.raises(CheckpointError):
+            from_mmpretrain(tmp_path / "attack.pth")
+        assert not witness.exists()

@@ -1,0 +1,172 @@
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_ci2p
+from keras_ci2p.data import DataError, image_folder, scan_folder
+
+
+def collect(dataset):
+    images, labels = zip(*dataset, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def folder(photos, **kwargs):
+    return image_folder(photos, **{"image_size": 32, "batch_size": 8, **kwargs})
+
+
+def test_batches(photos):
+    dataset = folder(photos)
+    assert dataset.class_names == ("bird", "cat", "dog") and dataset.steps_per_epoch == 3
+    batches = list(dataset)
+    assert len(batches) == 3
+    for images, labels in batches:
+        assert images.shape == (8, 32, 32, 3) and images.dtype == "float32"
+        assert images.min() >= 0 and 100 < images.max() <= 255
+        assert labels.shape == (8, 3) and labels.dtype == "float32"
+        np.testing.assert_array_equal(labels.sum(1), 1)
+        # The class is the brightest channel: images and labels belong together.
+        np.testing.assert_array_equal(images.mean((1, 2)).argmax(1), labels.argmax(1))
+
+
+def test_validation_is_whole_ordered_and_unchanged(photos):
+    dataset = folder(photos, split="val", batch_size=4, image_size=(32, 64))
+    assert dataset.steps_per_epoch == 2
+    first, again = collect(dataset), collect(dataset)
+    assert first[0].shape == (6, 32, 64, 3)
+    np.testing.assert_array_equal(first[1].argmax(1), [0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(first[0], again[0])
+
+
+def test_each_epoch_is_new_and_the_same_for_the_same_seed(photos):
+    def order(epoch):
+        return epoch[1].argmax(1).tolist()
+
+    runs = []
+    for seed in (0, 0, 1):
+        dataset = folder(photos, seed=seed)
+        runs.append([collect(dataset) for _ in range(3)])
+        assert dataset.epoch == 3
+    for epoch, repeated in zip(runs[0], runs[1], strict=True):
+        np.testing.assert_array_equal(epoch[0], repeated[0])
+        np.testing.assert_array_equal(epoch[1], repeated[1])
+    orders = [order(epoch) for epoch in runs[0] + runs[2]]
+    assert len({tuple(o) for o in orders}) == 6
+
+
+def test_augmentation_is_new_in_each_epoch(photos):
+    """The same photo, found again by its unaugmented pixels' class and order, is cropped anew."""
+    seen = []
+
+    def remember(image, image_size, rng):
+        seen.append((np.asarray(image).sum(), rng.random()))
+        return np.zeros((*image_size, 3), "uint8")
+
+    dataset = folder(photos, augment=remember, num_threads=1)
+    collect(dataset), collect(dataset)
+    draws = {}
+    for photo, draw in seen:
+        draws.setdefault(photo, set()).add(draw)
+    assert sum(len(values) > 1 for values in draws.values()) > 15
+    assert len({draw for _, draw in seen}) == len(set(seen))
+
+
+def test_each_photo_once_in_an_epoch(photos):
+    dataset = folder(photos, augment=False, batch_size=24)
+    images, _ = collect(dataset)
+    assert len(np.unique(images.reshape(24, -1), axis=0)) == 24
+
+
+def test_looking_at_the_first_batches_does_not_use_up_an_epoch(photos):
+    dataset = folder(photos)
+    list(itertools.islice(dataset, 2))
+    assert dataset.epoch == 0
+    first = collect(dataset)
+    np.testing.assert_array_equal(first[0], collect(folder(photos))[0])
+
+
+def test_repeated_begins_at_any_epoch(photos):
+    dataset = folder(photos)
+    epochs = [collect(dataset) for _ in range(3)]
+    repeated = iter(dataset.repeated(initial_epoch=1))
+    for epoch in epochs[1:]:
+        images, labels = collect(itertools.islice(repeated, 3))
+        np.testing.assert_array_equal(images, epoch[0])
+        np.testing.assert_array_equal(labels, epoch[1])
+
+
+def test_the_number_of_threads_changes_nothing(photos):
+    one, many = (collect(folder(photos, num_threads=n)) for n in (1, 5))
+    np.testing.assert_array_equal(one[0], many[0])
+
+
+def test_state_of_an_iterator_can_be_restored(photos):
+    dataset = folder(photos)
+    iterator = iter(dataset)
+    next(iterator)
+    state = iterator.get_state()
+    expected = next(iterator)
+    other = iter(folder(photos))
+    other.set_state(state)
+    np.testing.assert_array_equal(next(other)[0], expected[0])
+
+
+def test_photos_that_vanish_are_left_out(photos):
+    manifest = scan_folder(photos)
+    (photos / manifest.split("val").files[0]).unlink()
+    (photos / manifest.split("val").files[1]).write_bytes(b"")
+    with pytest.warns(UserWarning, match="can no longer be read"):
+        images, labels = collect(folder(manifest, split="val"))
+    assert len(images) == len(labels) == 4
+
+
+def test_more_batch_than_photos(photos):
+    assert folder(photos, batch_size=1000).steps_per_epoch == 1
+
+
+def test_fit_evaluate_and_predict(photos, nano):
+    """As a user would, on the backend at hand; each epoch of `fit` takes the next epoch of the data."""
+    model = keras_ci2p.ViT((32, 32, 3), num_classes=3, **nano)
+    model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    train, val = folder(photos), folder(photos, split="val")
+    history = model.fit(train, validation_data=val, epochs=2, verbose=0).history
+    assert len(history["loss"]) == 2 and np.isfinite(history["val_loss"]).all()
+    assert train.epoch == 2
+    model.fit(train.repeated(2), steps_per_epoch=train.steps_per_epoch, epochs=2, verbose=0)
+    assert model.predict(val, verbose=0).shape == (6, 3)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"batch_size": 0}, "batch_size"), ({"image_size": 0}, "image_size"), ({"split": "test"}, "train, val, all")],
+)
+def test_bad_arguments(photos, kwargs, message):
+    with pytest.raises(DataError, match=message):
+        folder(photos, **kwargs)
+
+
+def test_a_missing_extra_is_named(photos, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(ImportError, match=r"keras_ci2p\[train\]"):
+        folder(photos)
+
+
+def test_seen_photos(photos, tmp_path):
+    from keras_ci2p.data.seen import count_seen, encode
+
+    manifest = scan_folder(photos)
+    path = tmp_path / "seen.npy"
+    path.write_bytes(encode(manifest.split("train").digests))
+    assert count_seen(path, manifest.split("val").digests) == 0
+    assert count_seen(path, manifest.digests) == 24
+
+
+def test_any_mode_becomes_rgb(photos):
+    Image.new("L", (50, 50), 7).save(photos / "cat" / "grey.png")
+    assert len(scan_folder(photos)) == 31
+    assert all(images.shape[-1] == 3 for images, _ in folder(photos, split="all"))

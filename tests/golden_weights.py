@@ -1,0 +1,48 @@
+"""Reproducible weights: each tensor is a function of its state-dict key, its PyTorch shape and the seed.
+
+The files in `golden/` hold what the paper's PyTorch code computes with them, so that the tests need no checkpoint.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+GOLDEN = Path(__file__).parent / "golden"
+PEDESTAL = 2.0**-36
+NO_WEIGHTS = ("num_batches_tracked", "pedestal", "bound")
+
+
+def golden_weight(key, shape, seed=1):
+    rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+    leaf = key.rsplit(".", 1)[-1]
+    if leaf == "running_mean":
+        # The reference numbers were computed with running means of zero.
+        weight = np.zeros(shape)
+    elif leaf == "running_var":
+        weight = rng.uniform(0.5, 1.5, shape)
+    elif leaf == "beta":
+        weight = np.sqrt(rng.uniform(0.5, 1.5, shape) + PEDESTAL)
+    elif leaf == "gamma":
+        weight = np.sqrt(0.1 * np.eye(shape[0]) + 0.02 * rng.random(shape) + PEDESTAL)
+        u = rng.random(shape)
+        weight = np.where(u < 0.01, 0.0, np.where(u < 0.02, -0.05, weight))
+    elif leaf == "pos_embed":
+        weight = 0.3 * rng.standard_normal(shape)
+    elif leaf == "bias":
+        weight = 0.1 * rng.standard_normal(shape)
+    elif len(shape) == 1:
+        weight = rng.uniform(0.5, 1.5, shape)
+    else:
+        weight = rng.standard_normal(shape) * np.sqrt(1.5 / np.prod(shape[1:]))
+    return weight.astype("float32")
+
+
+def golden_state_dict(name):
+    """The state dict of the reference model `name`: "base_gdn" or "vit_b16"."""
+    shapes = json.loads((GOLDEN / "state_dict_shapes.json").read_text())[name]
+    return {
+        key: np.zeros(shape, "float32") if key.endswith(NO_WEIGHTS) else golden_weight(key, shape)
+        for key, shape in shapes.items()
+    }

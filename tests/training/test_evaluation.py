@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from keras_ci2p import ViT
+from keras_ci2p.data import DataError
+from keras_ci2p.training import evaluate
+from keras_ci2p.training.evaluation import plot_confusion
+
+
+class BrightestChannel(ViT):
+    """Knows the answer for the test photos: "bird" is red, "cat" green, "dog" blue; but takes birds for cats."""
+
+    def predict_on_batch(self, images):
+        means = np.asarray(images).mean((1, 2))
+        scores = np.zeros((len(means), self.num_classes))
+        for row, channel in enumerate(means.argmax(1)):
+            name = ("cat", "cat", "dog")[channel]
+            scores[row, self.class_names.index(name)] = 1
+        return scores
+
+
+def test_report(photos, nano, tmp_path):
+    # Another order than the folder's.
+    model = BrightestChannel((32, 32, 3), num_classes=3, class_names=["dog", "bird", "cat"], **nano)
+    report = evaluate(model, photos, split="all", verbose=0)
+    assert report["images"] == 30
+    assert report["top1"] == pytest.approx(2 / 3) and report["top5"] == 1
+    assert report["class_names"] == ["dog", "bird", "cat"]
+    assert report["confusion"] == [[10, 0, 0], [0, 0, 10], [0, 0, 10]]
+    by_name = {row["name"]: row for row in report["per_class"]}
+    assert by_name["bird"] == {"name": "bird", "images": 10, "recall": 0.0, "precision": None}
+    assert by_name["cat"] == {"name": "cat", "images": 10, "recall": 1.0, "precision": 0.5}
+    assert evaluate(model, photos, verbose=0)["images"] == 6
+    plot_confusion(tmp_path / "confusion.png", report)
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_classes_must_agree(photos, nano):
+    with pytest.raises(DataError, match="3 classes, the model 2"):
+        evaluate(ViT((32, 32, 3), num_classes=2, **nano), photos, verbose=0)
+    model = ViT((32, 32, 3), num_classes=3, class_names=["bird", "cat", "horse"], **nano)
+    with pytest.raises(DataError, match="dog, horse"):
+        evaluate(model, photos, verbose=0)
+
+
+def test_photos_that_vanish(photos, nano):
+    from keras_ci2p.data import scan_folder
+
+    manifest = scan_folder(photos)
+    (photos / manifest.split("val").files[0]).unlink()
+    model = ViT((32, 32, 3), num_classes=3, **nano)
+    with pytest.warns(UserWarning, match="no longer"):
+        assert evaluate(model, manifest, verbose=0)["images"] == 5

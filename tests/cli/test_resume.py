@@ -76,7 +76,7 @@ def test_interrupt(photos, tmp_path):
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     try:
-        _, stderr = process.communicate(timeout=25)
+        _, stderr = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -1,0 +1,12 @@
+#!/bin/sh
+# Sets up everything in .venv and runs the tests on all three backends (or those in $BACKENDS); arguments go to pytest.
+set -eu
+cd "$(dirname "$0")/.."
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+failed=
+for backend in ${BACKENDS:-torch jax tensorflow}; do
+    echo "== tests on $backend"
+    KERAS_BACKEND=$backend .venv/bin/python -m pytest "$@" || failed="$failed $backend"
+done
+[ -z "$failed" ] || { echo "Failed on:$failed"; exit 1; }

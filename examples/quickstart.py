@@ -1,7 +1,7 @@
 """Train a tiny CI2P-ViT, evaluate it and classify a picture: on your folder of photos, or on scikit-learn's digits.
 
-    python examples/quickstart.py                      # digits, about two minutes
-    python examples/quickstart.py photos --epochs 20   # one subfolder per class; further options go to `train`
+python examples/quickstart.py                      # digits, about two minutes
+python examples/quickstart.py photos --epochs 20   # one subfolder per class; further options go to `train`
 """
 
 import os

@@ -16,6 +16,7 @@ def image_folder(
     seed=0,
     augment=None,
     num_threads=None,
+    size_multiple=16,
 ):
     """The photos below `root/<class>/` as batches of images and one-hot labels.
 
@@ -32,6 +33,8 @@ def image_folder(
         augment: Function `(PIL image, (height, width), numpy generator) -> uint8 array`; None for the split's own
             (`random_resized_crop` for training, else the central crop); False for the central crop.
         num_threads: Threads that decode; None for one per core.
+        size_multiple: What height and width must be multiples of: a model that takes any size cannot check them in
+            compiled code. 32 for `CI2PViT`, 16 for `ViT`.
 
     Returns:
         A grain `IterDataset` of `(images, labels)`: float32 `(batch, height, width, 3)`, RGB in 0..255, and
@@ -39,7 +42,7 @@ def image_folder(
         `repeated(initial_epoch)`, an endless dataset for `fit(..., steps_per_epoch=...)`.
 
     Raises:
-        DataError: No such folder, fewer than two classes, an empty split.
+        DataError: No such folder, fewer than two classes, an empty split, a wrong size.
         ImportError: grain is not installed.
     """
     require("grain", extra="train")
@@ -48,8 +51,10 @@ def image_folder(
     if batch_size < 1:
         raise DataError(f"`batch_size` must be positive. Received: batch_size={batch_size}")
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or min(size) < 1:
-        raise DataError(f"`image_size` must be one or two positive integers. Received: image_size={image_size}")
+    if len(size) != 2 or min(size) < 1 or any(side % size_multiple for side in size):
+        raise DataError(
+            f"`image_size` must be one or two positive multiples of {size_multiple}. Received: image_size={image_size}"
+        )
     is_training = split == "train"
     if augment is None and is_training:
         augment = random_resized_crop

@@ -7,6 +7,7 @@ import keras
 from keras_ci2p.layers.analysis_transform import check_images
 from keras_ci2p.layers.ci2p_patch_embedding import PATCH_SIZE, compressor_config, make_compressor
 from keras_ci2p.layers.patch_generator import PatchGenerator
+from keras_ci2p.models.backbone import Backbone
 from keras_ci2p.models.encoder import transformer_encoder
 from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.models.variants import transformer_sizes
@@ -14,6 +15,8 @@ from keras_ci2p.models.variants import transformer_sizes
 
 class _CI2PParts:
     """Access by name to the parts that backbone and classifier share."""
+
+    size_multiple = PATCH_SIZE
 
     @property
     def compressor(self):
@@ -36,12 +39,12 @@ class _CI2PParts:
 
     def call(self, inputs, training=None, mask=None):
         # Where the model takes any size, only the batch tells.
-        check_images(inputs.shape, PATCH_SIZE, self.name)
+        check_images(inputs.shape, self.size_multiple, self.name)
         return super().call(inputs, training=training, mask=mask)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
-class CI2PViTBackbone(_CI2PParts, keras.Model):
+class CI2PViTBackbone(_CI2PParts, Backbone):
     """Images to tokens: compressor, patch generator, transformer blocks, norm.
 
     Args: As in `CI2PViT`.
@@ -75,34 +78,25 @@ class CI2PViTBackbone(_CI2PParts, keras.Model):
         latents = compressor(images)
         tokens = patch_generator(latents)
         features = transformer_encoder(tokens, num_layers, num_heads, mlp_dim, drop_path_rate, policy)
-        super().__init__(inputs=images, outputs=features, name=name)
-
-        # === Config ===
-        self.dtype_policy = policy
-        self.image_shape = tuple(image_shape)
-        self.hidden_dim = hidden_dim
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.mlp_dim = mlp_dim
-        self.drop_path_rate = drop_path_rate
+        super().__init__(
+            images,
+            features,
+            name,
+            policy,
+            image_shape=tuple(image_shape),
+            hidden_dim=hidden_dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            drop_path_rate=drop_path_rate,
+        )
 
     def get_config(self):
         return {
-            "name": self.name,
-            "image_shape": self.image_shape,
-            "hidden_dim": self.hidden_dim,
-            "num_layers": self.num_layers,
-            "num_heads": self.num_heads,
-            "mlp_dim": self.mlp_dim,
-            "drop_path_rate": self.drop_path_rate,
+            **super().get_config(),
             "compressor": compressor_config(self.compressor),
             "freeze_compressor": self.freeze_compressor,
-            "dtype": self.dtype_policy.name,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")

@@ -10,7 +10,8 @@ from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, PresetError, open_preset, 
 class ImageClassifier(keras.Model):
     """Base class: the backbone's tokens are averaged and classified.
 
-    The backbone's layers are this model's own (`get_layer("block_0")` works), not a nested model.
+    The backbone's layers are this model's own (`get_layer("block_0")` works), not a nested model. Subclasses have a
+    `size_multiple`, of which height and width must be multiples.
     """
 
     backbone_class = None
@@ -143,18 +144,11 @@ class ImageClassifier(keras.Model):
             )
             return model
         with files.reading(WEIGHTS) as path:
-            model._load_backbone(path, stored["image_shape"])
+            model.backbone.load_pretrained(path, stored["image_shape"])
         if keeps_head:
             with files.reading(TASK_WEIGHTS) as path:
                 model._head_model().load_weights(path)
         return model
-
-    def _load_backbone(self, path, image_shape):
-        load_pretrained = getattr(self.backbone, "load_pretrained", None)
-        if load_pretrained:
-            load_pretrained(path, image_shape)
-        else:
-            self.backbone.load_weights(path)
 
     def _task_config(self):
         return {"num_classes": self.num_classes, "class_names": self.class_names, "activation": self.activation}

@@ -5,13 +5,14 @@ import keras
 from keras_ci2p.layers.analysis_transform import check_images
 from keras_ci2p.layers.image_normalization import ImageNormalization
 from keras_ci2p.layers.position_embedding import PositionEmbedding, resize_position_embedding
+from keras_ci2p.models.backbone import Backbone
 from keras_ci2p.models.encoder import transformer_encoder
 from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.models.variants import transformer_sizes
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
-class ViTBackbone(keras.Model):
+class ViTBackbone(Backbone):
     """Images to tokens: normalisation, patch convolution, position embedding, transformer blocks, norm.
 
     Args: As in `ViT`.
@@ -58,34 +59,19 @@ class ViTBackbone(keras.Model):
         tokens = flatten(patch_embedding(normalization(images)))
         tokens = position_embedding(tokens)
         features = transformer_encoder(tokens, num_layers, num_heads, mlp_dim, drop_path_rate, policy)
-        super().__init__(inputs=images, outputs=features, name=name)
-
-        # === Config ===
-        self.dtype_policy = policy
-        self.image_shape = tuple(image_shape)
-        self.patch_size = patch_size
-        self.hidden_dim = hidden_dim
-        self.num_layers = num_layers
-        self.num_heads = num_heads
-        self.mlp_dim = mlp_dim
-        self.drop_path_rate = drop_path_rate
-
-    def get_config(self):
-        return {
-            "name": self.name,
-            "image_shape": self.image_shape,
-            "patch_size": self.patch_size,
-            "hidden_dim": self.hidden_dim,
-            "num_layers": self.num_layers,
-            "num_heads": self.num_heads,
-            "mlp_dim": self.mlp_dim,
-            "drop_path_rate": self.drop_path_rate,
-            "dtype": self.dtype_policy.name,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+        super().__init__(
+            images,
+            features,
+            name,
+            policy,
+            image_shape=tuple(image_shape),
+            patch_size=patch_size,
+            hidden_dim=hidden_dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            mlp_dim=mlp_dim,
+            drop_path_rate=drop_path_rate,
+        )
 
     def load_pretrained(self, filepath, image_shape):
         """Loads weights saved at `image_shape`; the position embedding is resized if that is not ours."""
@@ -153,3 +139,7 @@ class ViT(ImageClassifier):
             image_shape=image_shape, patch_size=patch_size, **sizes, drop_path_rate=drop_path_rate, dtype=dtype
         )
         super().__init__(backbone, num_classes, class_names, activation, name=name)
+
+    @property
+    def size_multiple(self):
+        return self.backbone.patch_size

@@ -33,6 +33,7 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         image_size=image_size or evaluation_size(model),
         batch_size=batch_size,
         augment=False,
+        size_multiple=model.size_multiple,
     )
     # Photos that can no longer be read are left out of the batches; so labels come with the images.
     probabilities, labels = [], []

@@ -61,12 +61,16 @@ def train(settings, run_dir, resume=False, verbose=1):
     keras.utils.set_random_seed(settings.seed)
     # The model first: a wrong size or variant should not wait for the photos.
     model_class = CLASSIFIERS[settings.model]
-    _make_model(model_class, settings, num_classes=2)
+    shape_check = _make_model(model_class, settings, num_classes=2)
     manifest = scan_folder(settings.data)
     data = {"sha256": manifest.sha256, "photos": manifest.counts()}
     _check_same("data", data, previous)
 
-    common = {"image_size": settings.image_size, "batch_size": settings.batch_size}
+    common = {
+        "image_size": settings.image_size,
+        "batch_size": settings.batch_size,
+        "size_multiple": shape_check.size_multiple,
+    }
     train_data = image_folder(manifest, split="train", seed=settings.seed, **common)
     val_data = image_folder(manifest, split="val", **common)
     keras.utils.set_random_seed(settings.seed)

@@ -141,7 +141,13 @@ def test_fit_evaluate_and_predict(photos, nano):
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"batch_size": 0}, "batch_size"), ({"image_size": 0}, "image_size"), ({"split": "test"}, "train, val, all")],
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"image_size": 0}, "image_size"),
+        ({"image_size": (32, 40)}, "multiples of 16"),
+        ({"size_multiple": 64}, "of 64"),
+        ({"split": "test"}, "train, val, all"),
+    ],
 )
 def test_bad_arguments(photos, kwargs, message):
     with pytest.raises(DataError, match=message):

@@ -11,12 +11,13 @@ else:
     _failure = None
 
     from keras_ci2p import convert, data, layers, models, presets, training
-    from keras_ci2p.models import CI2PViT, CI2PViTBackbone, ViT, ViTBackbone
+    from keras_ci2p.models import CI2PViT, CI2PViTBackbone, Compressor, ViT, ViTBackbone
     from keras_ci2p.presets import list_presets
 
 __all__ = [
     "CI2PViT",
     "CI2PViTBackbone",
+    "Compressor",
     "ViT",
     "ViTBackbone",
     "__version__",

@@ -28,6 +28,15 @@ def golden_weight(key, shape, seed=1):
         weight = np.sqrt(0.1 * np.eye(shape[0]) + 0.02 * rng.random(shape) + PEDESTAL)
         u = rng.random(shape)
         weight = np.where(u < 0.01, 0.0, np.where(u < 0.02, -0.05, weight))
+    elif leaf == "quantiles":
+        median = 0.3 * rng.standard_normal((*shape[:2], 1))
+        weight = np.concatenate([np.full_like(median, -10.0), median, np.full_like(median, 10.0)], -1)
+    elif leaf.startswith("_matrix"):
+        weight = 0.5 + 0.3 * rng.standard_normal(shape)
+    elif leaf.startswith("_factor"):
+        weight = 0.1 * rng.standard_normal(shape)
+    elif leaf.startswith("_bias"):
+        weight = rng.uniform(-0.5, 0.5, shape)
     elif leaf == "pos_embed":
         weight = 0.3 * rng.standard_normal(shape)
     elif leaf == "bias":
@@ -44,5 +53,15 @@ def golden_state_dict(name):
     shapes = json.loads((GOLDEN / "state_dict_shapes.json").read_text())[name]
     return {
         key: np.zeros(shape, "float32") if key.endswith(NO_WEIGHTS) else golden_weight(key, shape)
+        for key, shape in shapes.items()
+    }
+
+
+def compressai_state_dict(name):
+    """The state dict of CompressAI's model `name`, such as "bmshj2018-factorized-1"; zeros where nothing depends on it."""
+    shapes = json.loads((GOLDEN / "compressai_shapes.json").read_text())[name]
+    golden = ("g_a.", "g_s.", "entropy_bottleneck.")
+    return {
+        key: golden_weight(key, tuple(shape)) if key.startswith(golden) else np.zeros(shape, "float32")
         for key, shape in shapes.items()
     }

@@ -41,3 +41,30 @@ def _jax(model, loss_fn, images, targets):
     for variable, value in zip(model.non_trainable_variables, non_trainable, strict=True):
         variable.assign(value)
     return loss, outputs, gradients
+
+
+def gradients_of(layer, compute):
+    """`(loss, gradients)` of `compute()` by the trainable variables of `layer`, as numpy."""
+    variables = layer.trainable_variables
+    backend = keras.backend.backend()
+    if backend == "torch":
+        layer.zero_grad()
+        loss = compute()
+        loss.backward()
+        gradients = [variable.value.grad for variable in variables]
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = compute()
+        gradients = tape.gradient(loss, [variable.value for variable in variables])
+    else:
+        import jax
+
+        def stateless(values):
+            with keras.StatelessScope(zip(variables, values, strict=True)):
+                return compute()
+
+        loss, gradients = jax.value_and_grad(stateless)([variable.value for variable in variables])
+    to_numpy = keras.ops.convert_to_numpy
+    return float(to_numpy(loss)), [None if g is None else to_numpy(g) for g in gradients]

@@ -6,9 +6,9 @@ import sys
 import warnings
 
 import keras_ci2p
-from keras_ci2p.cli import evaluate, info, predict, train
+from keras_ci2p.cli import convert, evaluate, info, predict, train
 
-COMMANDS = (train, evaluate, predict, info)
+COMMANDS = (train, evaluate, predict, info, convert)
 INTERRUPTED = 130
 
 DESCRIPTION = """\

@@ -44,10 +44,15 @@ def add_parser(commands):
     parser.add_argument("--label-smoothing", type=float, default=0.1, metavar="X", help="default: 0.1")
     parser.add_argument("--drop-path-rate", type=float, default=0.1, metavar="X", help="default: 0.1")
     parser.add_argument(
+        "--compressor",
+        metavar="NAME|PATH",
+        help="trained compressor to begin with: a preset, a name such as bmshj2018-factorized-mse-5, or a CompressAI "
+        "checkpoint; default: random weights",
+    )
+    parser.add_argument(
         "--freeze-compressor",
         action=argparse.BooleanOptionalAction,
-        default=False,
-        help="keep the compressor's weights; default: train them, since they begin at random",
+        help="keep the compressor's weights; default: keep those of --compressor, train random ones",
     )
     parser.add_argument("--dtype", default="float32", help="Keras dtype policy; default: float32")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
@@ -62,6 +67,8 @@ def run(args):
 
     if args.warmup_epochs is None:
         args.warmup_epochs = min(5.0, args.epochs / 10)
+    if args.freeze_compressor is None:
+        args.freeze_compressor = args.compressor is not None
     names = [field.name for field in fields(TrainSettings)]
     settings = TrainSettings(**{name: getattr(args, name) for name in names})
     args.on_interrupt = f"The whole epochs are kept in {args.out}; the same command with --resume goes on."

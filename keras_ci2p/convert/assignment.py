@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
 from keras_ci2p.convert.checkpoints import CheckpointError
@@ -29,6 +30,10 @@ class Entry(NamedTuple):
     key: str
     variable: object
     layout: str = "same"
+
+    def array(self):
+        """The variable's value with PyTorch's axes, a numpy array."""
+        return np.ascontiguousarray(_FROM_KERAS[self.layout](keras.ops.convert_to_numpy(self.variable)))
 
     @property
     def torch_shape(self):

@@ -1,5 +1,6 @@
 """Reading PyTorch checkpoints as dicts of arrays, without executing code from the file."""
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -55,10 +56,37 @@ def _read_torch(path):
     torch = require("torch", extra="torch")
     _check_zip(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_stand_ins()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is damaged, or holds more than weights: {first_line}") from error
+        # torch's own message advises to load without the safeguard.
+        unsafe = re.search(r"Unsupported (?:global|class|operand)[^\n]*|GLOBAL (\S+) was not an allowed", str(error))
+        reason = f": {unsafe[0]}" if unsafe else ""
+        raise CheckpointError(
+            f"{path} is no PyTorch checkpoint, is damaged, or holds other objects than weights{reason}. "
+            "Nothing in it was executed."
+        ) from error
+
+
+def _stand_ins():
+    """What real training checkpoints hold beside the weights, made harmless: names that `torch.load` may meet.
+
+    mmengine keeps its log as `HistoryBuffer` objects full of numpy values; an object with the same name and nothing in
+    it takes their place.
+    """
+    history = type("HistoryBuffer", (), {"__setstate__": lambda self, state: None})
+    numpy_types = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "b1")]
+    multiarray = np._core.multiarray
+    return [
+        (history, "mmengine.logging.history_buffer.HistoryBuffer"),
+        (multiarray.scalar, "numpy.core.multiarray.scalar"),
+        (multiarray.scalar, "numpy._core.multiarray.scalar"),
+        (multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
+        (multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),
+        np.ndarray,
+        np.dtype,
+        *numpy_types,
+    ]
 
 
 def _check_zip(path):

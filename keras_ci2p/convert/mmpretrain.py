@@ -2,9 +2,11 @@
 
 import re
 
+import numpy as np
+
 from keras_ci2p.convert.assignment import Entry, assign, batch_norm, convolution, dense, layer_norm
 from keras_ci2p.convert.checkpoints import CheckpointError, read_state_dict
-from keras_ci2p.layers import GDN
+from keras_ci2p.convert.compressai import gdn_constants, transform_entries
 from keras_ci2p.layers.position_embedding import resize_position_embedding
 from keras_ci2p.models import CI2PViT, ViT
 
@@ -44,6 +46,22 @@ def from_mmpretrain(checkpoint, image_shape=None, num_heads=None, drop_path_rate
         model, state = _vit(state, image_shape, common)
     assign(mmpretrain_entries(model), state, constants=_CONSTANTS.search)
     return model
+
+
+def to_mmpretrain(model):
+    """A state dict with the key names of the paper's code, the inverse of `from_mmpretrain`.
+
+    Args:
+        model: A `CI2PViT` or `ViT`.
+
+    Returns:
+        dict of str to numpy array: the weights, and the constants that the paper's code asks for.
+    """
+    state = {entry.key: entry.array() for entry in mmpretrain_entries(model)}
+    for key in [key for key in state if key.endswith((".running_mean", ".beta"))]:
+        at, leaf = key.rsplit(".", 1)
+        state |= {f"{at}.num_batches_tracked": np.array(0)} if leaf == "running_mean" else gdn_constants(at)
+    return state
 
 
 def mmpretrain_entries(model):
@@ -102,26 +120,11 @@ def _shape(state, key, rank):
 
 
 def _ci2p_entries(model):
-    entries = analysis_entries(_EMBEDDING + "compressai", model.compressor)
+    entries = transform_entries(_EMBEDDING + "compressai", model.compressor)
     generator = model.patch_generator
     for i, block in enumerate((generator.refine, generator.reduce)):
         entries += _inverted_residual_entries(f"{_EMBEDDING}patchReshape.{i}", block)
     return entries
-
-
-def analysis_entries(prefix, transform):
-    """Entries of an `AnalysisTransform` of the factorized family, numbered as CompressAI's Sequential."""
-    entries = []
-    for i, layer in enumerate(transform.stages):
-        if isinstance(layer, GDN):
-            entries += gdn_entries(f"{prefix}.{i}", layer)
-        elif layer.weights:
-            entries += convolution(f"{prefix}.{i}", layer)
-    return entries
-
-
-def gdn_entries(prefix, layer):
-    return [Entry(f"{prefix}.beta", layer.beta), Entry(f"{prefix}.gamma", layer.gamma, "linear")]
 
 
 def _inverted_residual_entries(prefix, block):

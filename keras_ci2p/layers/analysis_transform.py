@@ -1,33 +1,63 @@
 """Analysis transforms (encoders) of CompressAI's learned image compressors."""
 
 import itertools
-import math
 
 import keras
 from keras import ops
 
 from keras_ci2p.layers.gdn import GDN
-from keras_ci2p.layers.symmetric_conv import SymmetricConv2D
-
-# The nonlinearity between the four convolutions, by architecture of CompressAI's zoo.
-_ACTIVATIONS = {"bmshj2018-factorized": GDN, "bmshj2018-factorized-relu": keras.layers.ReLU}
+from keras_ci2p.layers.residual_blocks import AttentionBlock, ResidualBlock, StridedResidualBlock, torch_conv2d
 
 DOWNSAMPLING = 16
 
 
-def torch_conv2d(filters, kernel_size, in_channels, **kwargs):
-    """A `SymmetricConv2D` with PyTorch's default initial weights: uniform +-1/sqrt(fan_in), the bias too."""
-    limit = 1 / math.sqrt(in_channels * kernel_size**2)
-    uniform = keras.initializers.RandomUniform(-limit, limit)
-    return SymmetricConv2D(filters, kernel_size, kernel_initializer=uniform, bias_initializer=uniform.clone(), **kwargs)
+def _balle(activation):
+    """Four 5x5 convolutions of stride 2 with an activation between them."""
+
+    def stages(num_filters, latent_channels, dtype):
+        widths = [3, num_filters, num_filters, num_filters, latent_channels]
+        for i, (width, filters) in enumerate(itertools.pairwise(widths)):
+            if i > 0:
+                yield activation(dtype=dtype, name=f"activation_{i - 1}")
+            yield torch_conv2d(filters, 5, width, strides=2, dtype=dtype, name=f"conv_{i}")
+
+    return stages
+
+
+def _cheng(attention):
+    """Residual blocks of stride 2 and 1 in turn, a 3x3 convolution of stride 2; attention after the second and last."""
+
+    def stages(num_filters, latent_channels, dtype):
+        for i in range(3):
+            yield StridedResidualBlock(num_filters, dtype=dtype, name=f"strided_{i}")
+            if attention and i == 1:
+                yield AttentionBlock(num_filters, dtype=dtype, name="attention_0")
+            yield ResidualBlock(num_filters, dtype=dtype, name=f"residual_{i}")
+        yield torch_conv2d(latent_channels, 3, num_filters, strides=2, dtype=dtype, name="conv")
+        if attention:
+            yield AttentionBlock(latent_channels, dtype=dtype, name="attention_1")
+
+    return stages
+
+
+# By the names of CompressAI's zoo; each gives the layers of `g_a` in the order of its Sequential.
+_STAGES = {
+    "bmshj2018-factorized": _balle(GDN),
+    "bmshj2018-factorized-relu": _balle(keras.layers.ReLU),
+    "bmshj2018-hyperprior": _balle(GDN),
+    "mbt2018-mean": _balle(GDN),
+    "mbt2018": _balle(GDN),
+    "cheng2020-anchor": _cheng(attention=False),
+    "cheng2020-attn": _cheng(attention=True),
+}
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class AnalysisTransform(keras.layers.Layer):
     """The encoder `g_a` of a learned image compressor: images to latents at a sixteenth of the size.
 
-    Four 5x5 convolutions of stride 2 with GDN (or ReLU) between them. The latent is what the convolutions give:
-    no rounding, no noise, no entropy model (paper section 3.1).
+    Four 5x5 convolutions of stride 2 with GDN (or ReLU) between them, or cheng2020's residual blocks. The latent is
+    what the convolutions give: no rounding, no noise, no entropy model (paper section 3.1).
 
     A frozen transform has no trainable weights, and stays so when `trainable = True` is set on it or on a model
     around it, and after save and load. Set `frozen = False` to train it.
@@ -37,6 +67,7 @@ class AnalysisTransform(keras.layers.Layer):
         num_filters: Channels between the convolutions (CompressAI's N; 128 at qualities 1-5).
         latent_channels: Channels of the latent (CompressAI's M; 192 at qualities 1-5).
         frozen: Whether to keep the weights from training.
+        origin: Where the weights are from, a dict of plain values (`name`, `sha256`), or None.
 
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255; height and width multiples of 16.
     Output shape: `(batch, height / 16, width / 16, latent_channels)`, in the compute dtype.
@@ -47,7 +78,7 @@ class AnalysisTransform(keras.layers.Layer):
         (1, 4, 6, 192)
     """
 
-    architectures = tuple(_ACTIVATIONS)
+    architectures = tuple(_STAGES)
 
     def __init__(
         self,
@@ -55,24 +86,20 @@ class AnalysisTransform(keras.layers.Layer):
         num_filters=128,
         latent_channels=192,
         frozen=False,
+        origin=None,
         **kwargs,
     ):
-        if architecture not in _ACTIVATIONS:
+        if architecture not in _STAGES:
             raise ValueError(
-                f"`architecture` must be one of {', '.join(_ACTIVATIONS)}. Received: architecture={architecture!r}"
+                f"`architecture` must be one of {', '.join(_STAGES)}. Received: architecture={architecture!r}"
             )
         # autocast=False: 16-bit floats cannot hold interpolated pixel values.
         super().__init__(autocast=False, **kwargs)
         self.architecture = architecture
         self.num_filters = num_filters
         self.latent_channels = latent_channels
-        dtype = self.dtype_policy
-        widths = [3, num_filters, num_filters, num_filters, latent_channels]
-        self.stages = []
-        for i, (width, filters) in enumerate(itertools.pairwise(widths)):
-            if i > 0:
-                self.stages.append(_ACTIVATIONS[architecture](dtype=dtype, name=f"activation_{i - 1}"))
-            self.stages.append(torch_conv2d(filters, 5, width, strides=2, dtype=dtype, name=f"conv_{i}"))
+        self.origin = origin
+        self.stages = list(_STAGES[architecture](num_filters, latent_channels, self.dtype_policy))
         self.frozen = frozen
 
     def build(self, input_shape):
@@ -128,7 +155,7 @@ class AnalysisTransform(keras.layers.Layer):
         """Whether the weights are still those of the constructor, neither loaded nor trained."""
         if not self.built:
             return True
-        conv = self.stages[0]
+        conv = getattr(self.stages[0], "conv1", self.stages[0])
         # A Keras initializer gives the same values again, since it holds its seed.
         initial = conv.kernel_initializer(conv.kernel.shape, dtype=conv.kernel.dtype)
         return bool(ops.all(ops.equal(conv.kernel, initial)))
@@ -146,6 +173,7 @@ class AnalysisTransform(keras.layers.Layer):
             num_filters=self.num_filters,
             latent_channels=self.latent_channels,
             frozen=self.frozen,
+            origin=self.origin,
         )
         return config
 

@@ -69,7 +69,7 @@ class CI2PPatchEmbedding(keras.layers.Layer):
 
 def compressor_config(compressor):
     """What a model's configuration says of its compressor: a dict of plain values."""
-    return {key: getattr(compressor, key) for key in ("architecture", "num_filters", "latent_channels")}
+    return {key: getattr(compressor, key) for key in ("architecture", "num_filters", "latent_channels", "origin")}
 
 
 def make_compressor(compressor, frozen, dtype):

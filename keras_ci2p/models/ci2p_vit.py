@@ -1,6 +1,7 @@
 """CI2P-ViT (arXiv 2502.10120): a frozen image compressor and a patch generator in front of a Vision Transformer."""
 
 import warnings
+from pathlib import Path
 
 import keras
 
@@ -8,6 +9,7 @@ from keras_ci2p.layers.analysis_transform import check_images
 from keras_ci2p.layers.ci2p_patch_embedding import PATCH_SIZE, compressor_config, make_compressor
 from keras_ci2p.layers.patch_generator import PatchGenerator
 from keras_ci2p.models.backbone import Backbone
+from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.encoder import transformer_encoder
 from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.models.variants import transformer_sizes
@@ -69,6 +71,7 @@ class CI2PViTBackbone(_CI2PParts, Backbone):
         # === Layers ===
         check_images((None, *image_shape), PATCH_SIZE, type(self).__name__)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        compressor = compressor.analysis if isinstance(compressor, Compressor) else compressor
         compressor = make_compressor(compressor, freeze_compressor, policy)
         patch_generator = PatchGenerator(hidden_dim, dtype=policy, name="patch_generator")
 
@@ -118,8 +121,8 @@ class CI2PViT(_CI2PParts, ImageClassifier):
         class_names: Names of the classes, or None.
         activation: Activation of the head, None for logits.
         hidden_dim, num_layers, num_heads, mlp_dim: In place of the variant's.
-        compressor: An `AnalysisTransform` whose weights are copied, its configuration as a dict, or None for the
-            paper's (bmshj2018-factorized, 128 and 192 channels), randomly initialised.
+        compressor: A `Compressor` or `AnalysisTransform` whose weights are copied, the configuration of the latter as a
+            dict, or None for the paper's (bmshj2018-factorized, 128 and 192 channels), randomly initialised.
         dtype: Dtype policy of the layers. The head computes in float32 under 16-bit policies.
 
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255, channels last.
@@ -166,6 +169,29 @@ class CI2PViT(_CI2PParts, ImageClassifier):
             dtype=dtype,
         )
         super().__init__(backbone, num_classes, class_names, activation, name=name)
+
+    @classmethod
+    def from_preset(cls, preset, num_classes=None, load_weights=True, image_shape=None, dtype=None, compressor=None):
+        """The model of a preset.
+
+        Args:
+            preset, num_classes, load_weights, image_shape, dtype: As in `ViT.from_preset`.
+            compressor: A `Compressor`, or its preset's name or directory, in place of the preset's own. Where the
+                preset has weights, the latents must have as many channels as its own.
+
+        Raises:
+            keras_ci2p.presets.PresetError: Unknown name, missing, truncated or foreign file, another kind of model.
+            OSError: A published compressor could not be downloaded.
+        """
+        overrides = {"image_shape": image_shape, "dtype": dtype}
+        if compressor is None:
+            return cls._from_preset(preset, num_classes, load_weights, **overrides)
+        if isinstance(compressor, (str, Path)):
+            compressor = Compressor.from_preset(compressor)
+        model = cls._from_preset(preset, num_classes, load_weights, compressor=compressor, **overrides)
+        # Again, since the preset's weights hold its own compressor.
+        model.compressor.set_weights(compressor.analysis.get_weights())
+        return model
 
     @property
     def latent_classifier(self):

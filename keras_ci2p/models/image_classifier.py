@@ -4,7 +4,7 @@ import warnings
 
 import keras
 
-from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, PresetError, open_preset, write_preset
+from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, PresetError, open_preset, serialize, write_preset
 
 
 class ImageClassifier(keras.Model):
@@ -91,8 +91,8 @@ class ImageClassifier(keras.Model):
         Raises:
             FileExistsError: `preset_dir` exists and is no preset.
         """
-        backbone = _serialize(self.backbone)
-        task = _serialize(self)
+        backbone = serialize(self.backbone)
+        task = serialize(self)
         task["config"] = {"backbone": backbone, **self._task_config()}
         weights = {WEIGHTS: self.backbone.save_weights, TASK_WEIGHTS: self._head_model().save_weights}
         write_preset(
@@ -118,10 +118,14 @@ class ImageClassifier(keras.Model):
         Raises:
             keras_ci2p.presets.PresetError: Unknown name, missing, truncated or foreign file, another kind of model.
         """
+        return cls._from_preset(preset, num_classes, load_weights, image_shape=image_shape, dtype=dtype)
+
+    @classmethod
+    def _from_preset(cls, preset, num_classes, load_weights, **overrides):
+        """`from_preset`, with those of the constructor arguments `overrides` that are not None."""
         files = open_preset(preset)
         backbone_class = cls.backbone_class
-        stored = files.config(_registered_name(backbone_class), f"a {cls.__name__}")
-        overrides = {"image_shape": image_shape and tuple(image_shape), "dtype": dtype}
+        stored = files.config(keras.saving.get_registered_name(backbone_class), f"a {cls.__name__}")
         config = {**stored, **{key: value for key, value in overrides.items() if value is not None}}
         config.pop("name", None)
         head = dict.fromkeys(("num_classes", "class_names", "activation")) | files.task()
@@ -140,7 +144,7 @@ class ImageClassifier(keras.Model):
             warnings.warn(
                 f"The preset {preset} is an architecture without weights: the model is randomly initialised. "
                 "Say so with `load_weights=False`.",
-                stacklevel=2,
+                stacklevel=3,
             )
             return model
         with files.reading(WEIGHTS) as path:
@@ -156,16 +160,3 @@ class ImageClassifier(keras.Model):
     def _head_model(self):
         pooled = keras.Input((self.backbone.hidden_dim,), name="pooled")
         return keras.Model(pooled, self.head(pooled), name="head_model")
-
-
-def _registered_name(cls):
-    return keras.saving.get_registered_name(cls)
-
-
-def _serialize(model):
-    return {
-        "module": type(model).__module__,
-        "class_name": type(model).__name__,
-        "config": model.get_config(),
-        "registered_name": _registered_name(type(model)),
-    }

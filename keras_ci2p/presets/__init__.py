@@ -6,8 +6,19 @@ from keras_ci2p.presets.directory import (
     Preset,
     PresetError,
     open_preset,
+    serialize,
     write_preset,
 )
-from keras_ci2p.presets.locations import list_presets
+from keras_ci2p.presets.locations import add_source, list_presets
 
-__all__ = ["TASK_WEIGHTS", "WEIGHTS", "Preset", "PresetError", "list_presets", "open_preset", "write_preset"]
+__all__ = [
+    "TASK_WEIGHTS",
+    "WEIGHTS",
+    "Preset",
+    "PresetError",
+    "add_source",
+    "list_presets",
+    "open_preset",
+    "serialize",
+    "write_preset",
+]

@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 
 from keras_ci2p import files as disk
-from keras_ci2p.presets.locations import METADATA, list_presets, weights_directory
+from keras_ci2p.presets.locations import METADATA, list_presets, named_preset
 from keras_ci2p.version import __version__
 
 FORMAT_VERSION = 1
@@ -112,7 +112,7 @@ def write_preset(directory, config, task, weights, metadata, files=None):
     Args:
         directory: Where to; an existing preset there is replaced.
         config: Contents of `config.json`.
-        task: Contents of `task.json`.
+        task: Contents of `task.json`, or None.
         weights: File name to a function that writes that weight file to a path.
         metadata: Further entries of `metadata.json`.
         files: Further files, name to bytes.
@@ -125,7 +125,8 @@ def write_preset(directory, config, task, weights, metadata, files=None):
         raise FileExistsError(f"{directory} exists and is no preset; choose another directory.")
     with disk.atomic_directory(directory) as temporary:
         disk.write_json(temporary / CONFIG, config)
-        disk.write_json(temporary / TASK, task)
+        if task is not None:
+            disk.write_json(temporary / TASK, task)
         for name, write in weights.items():
             write(str(temporary / name))
         for name, content in (files or {}).items():
@@ -144,17 +145,26 @@ def write_preset(directory, config, task, weights, metadata, files=None):
         )
 
 
+def serialize(model):
+    """What `config.json` and `task.json` say of a model: its class and its configuration."""
+    return {
+        "module": type(model).__module__,
+        "class_name": type(model).__name__,
+        "config": model.get_config(),
+        "registered_name": keras.saving.get_registered_name(type(model)),
+    }
+
+
 def _resolve(name_or_directory):
     if (Path(name_or_directory) / METADATA).is_file():
         return Path(name_or_directory)
-    known = list_presets()
-    if name_or_directory in known:
-        return weights_directory() / name_or_directory
+    named = named_preset(name_or_directory)
+    if named is not None:
+        return named
     if Path(name_or_directory).is_dir():
         raise PresetError(f"The directory {name_or_directory} is no preset: it has no {METADATA}.")
-    raise PresetError(
-        f"Unknown preset {name_or_directory!r}. Known: {', '.join(known) or 'none'}; or give a preset directory."
-    )
+    known = ", ".join(list_presets()) or "none"
+    raise PresetError(f"Unknown preset {name_or_directory!r}. Known: {known}; or give a preset directory.")
 
 
 def _read_json(path):

@@ -24,6 +24,22 @@ def _is_our_checkout(directory):
     return project.get("project", {}).get("name") == "keras_ci2p"
 
 
+# Presets that can be had elsewhere: name to a function that gives their directory.
+_SOURCES = {}
+
+
+def add_source(names, fetch):
+    """Makes further names known: `fetch(name)` gives the preset's directory, fetching it if need be."""
+    _SOURCES.update(dict.fromkeys(names, fetch))
+
+
+def named_preset(name):
+    """The directory of a named preset, None for an unknown name."""
+    if name in list_presets():
+        return weights_directory() / name
+    return _SOURCES[name](name) if name in _SOURCES else None
+
+
 def list_presets():
     """Names that `from_preset` knows, sorted."""
     directory = weights_directory()

@@ -9,10 +9,11 @@ from pathlib import Path
 import keras
 
 from keras_ci2p import files
+from keras_ci2p.convert import from_compressai
 from keras_ci2p.data import image_folder, scan_folder
 from keras_ci2p.data.seen import SEEN_FILE, encode
 from keras_ci2p.extras import require
-from keras_ci2p.models import CLASSIFIERS
+from keras_ci2p.models import CLASSIFIERS, Compressor
 from keras_ci2p.training.backend import environment, make_deterministic
 from keras_ci2p.training.checkpoint import Checkpoints
 from keras_ci2p.training.history import plot_curves, write_csv
@@ -61,7 +62,8 @@ def train(settings, run_dir, resume=False, verbose=1):
     keras.utils.set_random_seed(settings.seed)
     # The model first: a wrong size or variant should not wait for the photos.
     model_class = CLASSIFIERS[settings.model]
-    shape_check = _make_model(model_class, settings, num_classes=2)
+    compressor = _read_compressor(settings.compressor)
+    shape_check = _make_model(model_class, settings, compressor, num_classes=2)
     manifest = scan_folder(settings.data)
     data = {"sha256": manifest.sha256, "photos": manifest.counts()}
     _check_same("data", data, previous)
@@ -74,7 +76,13 @@ def train(settings, run_dir, resume=False, verbose=1):
     train_data = image_folder(manifest, split="train", seed=settings.seed, **common)
     val_data = image_folder(manifest, split="val", **common)
     keras.utils.set_random_seed(settings.seed)
-    model = _make_model(model_class, settings, num_classes=len(manifest.class_names), class_names=manifest.class_names)
+    model = _make_model(
+        model_class,
+        settings,
+        compressor,
+        num_classes=len(manifest.class_names),
+        class_names=manifest.class_names,
+    )
     model.compile(
         optimizer=make_optimizer(
             settings.learning_rate,
@@ -121,9 +129,15 @@ def train(settings, run_dir, resume=False, verbose=1):
     return model, record["history"]
 
 
-def _make_model(model_class, settings, **kwargs):
+def _read_compressor(source):
+    if source is None:
+        return None
+    return from_compressai(source) if Path(source).is_file() else Compressor.from_preset(source)
+
+
+def _make_model(model_class, settings, compressor, **kwargs):
     if settings.model == "ci2p":
-        kwargs["freeze_compressor"] = settings.freeze_compressor
+        kwargs.update(compressor=compressor, freeze_compressor=settings.freeze_compressor)
     return model_class(
         (settings.image_size, settings.image_size, 3),
         variant=settings.variant,

@@ -18,6 +18,8 @@ class TrainSettings:
         weight_decay: Of all trainable weights (paper: 0.05).
         label_smoothing: In [0, 1) (paper: 0.1).
         drop_path_rate: Stochastic depth of the last block (paper: 0.1).
+        compressor: Trained compressor to begin with: a preset's name or directory, or a CompressAI checkpoint; None for
+            random weights.
         freeze_compressor: Whether the compressor keeps its weights.
         dtype: Keras dtype policy.
         deterministic: Whether to trade speed for the same result each time.
@@ -35,6 +37,7 @@ class TrainSettings:
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     drop_path_rate: float = 0.1
+    compressor: str | None = None
     freeze_compressor: bool = False
     dtype: str = "float32"
     deterministic: bool = False
@@ -47,6 +50,8 @@ class TrainSettings:
             raise ValueError(f"seed must be in 0..2**32-1. Received: {self.seed}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive. Received: {self.learning_rate}")
+        if self.compressor is not None and self.model != "ci2p":
+            raise ValueError(f"A compressor goes with the model ci2p. Received: model={self.model!r}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1). Received: {self.label_smoothing}")
 

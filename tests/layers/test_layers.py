@@ -63,6 +63,25 @@ class LayerTests(testing.TestCase):
         kwargs["frozen"] = True
         self.check(layers.AnalysisTransform, kwargs, (2, 32, 16, 3), (2, 2, 1, 6), 0, 8, run_training_check=False)
 
+    def test_residual_blocks(self):
+        self.check(layers.ResidualBlock, {"filters": 4}, (2, 6, 5, 4), (2, 6, 5, 4), 4)
+        self.check(layers.StridedResidualBlock, {"filters": 6}, (2, 6, 5, 4), (2, 3, 3, 6), 8)
+        self.check(layers.ResidualUnit, {"filters": 4}, (2, 6, 5, 4), (2, 6, 5, 4), 6)
+        self.check(layers.AttentionBlock, {"filters": 4}, (2, 4, 4, 4), (2, 4, 4, 4), 38)
+
+    def test_synthesis_transform(self):
+        self.check(layers.SymmetricConv2DTranspose, {"filters": 4}, (2, 3, 2, 5), (2, 6, 4, 4), 2)
+        for activation, trainable in (("gdn", 14), ("relu", 8)):
+            kwargs = {"activation": activation, "num_filters": 4, "latent_channels": 6}
+            self.check(layers.SynthesisTransform, kwargs, (2, 2, 1, 6), (2, 32, 16, 3), trainable)
+
+    def test_cheng_analysis_transforms(self):
+        for architecture, trainable in (("cheng2020-anchor", 38), ("cheng2020-attn", 114)):
+            layer = layers.AnalysisTransform(architecture, num_filters=4, latent_channels=4)
+            assert layer(np.zeros((1, 32, 48, 3), "float32")).shape == (1, 2, 3, 4)
+            assert len(layer.trainable_weights) == trainable
+            assert layer.is_randomly_initialized
+
     def test_ci2p_patch_embedding(self):
         kwargs = {"hidden_dim": 10, "compressor": {"num_filters": 4, "latent_channels": 6}}
         self.check(layers.CI2PPatchEmbedding, kwargs, (2, 64, 32, 3), (2, 2, 10), 26, 26)

@@ -1,0 +1,106 @@
+"""`keras-ci2p convert`"""
+
+import argparse
+from pathlib import Path
+
+KINDS = ("preset", "compressai", "mmpretrain")
+
+DESCRIPTION = """\
+Convert weights between PyTorch checkpoints and presets.
+
+SOURCE is a checkpoint of CompressAI or of the paper's code (.pth.tar, .pth, .safetensors; which one is read off its
+keys), or a preset. DEST is a new preset directory, or with --to compressai or mmpretrain a file (.pth or .safetensors).
+No code in a file is executed. A file can be checked first against a published checksum (--sha256): only that finds a
+flipped bit in a safetensors file."""
+
+
+def add_parser(commands):
+    parser = commands.add_parser(
+        "convert",
+        help="convert weights from and to PyTorch",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint, training run, preset or its name")
+    parser.add_argument("dest", metavar="DEST", help="what to write; it must not exist")
+    parser.add_argument("--to", choices=KINDS, default=KINDS[0], help=f"default: {KINDS[0]}")
+    parser.add_argument("--quality", type=int, metavar="N", help="quality of a CompressAI checkpoint, if known")
+    parser.add_argument("--image-size", type=int, metavar="N", help="of the paper's models; default: 256")
+    parser.add_argument("--sha256", metavar="HEX", help="first digits that the SHA-256 of SOURCE must have")
+    parser.set_defaults(run=run)
+
+
+def run(args):
+    from keras_ci2p import files
+
+    source, dest = Path(args.source), Path(args.dest)
+    if dest.exists():
+        raise FileExistsError(f"{dest} exists already; choose another name.")
+    if args.sha256 and not (source.is_file() and files.sha256(source).startswith(args.sha256.lower())):
+        raise ValueError(f"{source} is not the expected file: its SHA-256 does not begin with {args.sha256}.")
+    model, mapped, ignored = _read_checkpoint(source, args) if source.is_file() else _read_preset(args.source)
+    if args.to == "preset":
+        model.save_to_preset(dest)
+    else:
+        mapped = _write_checkpoint(model, dest, args.to)
+    print(f"{type(model).__name__}: {mapped} entries converted")
+    for reason, keys in sorted(ignored.items()):
+        print(f"left out, {reason}: {len(keys)} entries ({keys[0]}{', ...' if len(keys) > 1 else ''})")
+    if source.is_file():
+        print(f"SHA-256 of {source}: {files.sha256(source)}")
+    print(f"written: {dest}")
+
+
+def _read_checkpoint(path, args):
+    """`(model, number of entries used, {reason: keys left out})`."""
+    from keras_ci2p.convert import compressai, from_compressai, from_mmpretrain
+    from keras_ci2p.convert.checkpoints import CheckpointError, read_state_dict
+    from keras_ci2p.convert.mmpretrain import mmpretrain_entries
+
+    state = read_state_dict(path)
+    ignored = {}
+    if any(key.removeprefix("module.").startswith("g_a.") for key in state):
+        model = from_compressai(path, quality=args.quality)
+        for key in sorted(compressai.normalise_keys(state)):
+            if reason := compressai.unused_reason(key, model.architecture):
+                ignored.setdefault(reason, []).append(key)
+        return model, len(compressai.compressai_entries(model)), ignored
+    if "head.fc.weight" in state:
+        size = args.image_size
+        model = from_mmpretrain(path, image_shape=size and (size, size, 3))
+        entries = mmpretrain_entries(model)
+        left = sorted(state.keys() - {entry.key for entry in entries})
+        return model, len(entries), {"constant": left} if left else {}
+    raise CheckpointError(
+        f"{path} is neither of CompressAI (g_a. ...) nor of the paper's code (head.fc. ...). It begins with "
+        f"{', '.join(sorted(state)[:3])}."
+    )
+
+
+def _read_preset(name):
+    from keras_ci2p.cli.model import open_model
+    from keras_ci2p.models import Compressor
+    from keras_ci2p.presets import open_preset
+
+    if not Path(name, "best").is_dir() and open_preset(name).registered_name() == "keras_ci2p>Compressor":
+        return Compressor.from_preset(name), 0, {}
+    return open_model(name)[0], 0, {}
+
+
+def _write_checkpoint(model, dest, kind):
+    """Writes a checkpoint and returns the number of its entries."""
+    from keras_ci2p import files
+    from keras_ci2p.convert import to_compressai, to_mmpretrain
+    from keras_ci2p.extras import require
+    from keras_ci2p.models import Compressor
+
+    if isinstance(model, Compressor) != (kind == "compressai"):
+        raise ValueError(f"A {type(model).__name__} cannot be written as a checkpoint of {kind}.")
+    state = to_compressai(model) if kind == "compressai" else to_mmpretrain(model)
+    with files.atomic_file(dest) as temporary:
+        if dest.suffix == ".safetensors":
+            require("safetensors.numpy", extra="convert").save_file(state, temporary)
+        else:
+            torch = require("torch", extra="torch")
+            torch.save({key: torch.tensor(value) for key, value in state.items()}, temporary)
+    return len(state)

@@ -1,0 +1,251 @@
+"""Learned image compressors of CompressAI's zoo: analysis transform, entropy bottleneck, synthesis transform."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_ci2p.layers.analysis_transform import AnalysisTransform, check_images
+from keras_ci2p.layers.entropy_bottleneck import EntropyBottleneck
+from keras_ci2p.layers.synthesis_transform import SynthesisTransform
+from keras_ci2p.presets import WEIGHTS, PresetError, open_preset, serialize, write_preset
+
+
+def _by_quality(first, low, high):
+    """Qualities 1..`first` have the channels `low`, those above `high`."""
+    return {quality: low if quality <= first else high for quality in range(1, 9)}
+
+
+_FACTORIZED = _by_quality(5, (128, 192), (192, 320))
+_CHENG = {quality: (128, 128) if quality <= 3 else (192, 192) for quality in range(1, 7)}
+
+# (N, M) by architecture and quality, as in CompressAI's zoo.
+CHANNELS = {
+    "bmshj2018-factorized": _FACTORIZED,
+    "bmshj2018-factorized-relu": _FACTORIZED,
+    "bmshj2018-hyperprior": _FACTORIZED,
+    "mbt2018-mean": _by_quality(4, (128, 192), (192, 320)),
+    "mbt2018": _by_quality(4, (192, 192), (192, 320)),
+    "cheng2020-anchor": _CHENG,
+    "cheng2020-attn": _CHENG,
+}
+# Their prior is the entropy bottleneck alone; the others' priors are not part of this package.
+FACTORIZED = ("bmshj2018-factorized", "bmshj2018-factorized-relu")
+WITHOUT_SYNTHESIS = ("cheng2020-anchor", "cheng2020-attn")
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class Compressor(keras.Model):
+    """A learned image compressor: images to latents and back.
+
+    `compressor(images)` returns a dict: `latents`; `x_hat`, the images after quantisation (uniform noise in training),
+    not clipped, where there is a synthesis transform; and `likelihoods` of the quantised latents, shaped as these,
+    where the prior is factorized.
+
+    Args:
+        architecture: One of CompressAI's zoo (`CHANNELS`).
+        quality: 1..8 (cheng2020: 1..6), which sets the channels; None where `channels` are given and it is unknown.
+        channels: (N, M), between the convolutions and of the latent; None for those of `quality`.
+        origin: Where the weights are from, a dict of plain values (`name`, `sha256`), or None.
+        dtype: Dtype policy of the transforms.
+
+    Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255; height and width multiples of 16.
+
+    Raises:
+        ValueError: Unknown architecture or quality; channels that contradict the quality.
+
+    Example:
+        >>> compressor = keras_ci2p.Compressor("bmshj2018-factorized", quality=5)
+        >>> compressor.encode(np.zeros((1, 64, 64, 3), "uint8")).shape
+        (1, 4, 4, 192)
+    """
+
+    def __init__(
+        self,
+        architecture="bmshj2018-factorized",
+        quality=5,
+        channels=None,
+        origin=None,
+        dtype=None,
+        name="compressor_model",
+    ):
+        channels = compressor_channels(architecture, quality, channels)
+        super().__init__(name=name)
+        policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
+        self.dtype_policy = policy
+        self.architecture = architecture
+        self.quality = quality
+        self.num_filters, self.latent_channels = channels
+        self.origin = origin
+        self.analysis = AnalysisTransform(
+            architecture, self.num_filters, self.latent_channels, origin=origin, dtype=policy, name="analysis"
+        )
+        self.entropy_bottleneck = None
+        if architecture in FACTORIZED:
+            self.entropy_bottleneck = EntropyBottleneck(dtype=policy, name="entropy_bottleneck")
+        self.synthesis = None
+        if architecture not in WITHOUT_SYNTHESIS:
+            activation = "relu" if architecture.endswith("-relu") else "gdn"
+            self.synthesis = SynthesisTransform(
+                activation, self.num_filters, self.latent_channels, dtype=policy, name="synthesis"
+            )
+        self.build((None, None, None, 3))
+
+    def build(self, input_shape):
+        latent_shape = (None, None, None, self.latent_channels)
+        self.analysis.build((None, None, None, 3))
+        for layer in (self.entropy_bottleneck, self.synthesis):
+            if layer is not None:
+                layer.build(latent_shape)
+        self.built = True
+
+    def call(self, images, noise=None, training=False):
+        latents = self.analysis(images)
+        outputs = {"latents": latents}
+        if self.entropy_bottleneck is not None:
+            quantised, outputs["likelihoods"] = self.entropy_bottleneck(latents, noise=noise, training=training)
+        else:
+            quantised = ops.round(latents)
+        if self.synthesis is not None:
+            outputs["x_hat"] = self.synthesis(quantised)
+        return outputs
+
+    def encode(self, images):
+        """Latents of a batch of images, not quantised.
+
+        Args:
+            images: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255; height and width multiples of 16.
+
+        Returns:
+            Backend tensor `(batch, height / 16, width / 16, M)`.
+
+        Raises:
+            ValueError: Wrong rank, channels or size.
+        """
+        return self.analysis.encode(images)
+
+    def decode(self, latents):
+        """Images of a batch of latents.
+
+        Args:
+            latents: `(batch, height, width, M)`, quantised or not.
+
+        Returns:
+            Backend tensor `(batch, 16 * height, 16 * width, 3)`, RGB in 0..255, not clipped.
+
+        Raises:
+            ValueError: The architecture's synthesis transform is not part of this package; a wrong shape.
+        """
+        if self.synthesis is None:
+            raise ValueError(f"{self.architecture} has no synthesis transform here: it encodes only.")
+        latents = ops.convert_to_tensor(latents)
+        if len(latents.shape) != 4 or latents.shape[-1] != self.latent_channels:
+            raise ValueError(
+                f"Latents have the shape (batch, height, width, {self.latent_channels}). "
+                f"Received: shape={tuple(latents.shape)}"
+            )
+        return self.synthesis(latents, training=False)
+
+    def bits_per_pixel(self, images):
+        """Bits per pixel that the latents of a batch of images take, by the factorized prior.
+
+        Args:
+            images: As in `encode`.
+
+        Returns:
+            float, the mean over the batch.
+
+        Raises:
+            ValueError: The architecture's prior is not factorized; wrong rank, channels or size.
+        """
+        if self.entropy_bottleneck is None:
+            raise ValueError(f"The prior of {self.architecture} is not part of this package.")
+        images = ops.convert_to_tensor(images)
+        check_images(images.shape, 16, self.name)
+        likelihoods = self(images, training=False)["likelihoods"]
+        batch, height, width, _ = images.shape
+        bits = -ops.sum(ops.log(likelihoods)) / math.log(2)
+        return float(ops.convert_to_numpy(bits)) / (batch * height * width)
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "architecture": self.architecture,
+            "quality": self.quality,
+            "channels": (self.num_filters, self.latent_channels),
+            "origin": self.origin,
+            "dtype": self.dtype_policy.name,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def save_to_preset(self, preset_dir, metadata=None):
+        """Writes architecture and weights as a preset directory, aside and renamed.
+
+        Args:
+            preset_dir: Directory to write; an existing preset there is replaced.
+            metadata: Further entries of `metadata.json`, values that JSON can hold.
+
+        Raises:
+            FileExistsError: `preset_dir` exists and is no preset.
+        """
+        write_preset(
+            preset_dir,
+            config=serialize(self),
+            task=None,
+            weights={WEIGHTS: self.save_weights},
+            metadata={"parameter_count": self.count_params(), **(metadata or {})},
+        )
+
+    @classmethod
+    def from_preset(cls, preset, dtype=None):
+        """The compressor of a preset.
+
+        Args:
+            preset: A preset directory, a name of `keras_ci2p.list_presets()`, or a name of CompressAI's zoo such as
+                "bmshj2018-factorized-mse-5", which is downloaded once.
+            dtype: Dtype policy in place of the preset's.
+
+        Raises:
+            keras_ci2p.presets.PresetError: Unknown name, missing, truncated or foreign file.
+            OSError: The published file could not be downloaded, or is not the published one.
+        """
+        files = open_preset(preset)
+        config = files.config(keras.saving.get_registered_name(cls), f"a {cls.__name__}")
+        config = {**config, "dtype": dtype or config.get("dtype")}
+        try:
+            compressor = cls(**config)
+        except (TypeError, ValueError) as error:
+            raise PresetError(f"The configuration in {files.directory} does not fit a Compressor: {error}") from error
+        with files.reading(WEIGHTS) as path:
+            compressor.load_weights(path)
+        return compressor
+
+
+def compressor_channels(architecture, quality, channels):
+    """(N, M) of a compressor.
+
+    Raises:
+        ValueError: Unknown architecture or quality; neither quality nor channels; channels that contradict the quality.
+    """
+    if architecture not in CHANNELS:
+        raise ValueError(
+            f"`architecture` must be one of {', '.join(CHANNELS)}. Received: architecture={architecture!r}"
+        )
+    known = CHANNELS[architecture]
+    if quality is None:
+        if channels is None:
+            raise ValueError("Give the `quality` or the `channels` (N, M).")
+        return tuple(channels)
+    if quality not in known:
+        raise ValueError(
+            f"`quality` of {architecture} must be in {min(known)}..{max(known)}. Received: quality={quality!r}"
+        )
+    if channels is not None and tuple(channels) != known[quality]:
+        raise ValueError(
+            f"{architecture} at quality {quality} has the channels (N, M) = {known[quality]}. "
+            f"Received: channels={tuple(channels)}"
+        )
+    return known[quality]

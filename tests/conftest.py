@@ -1,10 +1,7 @@
 import os
-import sys
-from pathlib import Path
 
 # Before Keras is imported anywhere.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(Path(__file__).parent))
 
 import keras
 import numpy as np

@@ -58,7 +58,7 @@ def golden_state_dict(name):
 
 
 def compressai_state_dict(name):
-    """The state dict of CompressAI's model `name`, such as "bmshj2018-factorized-1"; zeros where nothing depends on it."""
+    """The state dict of CompressAI's model `name`, such as "bmshj2018-factorized-1"; zeros elsewhere."""
     shapes = json.loads((GOLDEN / "compressai_shapes.json").read_text())[name]
     golden = ("g_a.", "g_s.", "entropy_bottleneck.")
     return {

@@ -95,7 +95,12 @@ def _check_zip(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                # PyTorch stores its parts as they are; compressed ones could grow without bound.
+                raise CheckpointError(f"{path} is no PyTorch checkpoint: its parts are compressed.")
             damaged = archive.testzip()
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if damaged is not None:

@@ -67,10 +67,8 @@ def test_stand_ins_open_no_door(tmp_path, name):
 
     class Attack:
         def __reduce__(self):
-            command = (
-                f"__import__('pathlib').Path({str(witness)!r}).touch()" if function == "eval" else f"touch {witness}"
-            )
-            return getattr(importlib.import_module(module), function), (command,)
+            code = f"open({str(witness)!r}, 'w')" if function == "eval" else f"touch {witness}"
+            return getattr(importlib.import_module(module), function), (code,)
 
     torch.save({"state_dict": {}, "message_hub": Attack()}, tmp_path / "attack.pth")
     with pytest.raises(CheckpointError, match="Nothing in it was executed"):

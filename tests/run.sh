@@ -4,6 +4,8 @@ set -eu
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
 .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+# To compare with: without their own requirements, which are gigabytes that the tests do not need.
+.venv/bin/python -m pip install --quiet -c constraints.txt --no-deps timm torchvision keras-hub
 failed=
 for backend in ${BACKENDS:-torch jax tensorflow}; do
     echo "== tests on $backend"

@@ -65,6 +65,8 @@ def assign(entries, state, constants=lambda key: False):
             raise CheckpointError(
                 f"{key} has shape {tuple(state[key].shape)}; this model needs {tuple(entry.torch_shape)}."
             )
+        if state[key].dtype.kind != "f":
+            raise CheckpointError(f"{key} is of type {state[key].dtype}; weights are floating point numbers.")
     for key, entry in wanted.items():
         entry.variable.assign(_TO_KERAS[entry.layout](np.asarray(state[key], "float32")))
 

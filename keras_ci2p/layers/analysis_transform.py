@@ -150,12 +150,21 @@ class AnalysisTransform(keras.layers.Layer):
         # The base constructor sets `trainable` before `frozen` exists.
         keras.layers.Layer.trainable.fset(self, bool(value) and not getattr(self, "_frozen", False))
 
+    def copy_weights(self, other):
+        """Takes over the weights of another, built transform; if they are random, this one is random too."""
+        self.set_weights(other.get_weights())
+        self._first_conv.kernel_initializer = other._first_conv.kernel_initializer
+
+    @property
+    def _first_conv(self):
+        return getattr(self.stages[0], "conv1", self.stages[0])
+
     @property
     def is_randomly_initialized(self):
         """Whether the weights are still those of the constructor, neither loaded nor trained."""
         if not self.built:
             return True
-        conv = getattr(self.stages[0], "conv1", self.stages[0])
+        conv = self._first_conv
         # A Keras initializer gives the same values again, since it holds its seed.
         initial = conv.kernel_initializer(conv.kernel.shape, dtype=conv.kernel.dtype)
         return bool(ops.all(ops.equal(conv.kernel, initial)))

@@ -86,5 +86,5 @@ def make_compressor(compressor, frozen, dtype):
     copy = AnalysisTransform(**config, frozen=frozen, dtype=dtype, name="compressor")
     if is_layer and compressor.built:
         copy.build((None, None, None, 3))
-        copy.set_weights(compressor.get_weights())
+        copy.copy_weights(compressor)
     return copy

@@ -190,7 +190,7 @@ class CI2PViT(_CI2PParts, ImageClassifier):
             compressor = Compressor.from_preset(compressor)
         model = cls._from_preset(preset, num_classes, load_weights, compressor=compressor, **overrides)
         # Again, since the preset's weights hold its own compressor.
-        model.compressor.set_weights(compressor.analysis.get_weights())
+        model.compressor.copy_weights(compressor.analysis)
         return model
 
     @property
@@ -208,6 +208,11 @@ class CI2PViT(_CI2PParts, ImageClassifier):
             # Past Keras's attribute tracking: these layers belong to this model already.
             self.__dict__["_latent_classifier"] = keras.Model(inputs, outputs, name="latent_classifier")
         return self.__dict__["_latent_classifier"]
+
+    def _preset_metadata(self):
+        # The preset with the synthesis transform: with it, reconstructions can be shown.
+        origin = self.compressor.origin
+        return {"compressor": origin["name"]} if origin else {}
 
     def make_train_function(self, force=False):
         if self.train_function is None and self.freeze_compressor and self.compressor.is_randomly_initialized:

@@ -100,7 +100,7 @@ class ImageClassifier(keras.Model):
             config=backbone,
             task=task,
             weights=weights if save_weights else {},
-            metadata={"parameter_count": self.count_params(), **(metadata or {})},
+            metadata={"parameter_count": self.count_params(), **self._preset_metadata(), **(metadata or {})},
             files=files,
         )
 
@@ -153,6 +153,9 @@ class ImageClassifier(keras.Model):
             with files.reading(TASK_WEIGHTS) as path:
                 model._head_model().load_weights(path)
         return model
+
+    def _preset_metadata(self):
+        return {}
 
     def _task_config(self):
         return {"num_classes": self.num_classes, "class_names": self.class_names, "activation": self.activation}

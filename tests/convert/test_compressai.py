@@ -1,3 +1,4 @@
+import json
 import os
 import re
 from pathlib import Path
@@ -199,6 +200,7 @@ class TestInAClassifier:
         }
         model.save_to_preset(tmp_path / "preset")
         assert CI2PViT.from_preset(tmp_path / "preset").compressor.origin == {"name": "x", "sha256": "0"}
+        assert json.loads((tmp_path / "preset" / "metadata.json").read_text())["compressor"] == "x"
 
     def test_name_or_object_in_from_preset(self, nano, rng, tmp_path):
         model = CI2PViT((64, 64, 3), compressor={"num_filters": 8, "latent_channels": 12}, **nano)

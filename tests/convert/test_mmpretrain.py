@@ -1,10 +1,12 @@
+import json
+
 import keras
 import numpy as np
 import pytest
-from golden_weights import golden_weight
+from golden_weights import GOLDEN, golden_weight
 
 from keras_ci2p import CI2PViT, ViT
-from keras_ci2p.convert import CheckpointError, from_mmpretrain
+from keras_ci2p.convert import CheckpointError, from_mmpretrain, to_mmpretrain
 from keras_ci2p.convert.mmpretrain import mmpretrain_entries
 
 
@@ -54,6 +56,11 @@ def test_files_and_dicts_agree(state, kind, tmp_path):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(loaded), keras.ops.convert_to_numpy(given))
 
 
+def test_weights_of_another_type_are_refused(state):
+    with pytest.raises(CheckpointError, match="head.fc.bias is of type int32"):
+        from_mmpretrain({**state, "head.fc.bias": np.zeros(3, "int32")})
+
+
 def test_missing_extra_and_misshapen_keys_are_named(state):
     key = "head.fc.bias"
     with pytest.raises(CheckpointError, match=f"lacks {key}"):
@@ -66,6 +73,23 @@ def test_missing_extra_and_misshapen_keys_are_named(state):
         from_mmpretrain({**state, key: np.full(3, np.nan)})
     with pytest.raises(CheckpointError, match="not one of the paper's code"):
         from_mmpretrain({"weight": np.zeros(3)})
+
+
+def test_round_trip_is_exact(state):
+    model = from_mmpretrain(state, num_heads=2)
+    back = to_mmpretrain(model)
+    assert all(np.array_equal(back[key], value) and back[key].dtype == value.dtype for key, value in state.items())
+    again = from_mmpretrain(back, num_heads=2)
+    for one, other in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other))
+
+
+@pytest.mark.parametrize("name", ["base_gdn", "vit_b16"])
+def test_every_key_of_the_reference_comes_back(name):
+    """The paper's code loads strictly: the same keys and shapes, no more and no less."""
+    shapes = json.loads((GOLDEN / "state_dict_shapes.json").read_text())[name]
+    back = to_mmpretrain(CI2PViT() if name == "base_gdn" else ViT())
+    assert {key: list(value.shape) for key, value in back.items()} == shapes
 
 
 def test_known_constants_are_no_error(state):

@@ -1,0 +1,86 @@
+import hashlib
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from keras_ci2p import CI2PViT, Compressor, ViT
+from keras_ci2p.cli import main
+from keras_ci2p.convert import from_compressai, from_mmpretrain, to_compressai, to_mmpretrain
+from keras_ci2p.models.variants import VARIANTS
+
+save_file = pytest.importorskip("safetensors.numpy").save_file
+
+
+def same(one, other):
+    to_numpy = keras.ops.convert_to_numpy
+    return all((to_numpy(a) == to_numpy(b)).all() for a, b in zip(one.weights, other.weights, strict=True))
+
+
+@pytest.fixture
+def compressor():
+    return Compressor(quality=None, channels=(8, 12))
+
+
+def test_compressai_to_preset_and_back(compressor, tmp_path, capsys):
+    source = tmp_path / "source.safetensors"
+    save_file(to_compressai(compressor), source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert main(["convert", str(source), str(tmp_path / "preset"), "--sha256", digest[:8]]) == 0
+    printed = capsys.readouterr().out
+    assert "43 entries converted" in printed and "left out" in printed and digest in printed
+    loaded = Compressor.from_preset(tmp_path / "preset")
+    assert same(loaded, compressor) and loaded.origin["sha256"] == digest
+    back = tmp_path / "back.safetensors"
+    assert main(["convert", str(tmp_path / "preset"), str(back), "--to", "compressai"]) == 0
+    assert same(from_compressai(back), compressor)
+
+
+def test_mmpretrain_to_preset_and_back(nano, tmp_path):
+    model = ViT((64, 64, 3), num_classes=3, **{**nano, "num_heads": 1})
+    save_file(to_mmpretrain(model), tmp_path / "source.safetensors")
+    assert main(["convert", str(tmp_path / "source.safetensors"), str(tmp_path / "preset")]) == 0
+    assert same(ViT.from_preset(tmp_path / "preset"), model)
+    assert main(["convert", str(tmp_path / "preset"), str(tmp_path / "back.pth"), "--to", "mmpretrain"]) == 0
+    assert same(from_mmpretrain(tmp_path / "back.pth"), model)
+
+
+def test_errors_leave_nothing(compressor, tmp_path, capsys):
+    source, dest = tmp_path / "source.safetensors", tmp_path / "preset"
+    save_file(to_compressai(compressor), source)
+    (tmp_path / "other.safetensors").write_bytes(b"damaged")
+    save_file({"layer.weight": np.zeros(3, "float32")}, tmp_path / "unknown.safetensors")
+    for arguments, message in (
+        ([source, dest, "--sha256", "00000000"], "not the expected file"),
+        ([source, dest, "--quality", "5"], "quality 5"),
+        ([source, dest, "--to", "mmpretrain"], "cannot be written"),
+        ([tmp_path / "other.safetensors", dest], "not a readable safetensors"),
+        ([tmp_path / "unknown.safetensors", dest], "neither of CompressAI"),
+        ([source, source], "exists already"),
+        ([tmp_path / "absent", dest], "Unknown preset"),
+    ):
+        assert main(["convert", *map(str, arguments)]) == 2
+        assert message in capsys.readouterr().err
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "other.safetensors",
+            "source.safetensors",
+            "unknown.safetensors",
+        ]
+
+
+def test_train_with_a_compressor(compressor, nano, photos, tmp_path, monkeypatch, capsys):
+    """A checkpoint or a preset; frozen unless said otherwise, and without a warning."""
+    monkeypatch.setitem(VARIANTS, "nano", nano)
+    save_file(to_compressai(compressor), tmp_path / "checkpoint.safetensors")
+    compressor.save_to_preset(tmp_path / "preset")
+    options = ["--variant", "nano", "--image-size", "32", "--epochs", "1", "--batch-size", "8"]
+    for i, source in enumerate(("checkpoint.safetensors", "preset")):
+        run = tmp_path / f"run-{i}"
+        command = ["train", str(photos), "--out", str(run), *options, "--compressor", str(tmp_path / source)]
+        assert main(command) == 0
+        assert "random weights" not in capsys.readouterr().err
+        model = CI2PViT.from_preset(run / "last")
+        assert model.freeze_compressor and same(model.compressor, compressor.analysis)
+    assert json.loads((tmp_path / "run-0" / "config.json").read_text())["settings"]["freeze_compressor"] is True
+    assert main(["train", str(photos), "--out", str(tmp_path / "x"), "--model", "vit", "--compressor", "preset"]) == 2

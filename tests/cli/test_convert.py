@@ -74,7 +74,8 @@ def test_train_with_a_compressor(compressor, nano, photos, tmp_path, monkeypatch
     monkeypatch.setitem(VARIANTS, "nano", nano)
     save_file(to_compressai(compressor), tmp_path / "checkpoint.safetensors")
     compressor.save_to_preset(tmp_path / "preset")
-    options = ["--variant", "nano", "--image-size", "32", "--epochs", "1", "--batch-size", "8"]
+    # Another seed than that of the fixture, whose random weights would be the same.
+    options = ["--variant", "nano", "--image-size", "32", "--epochs", "1", "--batch-size", "8", "--seed", "1"]
     for i, source in enumerate(("checkpoint.safetensors", "preset")):
         run = tmp_path / f"run-{i}"
         command = ["train", str(photos), "--out", str(run), *options, "--compressor", str(tmp_path / source)]

@@ -192,6 +192,7 @@ class TestInAClassifier:
         np.testing.assert_array_equal(to_numpy(model.compressor.encode(images)), latents)
         assert model.patch_generator.refine.filters == 12
         assert not model.compressor.is_randomly_initialized
+        assert CI2PViT((64, 64, 3), compressor=small_compressor(), **nano).compressor.is_randomly_initialized
         assert model.get_config()["compressor"] == {
             "architecture": "bmshj2018-factorized",
             "num_filters": 8,

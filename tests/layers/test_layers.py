@@ -73,7 +73,11 @@ class LayerTests(testing.TestCase):
         self.check(layers.SymmetricConv2DTranspose, {"filters": 4}, (2, 3, 2, 5), (2, 6, 4, 4), 2)
         for activation, trainable in (("gdn", 14), ("relu", 8)):
             kwargs = {"activation": activation, "num_filters": 4, "latent_channels": 6}
-            self.check(layers.SynthesisTransform, kwargs, (2, 2, 1, 6), (2, 32, 16, 3), trainable)
+            # Pixels are float32 under every policy, so Keras's check for 16-bit outputs does not apply.
+            shapes = (2, 2, 1, 6), (2, 32, 16, 3)
+            self.check(layers.SynthesisTransform, kwargs, *shapes, trainable, run_mixed_precision_check=False)
+            half = layers.SynthesisTransform(**kwargs, dtype="mixed_bfloat16")(np.zeros(shapes[0], "float32"))
+            assert keras.backend.standardize_dtype(half.dtype) == "float32"
 
     def test_cheng_analysis_transforms(self):
         for architecture, trainable in (("cheng2020-anchor", 38), ("cheng2020-attn", 114)):

@@ -1,6 +1,7 @@
 """`keras-ci2p convert`"""
 
 import argparse
+import collections
 from pathlib import Path
 
 KINDS = ("preset", "compressai", "mmpretrain")
@@ -38,21 +39,24 @@ def run(args):
         raise FileExistsError(f"{dest} exists already; choose another name.")
     if args.sha256 and not (source.is_file() and files.sha256(source).startswith(args.sha256.lower())):
         raise ValueError(f"{source} is not the expected file: its SHA-256 does not begin with {args.sha256}.")
-    model, mapped, ignored = _read_checkpoint(source, args) if source.is_file() else _read_preset(args.source)
+    model, mapped, ignored = _read_checkpoint(source, args) if source.is_file() else (_read_preset(args.source), [], {})
     if args.to == "preset":
         model.save_to_preset(dest)
     else:
         mapped = _write_checkpoint(model, dest, args.to)
-    print(f"{type(model).__name__}: {mapped} entries converted")
+    print(f"{type(model).__name__}, {len(mapped) or len(model.weights)} weights")
+    for part, count in collections.Counter(_part(key) for key in mapped).items():
+        print(f"converted: {part} ({count} entries)")
     for reason, keys in sorted(ignored.items()):
-        print(f"left out, {reason}: {len(keys)} entries ({keys[0]}{', ...' if len(keys) > 1 else ''})")
+        parts = collections.Counter(map(_part, keys))
+        print(f"left out, {reason}: " + ", ".join(f"{part} ({count})" for part, count in parts.items()))
     if source.is_file():
         print(f"SHA-256 of {source}: {files.sha256(source)}")
     print(f"written: {dest}")
 
 
 def _read_checkpoint(path, args):
-    """`(model, number of entries used, {reason: keys left out})`."""
+    """`(model, keys used, {reason: keys left out})`."""
     from keras_ci2p.convert import compressai, from_compressai, from_mmpretrain
     from keras_ci2p.convert.checkpoints import CheckpointError, read_state_dict
     from keras_ci2p.convert.mmpretrain import mmpretrain_entries
@@ -64,17 +68,23 @@ def _read_checkpoint(path, args):
         for key in sorted(compressai.normalise_keys(state)):
             if reason := compressai.unused_reason(key, model.architecture):
                 ignored.setdefault(reason, []).append(key)
-        return model, len(compressai.compressai_entries(model)), ignored
+        return model, [entry.key for entry in compressai.compressai_entries(model)], ignored
     if "head.fc.weight" in state:
         size = args.image_size
         model = from_mmpretrain(path, image_shape=size and (size, size, 3))
-        entries = mmpretrain_entries(model)
-        left = sorted(state.keys() - {entry.key for entry in entries})
-        return model, len(entries), {"constant": left} if left else {}
+        used = [entry.key for entry in mmpretrain_entries(model)]
+        left = sorted(state.keys() - set(used))
+        return model, used, {"constant": left} if left else {}
     raise CheckpointError(
         f"{path} is neither of CompressAI (g_a. ...) nor of the paper's code (head.fc. ...). It begins with "
         f"{', '.join(sorted(state)[:3])}."
     )
+
+
+def _part(key):
+    """The part of the model that an entry belongs to: `g_a`, or `backbone.transformer` and the like."""
+    parts = key.removeprefix("module.").split(".")
+    return ".".join(parts[: 2 if parts[0] == "backbone" else 1])
 
 
 def _read_preset(name):
@@ -83,12 +93,12 @@ def _read_preset(name):
     from keras_ci2p.presets import open_preset
 
     if not Path(name, "best").is_dir() and open_preset(name).registered_name() == "keras_ci2p>Compressor":
-        return Compressor.from_preset(name), 0, {}
-    return open_model(name)[0], 0, {}
+        return Compressor.from_preset(name)
+    return open_model(name)[0]
 
 
 def _write_checkpoint(model, dest, kind):
-    """Writes a checkpoint and returns the number of its entries."""
+    """Writes a checkpoint and returns its keys."""
     from keras_ci2p import files
     from keras_ci2p.convert import to_compressai, to_mmpretrain
     from keras_ci2p.extras import require
@@ -103,4 +113,4 @@ def _write_checkpoint(model, dest, kind):
         else:
             torch = require("torch", extra="torch")
             torch.save({key: torch.tensor(value) for key, value in state.items()}, temporary)
-    return len(state)
+    return list(state)

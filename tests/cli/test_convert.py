@@ -29,7 +29,8 @@ def test_compressai_to_preset_and_back(compressor, tmp_path, capsys):
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     assert main(["convert", str(source), str(tmp_path / "preset"), "--sha256", digest[:8]]) == 0
     printed = capsys.readouterr().out
-    assert "43 entries converted" in printed and "left out" in printed and digest in printed
+    assert "converted: g_a (14 entries)" in printed and "converted: entropy_bottleneck (15 entries)" in printed
+    assert "left out, constant" in printed and digest in printed
     loaded = Compressor.from_preset(tmp_path / "preset")
     assert same(loaded, compressor) and loaded.origin["sha256"] == digest
     back = tmp_path / "back.safetensors"

@@ -71,13 +71,22 @@ class DownloadError(OSError):
     """A published file that could not be had, or is not the published one."""
 
 
+def _published():
+    """Each published compressor: `(name, architecture, quality, file name, first digits of its SHA-256)`."""
+    for (architecture, metric), (stem, digits) in _FILES.items():
+        for quality, digest in enumerate(digits.split(), start=1):
+            yield (
+                f"{architecture}-{metric}-{quality}",
+                architecture,
+                quality,
+                f"{stem}-{quality}-{digest}.pth.tar",
+                digest,
+            )
+
+
 def zoo_names():
     """Names that `Compressor.from_preset` can download, such as "bmshj2018-factorized-mse-5"."""
-    return [
-        f"{architecture}-{metric}-{quality}"
-        for (architecture, metric), (_, digits) in _FILES.items()
-        for quality in range(1, len(digits.split()) + 1)
-    ]
+    return [name for name, *_ in _published()]
 
 
 def cache_directory():
@@ -96,23 +105,16 @@ def fetch(name):
     """
     directory = cache_directory() / name
     if not (directory / "metadata.json").is_file():
-        architecture, metric, quality = name.rsplit("-", 2) if "-ms-ssim-" not in name else _split_ms_ssim(name)
-        stem, digits = _FILES[architecture, metric]
-        digest = digits.split()[int(quality) - 1]
-        file = cache_directory() / f"{stem}-{quality}-{digest}.pth.tar"
+        _, architecture, quality, file_name, digest = next(row for row in _published() if row[0] == name)
+        file = cache_directory() / file_name
         if not file.is_file():
-            download(f"{ADDRESS}/{file.name}", file, digest)
+            download(f"{ADDRESS}/{file_name}", file, digest)
         sha256 = check(file, digest)
-        compressor = from_compressai(file, quality=int(quality), origin={"name": name, "sha256": sha256})
+        compressor = from_compressai(file, quality=quality, origin={"name": name, "sha256": sha256})
         if compressor.architecture != architecture:
             raise CheckpointError(f"{file} is a {compressor.architecture}, not a {architecture}.")
         compressor.save_to_preset(directory)
     return directory
-
-
-def _split_ms_ssim(name):
-    architecture, quality = name.split("-ms-ssim-")
-    return architecture, "ms-ssim", quality
 
 
 def check(file, digest):

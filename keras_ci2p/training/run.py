@@ -102,9 +102,9 @@ def train(settings, run_dir, resume=False, verbose=1):
     if previous is None:
         here = environment()
         files.write_json(run_dir / CONFIG, {"settings": settings.as_dict(), "data": data, **here})
-    elif previous["backend"] != keras.backend.backend():
+    elif previous.get("backend") != keras.backend.backend():
         warnings.warn(
-            f"This run was begun on {previous['backend']} and goes on with {keras.backend.backend()}: "
+            f"This run was begun on {previous.get('backend')} and goes on with {keras.backend.backend()}: "
             "the result will differ from one made on one backend.",
             stacklevel=2,
         )

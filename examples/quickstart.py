@@ -24,7 +24,7 @@ def write_digits(folder):
     for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = folder / str(label) / f"{i:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((pixels * 255 / 16).astype("uint8")).resize((64, 64), Image.Resampling.BICUBIC).save(path)
+        Image.fromarray((pixels * 255 / 16).astype("uint8")).resize((32, 32), Image.Resampling.BICUBIC).save(path)
 
 
 def keras_ci2p(*arguments):
@@ -41,7 +41,7 @@ if __name__ == "__main__":
     else:
         data = Path(tempfile.mkdtemp(prefix="keras_ci2p-")) / "digits"
         write_digits(data)
-        options = ["--image-size", 64, "--epochs", 6, "--batch-size", 64, "--lr", 1e-3]
+        options = ["--image-size", 32, "--epochs", 6, "--batch-size", 64, "--lr", 1e-3]
     run = Path(tempfile.mkdtemp(prefix="keras_ci2p-")) / "run"
     keras_ci2p("train", data, "--variant", "tiny", "--out", run, *options)
     keras_ci2p("evaluate", run, data)

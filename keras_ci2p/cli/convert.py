@@ -37,9 +37,10 @@ def run(args):
     source, dest = Path(args.source), Path(args.dest)
     if dest.exists():
         raise FileExistsError(f"{dest} exists already; choose another name.")
-    if args.sha256 and not (source.is_file() and files.sha256(source).startswith(args.sha256.lower())):
+    sha256 = files.sha256(source) if source.is_file() else None
+    if args.sha256 and not (sha256 and sha256.startswith(args.sha256.lower())):
         raise ValueError(f"{source} is not the expected file: its SHA-256 does not begin with {args.sha256}.")
-    model, mapped, ignored = _read_checkpoint(source, args) if source.is_file() else (_read_preset(args.source), [], {})
+    model, mapped, ignored = _read_checkpoint(source, sha256, args) if sha256 else (_read_preset(args.source), [], {})
     if args.to == "preset":
         model.save_to_preset(dest)
     else:
@@ -50,12 +51,12 @@ def run(args):
     for reason, keys in sorted(ignored.items()):
         parts = collections.Counter(map(_part, keys))
         print(f"left out, {reason}: " + ", ".join(f"{part} ({count})" for part, count in parts.items()))
-    if source.is_file():
-        print(f"SHA-256 of {source}: {files.sha256(source)}")
+    if sha256:
+        print(f"SHA-256 of {source}: {sha256}")
     print(f"written: {dest}")
 
 
-def _read_checkpoint(path, args):
+def _read_checkpoint(path, sha256, args):
     """`(model, keys used, {reason: keys left out})`."""
     from keras_ci2p.convert import compressai, from_compressai, from_mmpretrain
     from keras_ci2p.convert.checkpoints import CheckpointError, read_state_dict
@@ -64,14 +65,14 @@ def _read_checkpoint(path, args):
     state = read_state_dict(path)
     ignored = {}
     if any(key.removeprefix("module.").startswith("g_a.") for key in state):
-        model = from_compressai(path, quality=args.quality)
+        model = from_compressai(state, quality=args.quality, origin={"name": path.name, "sha256": sha256})
         for key in sorted(compressai.normalise_keys(state)):
             if reason := compressai.unused_reason(key, model.architecture):
                 ignored.setdefault(reason, []).append(key)
         return model, [entry.key for entry in compressai.compressai_entries(model)], ignored
     if "head.fc.weight" in state:
         size = args.image_size
-        model = from_mmpretrain(path, image_shape=size and (size, size, 3))
+        model = from_mmpretrain(state, image_shape=size and (size, size, 3))
         used = [entry.key for entry in mmpretrain_entries(model)]
         left = sorted(state.keys() - set(used))
         return model, used, {"constant": left} if left else {}
@@ -88,13 +89,14 @@ def _part(key):
 
 
 def _read_preset(name):
-    from keras_ci2p.cli.model import open_model
+    from keras_ci2p.cli.model import open_model, preset_of
     from keras_ci2p.models import Compressor
     from keras_ci2p.presets import open_preset
 
-    if not Path(name, "best").is_dir() and open_preset(name).registered_name() == "keras_ci2p>Compressor":
-        return Compressor.from_preset(name)
-    return open_model(name)[0]
+    preset = open_preset(preset_of(name))
+    if preset.registered_name() == "keras_ci2p>Compressor":
+        return Compressor.from_preset(preset)
+    return open_model(preset)[0]
 
 
 def _write_checkpoint(model, dest, kind):

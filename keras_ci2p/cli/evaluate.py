@@ -26,7 +26,7 @@ def add_parser(commands):
 
 def run(args):
     from keras_ci2p import files
-    from keras_ci2p.cli.model import BEST, open_model
+    from keras_ci2p.cli.model import open_model, preset_of
     from keras_ci2p.data import scan_folder
     from keras_ci2p.data.seen import SEEN_FILE, count_seen
     from keras_ci2p.extras import require
@@ -47,7 +47,7 @@ def run(args):
             )
     report = evaluate(model, manifest, args.split, batch_size=args.batch_size, verbose=int(sys.stdout.isatty()))
     report = {"model": str(args.model), **report, **environment()}
-    is_run = (Path(args.model) / BEST).is_dir()
+    is_run = preset_of(args.model) != args.model
     out = Path(args.out) if args.out else Path(args.model if is_run else ".") / "evaluation"
     files.write_json(out / "report.json", report)
     plot_confusion(out / "confusion.png", report)

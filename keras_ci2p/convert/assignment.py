@@ -95,3 +95,25 @@ def batch_norm(prefix, layer):
         Entry(f"{prefix}.running_mean", layer.moving_mean),
         Entry(f"{prefix}.running_var", layer.moving_variance),
     ]
+
+
+def transformer_entries(model, blocks, names, norm):
+    """Entries of a model's transformer blocks and closing norm.
+
+    Args:
+        model: A `CI2PViT` or `ViT`.
+        blocks: Prefix of the numbered blocks.
+        names: Of a block's first norm, qkv, attention output, second norm, MLP's hidden and output layer.
+        norm: Name of the closing norm.
+    """
+    entries = []
+    for i in range(model.backbone.num_layers):
+        block = model.get_layer(f"block_{i}")
+        norm1, qkv, attention_output, norm2, mlp_hidden, mlp_output = (f"{blocks}.{i}.{name}" for name in names)
+        entries += layer_norm(norm1, block.attention_norm)
+        entries += dense(qkv, block.qkv)
+        entries += dense(attention_output, block.attention_output)
+        entries += layer_norm(norm2, block.mlp_norm)
+        entries += dense(mlp_hidden, block.mlp_hidden)
+        entries += dense(mlp_output, block.mlp_output)
+    return entries + layer_norm(norm, model.get_layer("norm"))

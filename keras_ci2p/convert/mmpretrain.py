@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from keras_ci2p.convert.assignment import Entry, assign, batch_norm, convolution, dense, layer_norm
+from keras_ci2p.convert.assignment import Entry, assign, batch_norm, convolution, dense, transformer_entries
 from keras_ci2p.convert.checkpoints import CheckpointError, read_state_dict
 from keras_ci2p.convert.compressai import gdn_constants, transform_entries
 from keras_ci2p.layers.position_embedding import resize_position_embedding
@@ -141,16 +141,5 @@ def _inverted_residual_entries(prefix, block):
 
 
 def _transformer_entries(model, prefix):
-    entries = []
-    for i in range(model.backbone.num_layers):
-        block = model.get_layer(f"block_{i}")
-        at = f"{prefix}layers.{i}"
-        entries += layer_norm(f"{at}.ln1", block.attention_norm)
-        entries += dense(f"{at}.attn.qkv", block.qkv)
-        entries += dense(f"{at}.attn.proj", block.attention_output)
-        entries += layer_norm(f"{at}.ln2", block.mlp_norm)
-        entries += dense(f"{at}.ffn.layers.0.0", block.mlp_hidden)
-        entries += dense(f"{at}.ffn.layers.1", block.mlp_output)
-    entries += layer_norm(f"{prefix}ln1", model.get_layer("norm"))
-    entries += dense("head.fc", model.head)
-    return entries
+    names = ("ln1", "attn.qkv", "attn.proj", "ln2", "ffn.layers.0.0", "ffn.layers.1")
+    return [*transformer_entries(model, f"{prefix}layers", names, f"{prefix}ln1"), *dense("head.fc", model.head)]

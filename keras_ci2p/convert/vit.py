@@ -5,12 +5,13 @@ import re
 import keras
 import numpy as np
 
-from keras_ci2p.convert.assignment import Entry, assign, convolution, dense, layer_norm
+from keras_ci2p.convert.assignment import Entry, assign, convolution, transformer_entries
 from keras_ci2p.convert.checkpoints import CheckpointError, read_state_dict
 from keras_ci2p.layers.position_embedding import resize_position_embedding
 from keras_ci2p.models import CI2PViT
 
-# Other libraries' names in timm's words. `{i}` is the number of the block.
+_TIMM = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+# Other libraries' names in timm's words.
 _HUGGING_FACE = {
     "layernorm_before": "norm1",
     "attention.output.dense": "attn.proj",
@@ -41,7 +42,7 @@ def from_vit(checkpoint, model):
     """
     state = _keras_hub(checkpoint) if isinstance(checkpoint, keras.Model) else _to_timm(read_state_dict(checkpoint))
     ignored = {}
-    wanted = _transformer_entries(model)
+    wanted = transformer_entries(model, "blocks", _TIMM, "norm")
     is_vit = not isinstance(model, CI2PViT)
     if is_vit:
         wanted += _embedding_entries(model, state, ignored)
@@ -52,19 +53,6 @@ def from_vit(checkpoint, model):
             ignored[key] = reason
     assign(wanted, state, constants=ignored.__contains__)
     return {"used": sorted(keys), "ignored": ignored}
-
-
-def _transformer_entries(model):
-    entries = []
-    for i in range(model.backbone.num_layers):
-        block = model.get_layer(f"block_{i}")
-        entries += layer_norm(f"blocks.{i}.norm1", block.attention_norm)
-        entries += dense(f"blocks.{i}.attn.qkv", block.qkv)
-        entries += dense(f"blocks.{i}.attn.proj", block.attention_output)
-        entries += layer_norm(f"blocks.{i}.norm2", block.mlp_norm)
-        entries += dense(f"blocks.{i}.mlp.fc1", block.mlp_hidden)
-        entries += dense(f"blocks.{i}.mlp.fc2", block.mlp_output)
-    return entries + layer_norm("norm", model.get_layer("norm"))
 
 
 def _embedding_entries(model, state, ignored):

@@ -29,6 +29,9 @@ class _ChannelBlock(keras.layers.Layer):
     def _conv(self, filters, kernel_size, in_channels, name, strides=1):
         return torch_conv2d(filters, kernel_size, in_channels, strides=strides, dtype=self.dtype_policy, name=name)
 
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
     def get_config(self):
         config = super().get_config()
         config.update(filters=self.filters)
@@ -53,9 +56,6 @@ class ResidualBlock(_ChannelBlock):
 
     def call(self, inputs):
         return inputs + _leaky_relu(self.conv2(_leaky_relu(self.conv1(inputs))))
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -112,9 +112,6 @@ class ResidualUnit(_ChannelBlock):
         x = relu(self.middle(relu(self.reduce(inputs))))
         return relu(inputs + self.expand(x))
 
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class AttentionBlock(_ChannelBlock):
@@ -142,6 +139,3 @@ class AttentionBlock(_ChannelBlock):
         for layer in self.mask:
             mask = layer(mask)
         return inputs + values * keras.activations.sigmoid(mask)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape

@@ -78,11 +78,13 @@ class Preset:
 
 
 def open_preset(name_or_directory):
-    """The `Preset` of a known name or a directory, with every file checked against its SHA-256.
+    """The `Preset` of a known name or a directory, with every file checked against its SHA-256; an open one as it is.
 
     Raises:
         PresetError: Unknown name; a file that is missing or was changed; no preset at all.
     """
+    if isinstance(name_or_directory, Preset):
+        return name_or_directory
     directory = _resolve(str(name_or_directory))
     metadata = _read_json(directory / METADATA)
     listed = metadata.get("files")

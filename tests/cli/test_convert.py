@@ -4,13 +4,12 @@ import json
 import keras
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from keras_ci2p import CI2PViT, Compressor, ViT
 from keras_ci2p.cli import main
 from keras_ci2p.convert import from_compressai, from_mmpretrain, to_compressai, to_mmpretrain
 from keras_ci2p.models.variants import VARIANTS
-
-save_file = pytest.importorskip("safetensors.numpy").save_file
 
 
 def same(one, other):

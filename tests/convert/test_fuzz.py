@@ -8,9 +8,8 @@ from fuzz import fuzz
 from keras_ci2p.convert import CheckpointError, from_compressai
 from keras_ci2p.convert.checkpoints import read_state_dict
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="the reader is the same on every backend")
 
-
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the reader is the same on every backend")
 def test_mutated_checkpoints(tmp_path):
     outcomes = fuzz(300, seed=1, directory=tmp_path)
     assert sum(n for (_, outcome), n in outcomes.items() if outcome == "refused") > 200

@@ -48,7 +48,8 @@ def test_files_and_dicts_agree(state, kind, tmp_path):
         path = tmp_path / "model.safetensors"
         save_file(state, path)
     else:
-        torch = pytest.importorskip("torch")
+        import torch
+
         path = tmp_path / "model.pth"
         tensors = {key: torch.tensor(value) for key, value in state.items()}
         torch.save({"state_dict": tensors, "meta": {"epoch": 3}} if "training" in kind else tensors, path)
@@ -98,7 +99,8 @@ def test_known_constants_are_no_error(state):
 
 class TestDamagedFiles:
     def write(self, tmp_path, state):
-        torch = pytest.importorskip("torch")
+        import torch
+
         path = tmp_path / "model.pth"
         torch.save({key: torch.tensor(value) for key, value in state.items()}, path)
         return path
@@ -125,7 +127,8 @@ class TestDamagedFiles:
             from_mmpretrain(tmp_path / "absent.pth")
 
     def test_code_is_not_executed(self, tmp_path):
-        torch = pytest.importorskip("torch")
+        import torch
+
         witness = tmp_path / "witness"
 
         class Attack:

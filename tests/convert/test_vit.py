@@ -146,12 +146,14 @@ def test_what_does_not_fit_changes_nothing(timm_state, nano):
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="timm runs on torch")
 def test_each_block_of_timm():
     """The same tokens through timm's ViT-B/16 and ours: every block within 2e-4."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     # The CPU build of torchvision does not define its operators, which timm imports for.
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    timm = pytest.importorskip("timm")
+    import timm
+
     torch.manual_seed(0)
     theirs = timm.create_model("vit_base_patch16_224").eval()
     with torch.no_grad():
@@ -169,7 +171,8 @@ def test_each_block_of_timm():
 
 
 def test_keras_hub(nano):
-    keras_hub = pytest.importorskip("keras_hub")
+    import keras_hub
+
     theirs = keras_hub.models.ViTBackbone(
         image_shape=(64, 64, 3), patch_size=16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=48
     )

@@ -7,11 +7,11 @@ import threading
 import keras
 import numpy as np
 import pytest
+import torch
 
 from keras_ci2p import CI2PViT, Compressor
 from keras_ci2p.convert import DownloadError, to_compressai, zoo, zoo_names
 
-torch = pytest.importorskip("torch")
 NAME = "bmshj2018-factorized-mse-5"
 
 

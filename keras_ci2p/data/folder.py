@@ -51,6 +51,10 @@ class ImageManifest:
         )
         return hashlib.sha256("\n".join([*self.class_names, *lines]).encode()).hexdigest()
 
+    def open(self, index):
+        """The photo as an upright RGB `PIL.Image.Image`; OSError where it can no longer be read."""
+        return load_image(self.root / self.files[index])
+
     def counts(self):
         """Number of photos by class name."""
         return {name: self.labels.count(i) for i, name in enumerate(self.class_names)}

@@ -1,31 +1,56 @@
-"""The grain dataset behind `image_folder`; the only module here that imports grain."""
+"""The grain dataset that feeds `fit`; what it feeds is up to its examples."""
 
 import os
-import warnings
 
 import grain
-import numpy as np
-
-from keras_ci2p.data.decode import load_image
 
 
-class ImageFolderDataset(grain.IterDataset):
-    """Batches of a manifest's photos; each time it is gone through, the next epoch. Made by `image_folder`."""
+class EpochDataset(grain.IterDataset):
+    """Batches of examples; each time it is gone through, the next epoch.
 
-    def __init__(self, manifest, *, image_size, batch_size, shuffle, drop_remainder, seed, transform, num_threads):
+    Args:
+        examples: grain `RandomMap` from an index to one example, with `__len__` and `stack(list of examples)`, the
+            batch.
+        batch_size: Examples in a batch, over all shards.
+        shuffle: Whether each epoch has a new order.
+        drop_remainder: Whether to drop the rest that fills no batch.
+        seed: Of order and augmentation.
+        mix: grain `RandomMap` from batch to batch, or None.
+        num_threads: Threads that load; None for one per core.
+        shard: `(index, count)`: of each batch only every `count`-th example, from the `index`-th on.
+        **attributes: Become attributes.
+    """
+
+    def __init__(
+        self,
+        examples,
+        *,
+        batch_size,
+        shuffle,
+        drop_remainder,
+        seed,
+        mix=None,
+        num_threads=None,
+        shard=(0, 1),
+        **attributes,
+    ):
         super().__init__()
-        self.manifest = manifest
-        self.class_names = manifest.class_names
-        self.batch_size = min(batch_size, len(manifest))
+        for name, value in attributes.items():
+            setattr(self, name, value)
+        index, count = shard
+        self.batch_size = min(batch_size, len(examples))
+        if self.batch_size % count:
+            raise ValueError(f"A batch of {self.batch_size} examples cannot be shared out evenly among {count}.")
         self.epoch = 0
-        photos = grain.MapDataset.range(len(manifest)).seed(seed)
+        indices = grain.MapDataset.range(len(examples)).seed(seed)
         if shuffle:
-            photos = photos.shuffle()
-        load = _Loader(manifest, image_size, transform)
-        # Batched before it is repeated: no batch holds photos of two epochs.
-        self._batches = photos.random_map(load).batch(
-            self.batch_size, drop_remainder=drop_remainder, batch_fn=load.stack
-        )
+            indices = indices.shuffle()
+        if drop_remainder:
+            indices = indices[: len(examples) // self.batch_size * self.batch_size]
+        # Batched before it is repeated: no batch holds examples of two epochs.
+        loaded = indices.random_map(examples)[index::count]
+        batches = loaded.batch(self.batch_size // count, batch_fn=examples.stack)
+        self._batches = batches if mix is None else batches.random_map(mix)
         self.steps_per_epoch = len(self._batches)
         threads = num_threads or os.cpu_count() or 1
         self._read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
@@ -47,7 +72,7 @@ class ImageFolderDataset(grain.IterDataset):
         return batches.to_iter_dataset(self._read_options)
 
     def __str__(self):
-        return f"ImageFolderDataset({self.manifest.root}, {len(self.manifest)} photos)"
+        return f"EpochDataset({self.steps_per_epoch} batches of {self.batch_size})"
 
 
 class _EpochIterator(grain.DatasetIterator):
@@ -73,35 +98,3 @@ class _EpochIterator(grain.DatasetIterator):
         self._epoch = state["epoch"]
         self._batches = iter(self._dataset.one_epoch(self._epoch))
         self._batches.set_state(state["batches"])
-
-
-class _Loader(grain.transforms.RandomMap):
-    """Index to `(image, one-hot label)`; to `_UNREADABLE` where the photo can no longer be read."""
-
-    def __init__(self, manifest, image_size, transform):
-        self._paths = [manifest.root / file for file in manifest.files]
-        self._labels = np.eye(len(manifest.class_names), dtype="float32")[list(manifest.labels)]
-        self._image_size = image_size
-        self._transform = transform
-
-    def random_map(self, element, rng):
-        path = self._paths[element]
-        try:
-            image = load_image(path)
-        except OSError as error:
-            # It was readable when the folder was scanned; a long run must not end for it.
-            warnings.warn(f"{path} can no longer be read and is left out: {error}", stacklevel=2)
-            return _UNREADABLE
-        image = self._transform(image, self._image_size, rng)
-        return np.asarray(image, "float32"), self._labels[element]
-
-    def stack(self, elements):
-        readable = [element for element in elements if element is not _UNREADABLE]
-        if not readable:
-            empty = np.empty((0, *self._image_size, 3), "float32")
-            return empty, np.empty((0, self._labels.shape[1]), "float32")
-        images, labels = zip(*readable, strict=True)
-        return np.stack(images), np.stack(labels)
-
-
-_UNREADABLE = "unreadable"

@@ -46,7 +46,8 @@ def image_folder(
         ImportError: grain is not installed.
     """
     require("grain", extra="train")
-    from keras_ci2p.data.grain_dataset import ImageFolderDataset
+    from keras_ci2p.data.grain_dataset import EpochDataset
+    from keras_ci2p.data.photo_examples import PhotoExamples
 
     if batch_size < 1:
         raise DataError(f"`batch_size` must be positive. Received: batch_size={batch_size}")
@@ -59,15 +60,16 @@ def image_folder(
     if augment is None and is_training:
         augment = random_resized_crop
     manifest = root if isinstance(root, ImageManifest) else scan_folder(Path(root))
-    return ImageFolderDataset(
-        manifest.split(split),
-        image_size=size,
+    manifest = manifest.split(split)
+    return EpochDataset(
+        PhotoExamples(manifest, size, augment or _center_crop),
         batch_size=batch_size,
         shuffle=is_training,
         drop_remainder=is_training,
         seed=seed,
-        transform=augment or _center_crop,
         num_threads=num_threads,
+        manifest=manifest,
+        class_names=manifest.class_names,
     )
 
 

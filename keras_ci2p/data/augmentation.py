@@ -1,0 +1,194 @@
+"""The numbers of the augmentation recipe, and the draw of one image's own from them."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+# mmpretrain RandomResizedCrop.
+CROP_TRIES = 10
+
+# Range of each operation's argument for magnitudes 0..MAX_MAGNITUDE, and whether its sign is drawn:
+# mmpretrain's policies "timm_increasing". None: the operation has no argument.
+MAX_MAGNITUDE = 10
+OPERATIONS = {
+    "autocontrast": (None, False),
+    "equalize": (None, False),
+    "invert": (None, False),
+    "rotate": ((0.0, 30.0), True),  # degrees, counter-clockwise
+    "posterize": ((4.0, 0.0), False),  # bits that are kept, rounded up
+    "solarize": ((256.0, 0.0), False),  # values from here on are inverted
+    "solarize_add": ((0.0, 110.0), False),  # added to values below 128
+    "color": ((0.0, 0.9), True),  # the factor is 1 + value, as in the next three
+    "contrast": ((0.0, 0.9), True),
+    "brightness": ((0.0, 0.9), True),
+    "sharpness": ((0.0, 0.9), True),
+    "shear_x": ((0.0, 0.3), True),
+    "shear_y": ((0.0, 0.3), True),
+    "translate_x": ((0.0, 0.45), True),  # share of the width
+    "translate_y": ((0.0, 0.45), True),  # share of the height
+}
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to each training image, in this order. The defaults are the paper's (section 4.1, `mmbase_cfg.py`).
+
+    Probabilities are in 0..1; 0 switches a step off. Ranges are `(least, most)`.
+
+    Attributes:
+        crop_area: Share of the image's area that the random crop covers; (1, 1) with `crop_aspect` (1, 1) for none.
+        crop_aspect: Width over height of the crop, drawn log-uniformly.
+        flip: Probability of a left-right flip.
+        randaugment_ops: Operations drawn for each image, with replacement; 0 for none.
+        randaugment_probability: With which each drawn operation is carried out.
+        randaugment_magnitude: Mean magnitude, 0..10.
+        randaugment_std: Standard deviation of the magnitude, drawn for each operation.
+        grayscale: Probability.
+        blur: Probability of a Gaussian blur.
+        blur_radius: Its standard deviation in pixels.
+        solarize: Probability of inverting the values from `solarize_threshold` (0..255) on.
+        erasing: Probability of filling one rectangle with Gaussian noise of ImageNet's mean and deviation.
+        erasing_area, erasing_aspect: Share of the area, and height over width, drawn log-uniformly.
+    """
+
+    crop_area: tuple = (0.08, 1.0)
+    crop_aspect: tuple = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    randaugment_ops: int = 2
+    randaugment_probability: float = 0.5
+    randaugment_magnitude: float = 9.0
+    randaugment_std: float = 0.5
+    grayscale: float = 0.2
+    blur: float = 0.1
+    blur_radius: tuple = (0.1, 2.0)
+    solarize: float = 0.2
+    solarize_threshold: int = 128
+    erasing: float = 0.25
+    erasing_area: tuple = (0.02, 1 / 3)
+    erasing_aspect: tuple = (0.3, 10 / 3)
+
+    def __post_init__(self):
+        for name in ("flip", "randaugment_probability", "grayscale", "blur", "solarize", "erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, 0..1. Received: {getattr(self, name)}")
+        for name in ("crop_area", "crop_aspect", "blur_radius", "erasing_area", "erasing_aspect"):
+            pair = tuple(getattr(self, name))
+            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
+                raise ValueError(f"{name} is a pair of positive numbers (least, most). Received: {pair}")
+            object.__setattr__(self, name, pair)
+        for name in ("crop_area", "erasing_area"):
+            if getattr(self, name)[1] > 1:
+                raise ValueError(f"{name} is a share of the area, at most 1. Received: {getattr(self, name)}")
+        if self.randaugment_ops < 0:
+            raise ValueError(f"randaugment_ops must not be negative. Received: {self.randaugment_ops}")
+        if not 0 <= self.randaugment_magnitude <= MAX_MAGNITUDE:
+            raise ValueError(
+                f"randaugment_magnitude must be in 0..{MAX_MAGNITUDE}. Received: {self.randaugment_magnitude}"
+            )
+        if self.randaugment_std < 0:
+            raise ValueError(f"randaugment_std must not be negative. Received: {self.randaugment_std}")
+        if not 0 <= self.solarize_threshold <= 256:
+            raise ValueError(f"solarize_threshold must be in 0..256. Received: {self.solarize_threshold}")
+
+    def as_dict(self):
+        return asdict(self)
+
+
+CROP_AND_FLIP = Augmentation(randaugment_ops=0, grayscale=0.0, blur=0.0, solarize=0.0, erasing=0.0)
+
+
+class Draw(NamedTuple):
+    """What happens to one image.
+
+    Attributes:
+        box: `(left, top, width, height)` of the crop, integer pixels of the source.
+        flip: Whether left and right change places, after the crop.
+        operations: `(name, value)` of `OPERATIONS`, to be carried out in this order; the value is signed, None where
+            the operation has none.
+        grayscale: Whether to make it grey.
+        blur: Standard deviation in pixels, 0 for none.
+        solarize: Threshold, 256 for none.
+        erase: `(top, left, height, width)` in pixels of the result, or None.
+    """
+
+    box: tuple
+    flip: bool
+    operations: tuple
+    grayscale: bool
+    blur: float
+    solarize: int
+    erase: tuple | None
+
+
+def draw(augmentation, source_size, image_size, rng):
+    """Draws what happens to one image.
+
+    Args:
+        augmentation: `Augmentation`.
+        source_size: `(height, width)` of the image before the crop.
+        image_size: `(height, width)` of the result.
+        rng: `numpy.random.Generator`.
+
+    Returns:
+        `Draw`.
+    """
+    a = augmentation
+    return Draw(
+        box=draw_crop_box(a, source_size, rng),
+        flip=rng.random() < a.flip,
+        operations=tuple(_draw_operations(a, rng)),
+        grayscale=rng.random() < a.grayscale,
+        blur=rng.uniform(*a.blur_radius) if rng.random() < a.blur else 0.0,
+        solarize=a.solarize_threshold if rng.random() < a.solarize else 256,
+        erase=_draw_rectangle(a, image_size, rng) if rng.random() < a.erasing else None,
+    )
+
+
+def draw_crop_box(augmentation, source_size, rng):
+    """`(left, top, width, height)` of a random resized crop, integers within the image.
+
+    After ten tries that do not fit, the largest central part whose aspect ratio is allowed.
+    """
+    height, width = source_size
+    least, most = augmentation.crop_aspect
+    for _ in range(CROP_TRIES):
+        area = width * height * rng.uniform(*augmentation.crop_area)
+        aspect = _log_uniform(least, most, rng)
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(rng.integers(0, width - crop_width + 1))
+            top = int(rng.integers(0, height - crop_height + 1))
+            return left, top, crop_width, crop_height
+    crop_width = max(1, min(width, round(height * most)))
+    crop_height = max(1, min(height, round(width / least)))
+    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+
+
+def _draw_operations(a, rng):
+    names = list(OPERATIONS)
+    for i in rng.integers(0, len(names), a.randaugment_ops):
+        if rng.random() < a.randaugment_probability:
+            value_range, signed = OPERATIONS[names[i]]
+            yield names[i], None if value_range is None else _draw_value(a, value_range, signed, rng)
+
+
+def _draw_value(a, value_range, signed, rng):
+    magnitude = np.clip(rng.normal(a.randaugment_magnitude, a.randaugment_std), 0, MAX_MAGNITUDE)
+    first, last = value_range
+    value = float(first + (last - first) * magnitude / MAX_MAGNITUDE)
+    return -value if signed and rng.random() < 0.5 else value
+
+
+def _draw_rectangle(a, image_size, rng):
+    height, width = image_size
+    area = height * width * rng.uniform(*a.erasing_area)
+    aspect = _log_uniform(*a.erasing_aspect, rng)
+    # mmpretrain RandomErasing: cut off where it is too long, not drawn again.
+    tall, wide = min(round(math.sqrt(area * aspect)), height), min(round(math.sqrt(area / aspect)), width)
+    return int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1)), tall, wide
+
+
+def _log_uniform(least, most, rng):
+    return math.exp(rng.uniform(math.log(least), math.log(most)))

@@ -7,7 +7,7 @@ HELP = "a training run, a preset directory or the name of a preset"
 
 def preset_of(name):
     """The preset of a training run's best weights; `name` itself where it is no run."""
-    from keras_ci2p.training.run import BEST
+    from keras_ci2p.training.recorder import BEST
 
     best = Path(name) / BEST
     return best if best.is_dir() else name

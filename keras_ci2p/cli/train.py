@@ -2,14 +2,18 @@
 
 import argparse
 import sys
-from dataclasses import fields
 
 DESCRIPTION = """\
 Train a classifier on a folder of photos, one subfolder per class. A fifth of each class is kept for validation,
 chosen by the photos' contents alone.
 
 RUN gets best/ and last/ (presets: the weights of the best validation top-1, and the last), history.csv, curves.png,
-config.json and checkpoints/. After Ctrl-C or a crash, the same command with --resume goes on after the last epoch."""
+config.json, recipe.toml and checkpoints/. After Ctrl-C or a crash, the same command with --resume goes on after the
+last epoch."""
+
+EPILOG = """\
+Every number of the recipe can be changed: --set augmentation.erasing=0.1 --set cosine_epochs=none; --show-recipe prints
+them all, as a file that --recipe takes."""
 
 
 def add_parser(commands):
@@ -17,61 +21,133 @@ def add_parser(commands):
         "train",
         help="train a classifier on a folder of photos",
         description=DESCRIPTION,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("data", metavar="DATA", help="folder with one subfolder of photos per class")
-    parser.add_argument("--out", required=True, metavar="RUN", help="directory of the run")
+    parser.add_argument("--out", metavar="RUN", help="directory of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN")
-    parser.add_argument("--model", choices=("ci2p", "vit"), default="ci2p", help="default: ci2p")
-    parser.add_argument("--variant", default="tiny", help="tiny (default), small, base, large or base_8")
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        default=256,
-        metavar="N",
-        help="height and width, a multiple of 32 (vit: of 16); default: 256",
+
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", choices=("ci2p", "vit"), default="ci2p", help="default: ci2p")
+    model.add_argument("--variant", help="tiny (default), small, base, large or base_8")
+    model.add_argument(
+        "--init", metavar="RUN|PRESET", help="fine-tune these weights; the head is kept where the classes are the same"
     )
-    parser.add_argument("--epochs", type=int, default=50, metavar="N", help="default: 50")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
-    parser.add_argument("--lr", type=float, default=5e-4, dest="learning_rate", metavar="X", help="peak; default: 5e-4")
-    parser.add_argument(
-        "--warmup-epochs",
-        type=float,
-        metavar="X",
-        help="rise of the learning rate; default: a tenth of the epochs, at most 5",
-    )
-    parser.add_argument("--weight-decay", type=float, default=0.05, metavar="X", help="default: 0.05")
-    parser.add_argument("--label-smoothing", type=float, default=0.1, metavar="X", help="default: 0.1")
-    parser.add_argument("--drop-path-rate", type=float, default=0.1, metavar="X", help="default: 0.1")
-    parser.add_argument(
+    model.add_argument(
         "--compressor",
         metavar="NAME|PATH",
         help="trained compressor to begin with: a preset, a name such as bmshj2018-factorized-mse-5, or a CompressAI "
         "checkpoint; default: random weights",
     )
-    parser.add_argument(
+    model.add_argument(
         "--freeze-compressor",
         action=argparse.BooleanOptionalAction,
-        help="keep the compressor's weights; default: keep those of --compressor, train random ones",
+        help="keep the compressor's weights; default: keep those of --compressor and --init, train random ones",
     )
-    parser.add_argument("--dtype", default="float32", help="Keras dtype policy; default: float32")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
-    parser.add_argument(
+
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument(
+        "--recipe",
+        default="quick",
+        metavar="NAME|FILE",
+        help="quick (default), paper, paper_literal, finetune, or a .toml or .yaml file",
+    )
+    for flag, name, metavar, text in RECIPE_FLAGS:
+        recipe.add_argument(flag, dest=f"recipe.{name}", metavar=metavar, help=text)
+    recipe.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change any other number of the recipe"
+    )
+    recipe.add_argument("--show-recipe", action="store_true", help="print the recipe and do nothing else")
+    recipe.add_argument(
+        "--class-weights",
+        metavar="balanced|CLASS=X,...",
+        help="weigh classes in the loss; balanced: each class counts alike; a class that is missing has weight 1",
+    )
+
+    computing = parser.add_argument_group("computing")
+    computing.add_argument(
+        "--dtype", default="float32", help="Keras dtype policy: float32 (default), mixed_bfloat16, mixed_float16"
+    )
+    computing.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    computing.add_argument(
+        "--workers", type=int, default=0, dest="num_workers", metavar="N", help="processes that load photos; default: 0"
+    )
+    computing.add_argument(
         "--deterministic", action="store_true", help="the same result each time, slower (torch: one thread)"
     )
+    computing.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard too")
     parser.set_defaults(run=run)
 
 
+RECIPE_FLAGS = (
+    ("--image-size", "image_size", "N", "height and width, a multiple of 32 (vit: of 16)"),
+    ("--epochs", "epochs", "N", "the warm-up keeps its share of them"),
+    ("--batch-size", "batch_size", "N", "over all devices"),
+    ("--lr", "learning_rate", "X", "the highest"),
+    ("--warmup-epochs", "warmup_epochs", "X", "rise of the learning rate"),
+    ("--weight-decay", "weight_decay", "X", None),
+    ("--label-smoothing", "label_smoothing", "X", None),
+    ("--drop-path-rate", "drop_path_rate", "X", "stochastic depth of the last block"),
+    ("--mixup", "mixup", "X", "parameter of its Beta distribution; 0: none"),
+    ("--cutmix", "cutmix", "X", "the same"),
+    ("--ema", "ema", "X", "momentum of the moving average of the weights, such as 0.999; 0: none"),
+    ("--clip-norm", "clip_norm", "X|none", "largest norm of the gradients"),
+    ("--accumulate", "accumulate", "N", "batches for one update of the weights"),
+    ("--patience", "patience", "N|none", "stop after N epochs without a better validation top-1"),
+)
+
+
 def run(args):
+    from keras_ci2p.cli.model import preset_of
     from keras_ci2p.training import TrainSettings, train
 
-    if args.warmup_epochs is None:
-        args.warmup_epochs = min(5.0, args.epochs / 10)
+    recipe = read_recipe_arguments(args)
+    if args.show_recipe:
+        print(recipe.to_toml(), end="")
+        return
+    if args.out is None:
+        raise ValueError("--out RUN is missing: the directory that the run is written to.")
     if args.freeze_compressor is None:
-        args.freeze_compressor = args.compressor is not None
-    names = [field.name for field in fields(TrainSettings)]
-    settings = TrainSettings(**{name: getattr(args, name) for name in names})
+        args.freeze_compressor = args.compressor is not None or args.init is not None
+    names = "data model variant compressor freeze_compressor dtype seed num_workers deterministic tensorboard"
+    settings = TrainSettings(
+        **{name: getattr(args, name) for name in names.split()},
+        init=None if args.init is None else str(preset_of(args.init)),
+        class_weights=_class_weights(args.class_weights),
+        recipe=recipe,
+    )
     args.on_interrupt = f"The whole epochs are kept in {args.out}; the same command with --resume goes on."
     _, history = train(settings, args.out, resume=args.resume, verbose=1 if sys.stdout.isatty() else 2)
     best = max(history, key=lambda row: row["val_top1"])
     print(f"Best validation top-1: {100 * best['val_top1']:.2f} % in epoch {best['epoch']}. Model: {args.out}/best")
+
+
+def read_recipe_arguments(args):
+    """The recipe that --recipe names, changed as the other arguments say."""
+    from keras_ci2p.training import read_recipe
+
+    values = {
+        name.removeprefix("recipe."): value
+        for name, value in vars(args).items()
+        if name.startswith("recipe.") and value is not None
+    }
+    for pair in args.set:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE. Received: {pair!r}")
+        values[name] = value
+    return read_recipe(args.recipe).override(values)
+
+
+def _class_weights(text):
+    if text is None or text == "balanced":
+        return text
+    weights = {}
+    for pair in text.split(","):
+        name, _, value = pair.rpartition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError as error:
+            raise ValueError(f"--class-weights takes balanced or CLASS=NUMBER,... Received: {pair!r}") from error
+    return weights

@@ -1,9 +1,11 @@
 """Photos of a folder as batches for `fit`, decoded and augmented in parallel."""
 
+import functools
 from pathlib import Path
 
+from keras_ci2p.data import transforms
+from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
 from keras_ci2p.data.folder import DataError, ImageManifest, scan_folder
-from keras_ci2p.data.transforms import center_crop, random_resized_crop
 from keras_ci2p.extras import require
 
 
@@ -15,7 +17,11 @@ def image_folder(
     split="train",
     seed=0,
     augment=None,
+    mixup=0.0,
+    cutmix=0.0,
     num_threads=None,
+    num_workers=0,
+    shard=(0, 1),
     size_multiple=16,
 ):
     """The photos below `root/<class>/` as batches of images and one-hot labels.
@@ -30,9 +36,13 @@ def image_folder(
         batch_size: Images in a batch.
         split: "train", "val" or "all" (`keras_ci2p.data.validation_mask`).
         seed: Seed of order and augmentation, an integer in 0..2**32-1.
-        augment: Function `(PIL image, (height, width), numpy generator) -> uint8 array`; None for the split's own
-            (`random_resized_crop` for training, else the central crop); False for the central crop.
+        augment: `Augmentation`, or a function `(PIL image, (height, width), numpy generator) -> uint8 array`; None for
+            the split's own (`CROP_AND_FLIP` for training, else the central crop); False for the central crop.
+        mixup, cutmix: Parameters of the Beta distributions of Mixup and CutMix; 0 for none (paper: 0.8 and 1). Only the
+            training split is mixed.
         num_threads: Threads that decode; None for one per core.
+        num_workers: Processes that decode, in place of threads of this one; 0 for none.
+        shard: `(index, count)`: of each batch only every `count`-th image, from the `index`-th on.
         size_multiple: What height and width must be multiples of: a model that takes any size cannot check them in
             compiled code. 32 for `CI2PViT`, 16 for `ViT`.
 
@@ -47,6 +57,7 @@ def image_folder(
     """
     require("grain", extra="train")
     from keras_ci2p.data.grain_dataset import EpochDataset
+    from keras_ci2p.data.mix_batches import MixBatches
     from keras_ci2p.data.photo_examples import PhotoExamples
 
     if batch_size < 1:
@@ -58,20 +69,34 @@ def image_folder(
         )
     is_training = split == "train"
     if augment is None and is_training:
-        augment = random_resized_crop
+        augment = CROP_AND_FLIP
     manifest = root if isinstance(root, ImageManifest) else scan_folder(Path(root))
     manifest = manifest.split(split)
     return EpochDataset(
-        PhotoExamples(manifest, size, augment or _center_crop),
+        PhotoExamples(manifest, size, _transform(augment)),
         batch_size=batch_size,
         shuffle=is_training,
         drop_remainder=is_training,
         seed=seed,
+        mix=MixBatches(mixup, cutmix) if is_training and (mixup or cutmix) else None,
         num_threads=num_threads,
+        **({"num_workers": num_workers} if num_workers else {}),
+        shard=shard,
         manifest=manifest,
         class_names=manifest.class_names,
     )
 
 
+def _transform(augment):
+    if isinstance(augment, Augmentation):
+        # Not a closure: worker processes get it pickled.
+        return functools.partial(_augment, augment)
+    return augment or _center_crop
+
+
+def _augment(augmentation, image, image_size, rng):
+    return transforms.augment(image, image_size, rng, augmentation)
+
+
 def _center_crop(image, image_size, rng):
-    return center_crop(image, image_size)
+    return transforms.center_crop(image, image_size)

@@ -1,53 +1,70 @@
-"""Crops of photos: random for training, central for evaluation."""
-
-import math
+"""From a photo to the pixels that a model gets: augmentation for training, the central crop for evaluation."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter, ImageOps
 
-# mmpretrain RandomResizedCrop; paper section 4.1.
-AREA = (0.08, 1.0)
-ASPECT = (3 / 4, 4 / 3)
-TRIES = 10
+from keras_ci2p.data import augmentation as recipe
+from keras_ci2p.data.noise import normal_pixels
+from keras_ci2p.data.operations import FUNCTIONS
+
+# RGB weights of mmpretrain RandomGrayscale as the paper configures it, which normalises them.
+_GRAY_SUM = 0.2989 + 0.587 + 0.114
+GRAY_WEIGHTS = (0.2989 / _GRAY_SUM, 0.587 / _GRAY_SUM, 0.114 / _GRAY_SUM)
 
 # The test pipeline resizes the short edge to 292 for crops of 256.
 RESIZE_RATIO = 292 / 256
 
 
-def random_resized_crop(image, image_size, rng):
-    """A random part of `image`, resized bicubically and flipped left to right half of the time.
-
-    The part has 8 to 100 % of the area, aspect ratio log-uniform in 3/4..4/3; after 10 tries that do not fit, the
-    largest central part whose aspect ratio is allowed.
+def augment(image, image_size, rng, augmentation):
+    """Draws from an augmentation and carries the draw out.
 
     Args:
         image: PIL image, RGB.
         image_size: `(height, width)` of the result.
         rng: `numpy.random.Generator`.
+        augmentation: `Augmentation`.
 
     Returns:
         uint8 array `(height, width, 3)`, 0..255.
     """
-    left, top, width, height = random_crop_box(image.width, image.height, rng)
-    crop = image.crop((left, top, left + width, top + height))
-    crop = crop.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC)
-    array = np.asarray(crop)
-    return array[:, ::-1] if rng.random() < 0.5 else array
+    drawn = recipe.draw(augmentation, (image.height, image.width), image_size, rng)
+    return apply_draw(image, drawn, image_size, rng)
 
 
-def random_crop_box(width, height, rng):
-    """`(left, top, width, height)` of a random resized crop, integers within the image."""
-    for _ in range(TRIES):
-        area = width * height * rng.uniform(*AREA)
-        aspect = math.exp(rng.uniform(*np.log(ASPECT)))
-        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            left = int(rng.integers(0, width - crop_width + 1))
-            top = int(rng.integers(0, height - crop_height + 1))
-            return left, top, crop_width, crop_height
-    crop_width = max(1, min(width, round(height * ASPECT[1])))
-    crop_height = max(1, min(height, round(width / ASPECT[0])))
-    return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
+def apply_draw(image, draw, image_size, rng):
+    """Carries a draw out, in the order of its fields.
+
+    Args:
+        image: PIL image, RGB.
+        draw: `Draw` for an image of this size.
+        image_size: `(height, width)` of the result.
+        rng: `numpy.random.Generator` of the noise that fills an erased rectangle.
+
+    Returns:
+        uint8 array `(height, width, 3)`, 0..255.
+    """
+    image = _crop(image, *draw.box)
+    image = image.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC)
+    if draw.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for name, value in draw.operations:
+        image = FUNCTIONS[name](image) if value is None else FUNCTIONS[name](image, value)
+    if draw.grayscale:
+        image = image.convert("L", (*GRAY_WEIGHTS, 0)).convert("RGB")
+    if draw.blur:
+        image = image.filter(ImageFilter.GaussianBlur(draw.blur))
+    if draw.solarize < 256:
+        image = ImageOps.solarize(image, draw.solarize)
+    pixels = np.array(image)
+    if draw.erase is not None:
+        top, left, height, width = draw.erase
+        pixels[top : top + height, left : left + width] = normal_pixels(height, width, rng)
+    return pixels
+
+
+def _crop(image, left, top, width, height):
+    # Not `resize(box=...)`, which lets the pixels around the crop in.
+    return image.crop((left, top, left + width, top + height))
 
 
 def center_crop(image, image_size):
@@ -69,4 +86,4 @@ def center_crop(image, image_size):
     resized = (max(resized[0], width), max(resized[1], height))
     image = image.resize(resized, Image.Resampling.BICUBIC)
     left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
-    return np.asarray(image.crop((left, top, left + width, top + height)))
+    return np.asarray(_crop(image, left, top, width, height))

@@ -171,11 +171,13 @@ class CI2PViT(_CI2PParts, ImageClassifier):
         super().__init__(backbone, num_classes, class_names, activation, name=name)
 
     @classmethod
-    def from_preset(cls, preset, num_classes=None, load_weights=True, image_shape=None, dtype=None, compressor=None):
+    def from_preset(
+        cls, preset, num_classes=None, load_weights=True, image_shape=None, dtype=None, compressor=None, **arguments
+    ):
         """The model of a preset.
 
         Args:
-            preset, num_classes, load_weights, image_shape, dtype: As in `ViT.from_preset`.
+            preset, num_classes, load_weights, image_shape, dtype, **arguments: As in `ViT.from_preset`.
             compressor: A `Compressor`, or its preset's name or directory, in place of the preset's own. Where the
                 preset has weights, the latents must have as many channels as its own.
 
@@ -183,7 +185,7 @@ class CI2PViT(_CI2PParts, ImageClassifier):
             keras_ci2p.presets.PresetError: Unknown name, missing, truncated or foreign file, another kind of model.
             OSError: A published compressor could not be downloaded.
         """
-        overrides = {"image_shape": image_shape, "dtype": dtype}
+        overrides = {"image_shape": image_shape, "dtype": dtype, **arguments}
         if compressor is None:
             return cls._from_preset(preset, num_classes, load_weights, **overrides)
         if isinstance(compressor, (str, Path)):

@@ -105,7 +105,7 @@ class ImageClassifier(keras.Model):
         )
 
     @classmethod
-    def from_preset(cls, preset, num_classes=None, load_weights=True, image_shape=None, dtype=None):
+    def from_preset(cls, preset, num_classes=None, load_weights=True, image_shape=None, dtype=None, **arguments):
         """The model of a preset.
 
         Args:
@@ -114,11 +114,13 @@ class ImageClassifier(keras.Model):
             load_weights: Whether to load weights, else they are random.
             image_shape: `(height, width, 3)` in place of the preset's. A position embedding is resized bicubically.
             dtype: Dtype policy in place of the preset's.
+            **arguments: Further constructor arguments in place of the preset's, for example `drop_path_rate`, or
+                `class_names` for a fresh head.
 
         Raises:
             keras_ci2p.presets.PresetError: Unknown name, missing, truncated or foreign file, another kind of model.
         """
-        return cls._from_preset(preset, num_classes, load_weights, image_shape=image_shape, dtype=dtype)
+        return cls._from_preset(preset, num_classes, load_weights, image_shape=image_shape, dtype=dtype, **arguments)
 
     @classmethod
     def _from_preset(cls, preset, num_classes, load_weights, **overrides):
@@ -126,7 +128,7 @@ class ImageClassifier(keras.Model):
         files = open_preset(preset)
         backbone_class = cls.backbone_class
         stored = files.config(keras.saving.get_registered_name(backbone_class), f"a {cls.__name__}")
-        config = {**stored, **{key: value for key, value in overrides.items() if value is not None}}
+        config = dict(stored)
         config.pop("name", None)
         head = dict.fromkeys(("num_classes", "class_names", "activation")) | files.task()
         keeps_head = num_classes is None and head["num_classes"] is not None
@@ -134,6 +136,7 @@ class ImageClassifier(keras.Model):
             config.update(head)
         elif num_classes is not None:
             config.update(num_classes=num_classes, activation=head["activation"])
+        config.update({key: value for key, value in overrides.items() if value is not None})
         try:
             model = cls(**config)
         except (TypeError, ValueError) as error:

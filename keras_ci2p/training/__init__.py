@@ -1,7 +1,9 @@
 """Training runs that can be interrupted, and their evaluation."""
 
 from keras_ci2p.training.evaluation import evaluate
-from keras_ci2p.training.run import RunError, train
+from keras_ci2p.training.recipe import RECIPES, Recipe, read_recipe
+from keras_ci2p.training.recorder import RunError
+from keras_ci2p.training.run import train
 from keras_ci2p.training.settings import TrainSettings
 
-__all__ = ["RunError", "TrainSettings", "evaluate", "train"]
+__all__ = ["RECIPES", "Recipe", "RunError", "TrainSettings", "evaluate", "read_recipe", "train"]

@@ -1,24 +1,37 @@
-"""The paper's optimizer and learning rate schedule (section 4.1)."""
+"""The optimizer of a recipe."""
 
 import keras
 
-# The paper's warm-up begins at a third of its learning rate of 1e-4, its cosine ends at 1.25e-6.
-WARMUP_START = 1 / 3
-FINAL_SHARE = 1.25e-6 / 1e-4
+from keras_ci2p.training.schedule import WarmupCosine
 
 
-def make_optimizer(learning_rate, weight_decay, steps_per_epoch, epochs, warmup_epochs):
-    """AdamW with a linear warm-up and a cosine down to an eightieth of `learning_rate`."""
-    total = steps_per_epoch * epochs
-    warmup = min(round(steps_per_epoch * warmup_epochs), total - 1)
-    if warmup > 0:
-        schedule = keras.optimizers.schedules.CosineDecay(
-            learning_rate * WARMUP_START,
-            decay_steps=total - warmup,
-            alpha=FINAL_SHARE,
-            warmup_target=learning_rate,
-            warmup_steps=warmup,
-        )
-    else:
-        schedule = keras.optimizers.schedules.CosineDecay(learning_rate, decay_steps=total, alpha=FINAL_SHARE)
-    return keras.optimizers.AdamW(schedule, weight_decay=weight_decay, epsilon=1e-8)
+def make_optimizer(recipe, steps_per_epoch):
+    """AdamW with warm-up and cosine.
+
+    Args:
+        recipe: `Recipe`.
+        steps_per_epoch: Batches of an epoch.
+    """
+    # At least one step with the full learning rate, however short the run.
+    warmup_epochs = min(recipe.warmup_epochs, recipe.epochs - 1 / steps_per_epoch)
+    schedule = WarmupCosine(
+        recipe.learning_rate,
+        steps_per_epoch,
+        warmup_epochs,
+        recipe.cosine_epochs or recipe.epochs - warmup_epochs,
+        warmup_start=recipe.warmup_start,
+        final=recipe.final_learning_rate,
+        by_epoch=recipe.cosine_steps == "epoch",
+    )
+    return keras.optimizers.AdamW(
+        schedule,
+        weight_decay=recipe.weight_decay,
+        beta_1=recipe.beta_1,
+        beta_2=recipe.beta_2,
+        epsilon=recipe.epsilon,
+        global_clipnorm=recipe.clip_norm,
+        gradient_accumulation_steps=recipe.accumulate if recipe.accumulate > 1 else None,
+        use_ema=recipe.ema > 0,
+        # Keras averages after every batch, also where only each n-th changes the weights.
+        ema_momentum=recipe.ema ** (1 / recipe.accumulate) if recipe.ema else 0.99,
+    )

@@ -1,6 +1,13 @@
 """All that determines a training run."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+
+from keras_ci2p.training.recipe import RECIPES, Recipe
+
+AUGMENTED_ON = ("host", "device")
+
+# What changes where a run is computed, not what: it may differ when the run is taken up again.
+FREE_TO_CHANGE = ("devices", "num_workers", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -8,52 +15,55 @@ class TrainSettings:
     """Settings of `train`; with the data, the versions and the backend they determine the result.
 
     Attributes:
-        data: Folder with one subfolder of photos per class.
+        data: Folder with one subfolder of photos per class, "tfds:NAME", or a latent cache.
         model: "ci2p" or "vit".
-        variant: Size of the transformer (`keras_ci2p.models.VARIANTS`).
-        image_size: Height and width, a multiple of 32 (ViT: of 16).
-        epochs, batch_size, seed: Integers.
-        learning_rate: Highest learning rate of AdamW.
-        warmup_epochs: Linear rise from a third of it; then a cosine to a eightieth (the paper's 1e-4 to 1.25e-6).
-        weight_decay: Of all trainable weights (paper: 0.05).
-        label_smoothing: In [0, 1) (paper: 0.1).
-        drop_path_rate: Stochastic depth of the last block (paper: 0.1).
+        variant: Size of the transformer (`keras_ci2p.models.VARIANTS`); None with `init`, whose size it is.
+        recipe: `Recipe`.
+        seed: In 0..2**32-1.
+        init: Preset or training run to begin with; its head is kept where it has the same classes.
         compressor: Trained compressor to begin with: a preset's name or directory, or a CompressAI checkpoint; None for
-            random weights.
+            random weights, those of `init`, or those of the latent cache.
         freeze_compressor: Whether the compressor keeps its weights.
         dtype: Keras dtype policy.
+        augment: "host" augments with Pillow while photos are loaded, "device" inside the compiled training step.
+        class_weights: "balanced", or a dict of weights by class name, 1 where one is missing; None for equal weights.
+        devices: "all", a number of devices, or None for Keras's own choice of one.
+        num_workers: Processes that load photos; 0 for threads in this one.
         deterministic: Whether to trade speed for the same result each time.
+        tensorboard: Whether to write logs for TensorBoard too.
     """
 
     data: str
     model: str = "ci2p"
-    variant: str = "tiny"
-    image_size: int = 256
-    epochs: int = 50
-    batch_size: int = 32
+    variant: str | None = None
+    recipe: Recipe = field(default_factory=lambda: RECIPES["quick"])
     seed: int = 0
-    learning_rate: float = 5e-4
-    warmup_epochs: float = 5.0
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    drop_path_rate: float = 0.1
+    init: str | None = None
     compressor: str | None = None
     freeze_compressor: bool = False
     dtype: str = "float32"
+    augment: str = "host"
+    class_weights: str | dict | None = None
+    devices: str | int | None = None
+    num_workers: int = 0
     deterministic: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self):
-        for name, least in (("epochs", 1), ("batch_size", 1), ("image_size", 1), ("warmup_epochs", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}. Received: {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be in 0..2**32-1. Received: {self.seed}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive. Received: {self.learning_rate}")
         if self.compressor is not None and self.model != "ci2p":
             raise ValueError(f"A compressor goes with the model ci2p. Received: model={self.model!r}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1). Received: {self.label_smoothing}")
+        if self.init is not None and self.variant is not None:
+            raise ValueError(f"The size is that of init={self.init!r}. Received also: variant={self.variant!r}")
+        if self.init is None and self.variant is None:
+            object.__setattr__(self, "variant", "tiny")
+        if self.augment not in AUGMENTED_ON:
+            raise ValueError(f"augment must be one of {', '.join(AUGMENTED_ON)}. Received: {self.augment!r}")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must not be negative. Received: {self.num_workers}")
+        if isinstance(self.class_weights, str) and self.class_weights != "balanced":
+            raise ValueError(f'class_weights must be "balanced" or a dict. Received: {self.class_weights!r}')
 
     def as_dict(self):
-        return asdict(self)
+        return {**asdict(self), "recipe": self.recipe.as_dict()}

@@ -18,7 +18,8 @@ TOLERANCE = 1e-4 if keras.backend.backend() == "tensorflow" else 0
 
 
 def command(photos, run, *more):
-    options = "--variant nano --image-size 32 --batch-size 4 --epochs 2 --drop-path-rate 0.3 --deterministic"
+    recipe = "--recipe paper --image-size 32 --batch-size 4 --epochs 2 --drop-path-rate 0.3 --ema 0.9"
+    options = f"--variant nano {recipe} --deterministic"
     return [sys.executable, NANO_CLI, "train", str(photos), "--out", str(run), *options.split(), *more]
 
 

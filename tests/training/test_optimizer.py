@@ -2,24 +2,101 @@ import keras
 import numpy as np
 import pytest
 
+from keras_ci2p.training import RECIPES, Recipe
 from keras_ci2p.training.optimizer import make_optimizer
+
+STEPS = 10
 
 
 def rate(optimizer, step):
     return float(keras.ops.convert_to_numpy(optimizer._learning_rate(step)))
 
 
-def test_warm_up_and_cosine():
-    optimizer = make_optimizer(1e-4, 0.05, steps_per_epoch=10, epochs=300, warmup_epochs=20)
-    assert optimizer.weight_decay == 0.05
-    np.testing.assert_allclose(rate(optimizer, 0), 1e-4 / 3, rtol=1e-4)
-    np.testing.assert_allclose(rate(optimizer, 100), (1e-4 / 3 + 1e-4) / 2, rtol=1e-3)
-    np.testing.assert_allclose(rate(optimizer, 200), 1e-4, rtol=1e-3)
-    np.testing.assert_allclose(rate(optimizer, 1600), (1e-4 + 1.25e-6) / 2, rtol=1e-3)
-    np.testing.assert_allclose(rate(optimizer, 3000), 1.25e-6, rtol=1e-3)
+# 1.25e-6 + (1e-4 - 1.25e-6) * (1 + cos(pi * (epoch - 20) / 280)) / 2 after the warm-up.
+@pytest.mark.parametrize(
+    ("epoch", "published"),
+    [(0, 1e-4 / 3), (10, 6.68342e-5), (20, 1e-4), (90, 8.55382e-5), (150, 5.6154e-5), (160, 5.0625e-5), (300, 1.25e-6)],
+)
+def test_learning_rates_of_the_paper(epoch, published):
+    for name in ("paper", "paper_literal"):
+        optimizer = make_optimizer(RECIPES[name], STEPS)
+        np.testing.assert_allclose(rate(optimizer, epoch * STEPS), published, rtol=1e-4)
+
+
+def test_the_literal_schedule_rises_again():
+    optimizer = make_optimizer(RECIPES["paper_literal"], STEPS)
+    # model: 8.1e-5 in the last epoch, as the paper's own code.
+    np.testing.assert_allclose(rate(optimizer, 499 * STEPS), 8.1e-5, rtol=1e-2)
+
+
+def test_the_warm_up_is_by_steps_and_the_cosine_by_epochs():
+    optimizer = make_optimizer(RECIPES["paper"], STEPS)
+    rates = [rate(optimizer, step) for step in range(23 * STEPS)]
+    np.testing.assert_allclose(np.diff(rates[: 20 * STEPS]), (1e-4 - 1e-4 / 3) / 199, rtol=2e-3)
+    np.testing.assert_allclose(rates[199], 1e-4, rtol=1e-5)
+    assert len(set(rates[200:210])) == 1 and rates[210] < rates[209]
+    smooth = make_optimizer(RECIPES["paper"].override({"cosine_steps": "batch"}), STEPS)
+    assert rate(smooth, 221) < rate(smooth, 220) < rate(smooth, 219)
 
 
 @pytest.mark.parametrize("warmup", [0, 5, 100])
 def test_short_runs(warmup):
-    optimizer = make_optimizer(1e-3, 0.05, steps_per_epoch=1, epochs=2, warmup_epochs=warmup)
-    assert all(0 < rate(optimizer, step) <= 1e-3 * 1.001 for step in range(3))
+    optimizer = make_optimizer(Recipe(learning_rate=1e-3, epochs=2, warmup_epochs=warmup), 1)
+    assert all(0 < rate(optimizer, step) <= 1e-3 * 1.001 for step in range(2))
+
+
+def test_adamw_as_in_the_paper():
+    optimizer = make_optimizer(RECIPES["paper"], STEPS)
+    config = optimizer.get_config()
+    expected = {"weight_decay": 0.05, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8, "global_clipnorm": None}
+    assert {key: config[key] for key in expected} == expected
+    assert not config["use_ema"] and config["gradient_accumulation_steps"] is None
+
+
+def test_the_schedule_can_be_stored():
+    schedule = make_optimizer(RECIPES["paper"], STEPS)._learning_rate
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(schedule))
+    assert float(again(1234)) == float(schedule(1234))
+
+
+def train_one_weight(recipe, gradients):
+    """The weight after steps with the given gradients, and the optimizer."""
+    weight = keras.Variable([1.0])
+    optimizer = make_optimizer(recipe, steps_per_epoch=100)
+    optimizer.build([weight])
+    values = []
+    for gradient in gradients:
+        optimizer.apply([keras.ops.convert_to_tensor([gradient])])
+        values.append(float(weight.numpy()[0]))
+    return np.array(values), optimizer
+
+
+PLAIN = Recipe(warmup_epochs=0, learning_rate=0.1, weight_decay=0.0, cosine_steps="batch")
+
+
+def test_accumulation_averages_gradients():
+    accumulated, _ = train_one_weight(PLAIN.override({"accumulate": 2}), [1.0, -0.5, 0.5, 0.0])
+    np.testing.assert_array_equal(accumulated[[0, 2]], [1.0, accumulated[1]])
+    straight, _ = train_one_weight(PLAIN.override({"accumulate": 1}), [0.25, 0.25])
+    np.testing.assert_allclose(accumulated[[1, 3]], straight, rtol=1e-4)
+
+
+def test_clipping():
+    # Adam does not feel the size of a constant gradient, but that of the second beside the first.
+    clipped, _ = train_one_weight(PLAIN.override({"clip_norm": 1}), [1.0, 100.0])
+    straight, _ = train_one_weight(PLAIN, [1.0, 1.0])
+    np.testing.assert_allclose(clipped, straight, rtol=1e-5)
+    assert abs(train_one_weight(PLAIN, [1.0, 100.0])[0][1] - straight[1]) > 0.01
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_average_of_the_weights(accumulate):
+    recipe = PLAIN.override({"ema": 0.5, "accumulate": accumulate})
+    values, optimizer = train_one_weight(recipe, [1.0] * 3 * accumulate)
+    average, momentum = values[0], 0.5 ** (1 / accumulate)
+    # Keras keeps the weights themselves until the first update.
+    for i, value in enumerate(values):
+        average = value if i < accumulate else momentum * average + (1 - momentum) * value
+    stored = float(optimizer._model_variables_moving_average[0].numpy()[0])
+    np.testing.assert_allclose(stored, average, rtol=1e-5)
+    assert abs(stored - values[-1]) > 0.01

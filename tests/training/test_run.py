@@ -1,13 +1,16 @@
 import csv
+import dataclasses
 import json
 
 import keras
 import numpy as np
 import pytest
+from conftest import write_photos
 
-from keras_ci2p import CI2PViT
+from keras_ci2p import CI2PViT, ViT
+from keras_ci2p.data.photo_examples import PhotoExamples
 from keras_ci2p.models.variants import VARIANTS
-from keras_ci2p.training import RunError, TrainSettings, evaluate, train
+from keras_ci2p.training import RECIPES, RunError, TrainSettings, evaluate, read_recipe, train
 
 
 @pytest.fixture
@@ -15,8 +18,13 @@ def settings(photos, nano, monkeypatch):
     monkeypatch.setitem(VARIANTS, "nano", nano)
 
     def make(**kwargs):
-        defaults = {"variant": "nano", "model": "vit", "image_size": 32, "epochs": 2, "batch_size": 8}
-        return TrainSettings(str(photos), **{**defaults, "warmup_epochs": 0.5, **kwargs})
+        """Keyword arguments of `TrainSettings` and numbers of the recipe, mixed."""
+        own = {"variant": "nano", "model": "vit"}
+        recipe = {"image_size": 32, "epochs": 2, "batch_size": 8, "warmup_epochs": 0.5}
+        names = {field.name for field in dataclasses.fields(TrainSettings)}
+        for key, value in kwargs.items():
+            (own if key in names else recipe)[key] = value
+        return TrainSettings(str(photos), recipe=RECIPES["quick"].override(recipe), **own)
 
     return make
 
@@ -24,11 +32,14 @@ def settings(photos, nano, monkeypatch):
 def test_a_run_leaves_its_record(settings, photos, tmp_path):
     run = tmp_path / "run"
     model, history = train(settings(model="ci2p"), run, verbose=0)
-    names = {"best", "last", "checkpoints", "config.json", "history.csv", "curves.png"}
+    names = {"best", "last", "checkpoints", "config.json", "recipe.toml", "history.csv", "curves.png"}
     assert {path.name for path in run.iterdir()} == names
     rows = list(csv.DictReader((run / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert set(rows[0]) == {"epoch", "loss", "top1", "val_loss", "val_top1", "learning_rate", "seconds"}
+    names = "epoch loss top1 top5 val_loss val_top1 val_top5 learning_rate seconds images_per_second waiting"
+    assert list(rows[0]) == names.split()
+    assert all(float(row["images_per_second"]) > 0 and 0 <= float(row["waiting"]) < 1 for row in rows)
+    assert read_recipe(run / "recipe.toml") == settings().recipe
     assert float(rows[1]["val_top1"]) == history[1]["val_top1"]
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["variant"] == "nano"
@@ -69,9 +80,9 @@ def test_existing_directories(settings, tmp_path):
 def test_only_the_same_run_can_be_resumed(settings, photos, tmp_path):
     run = tmp_path / "run"
     train(settings(epochs=1), run, verbose=0)
-    with pytest.raises(RunError, match="other settings.*batch_size: 8, now 4"):
+    with pytest.raises(RunError, match="other settings.*recipe.batch_size: 8, now 4"):
         train(settings(epochs=1, batch_size=4), run, resume=True, verbose=0)
-    _, history = train(settings(epochs=1), run, resume=True, verbose=0)
+    _, history = train(settings(epochs=1, num_workers=3), run, resume=True, verbose=0)
     assert len(history) == 1, "it was finished"
     (photos / "cat" / "000.png").unlink()
     with pytest.raises(RunError, match="other data"):
@@ -86,13 +97,105 @@ def test_wrong_sizes_are_refused_before_anything_is_written(settings, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_averaged_weights_are_validated_and_kept(settings, photos, tmp_path):
+    run = tmp_path / "run"
+    model, history = train(settings(ema=0.9, epochs=2, learning_rate=1e-2), run, verbose=0)
+    last = ViT.from_preset(run / "last")
+    np.testing.assert_array_equal(last.head.get_weights()[0], model.head.get_weights()[0])
+    report = evaluate(last, photos, verbose=0)
+    assert report["top1"] == pytest.approx(history[-1]["val_top1"])
+    # The checkpoint goes on from the weights themselves, and a finished run ends with the averages again.
+    again, _ = train(settings(ema=0.9, epochs=2, learning_rate=1e-2), run, resume=True, verbose=0)
+    np.testing.assert_allclose(again.head.get_weights()[0], model.head.get_weights()[0], rtol=0, atol=0)
+    with np.load(run / "checkpoints" / "epoch-0002" / "state.npz") as state:
+        kept = [array for array in state.values() if array.shape == (32, 3)]
+    assert not any(np.array_equal(kept[0], array) for array in kept[1:])
+    assert not np.array_equal(kept[0], model.head.get_weights()[0]), (
+        "the checkpoint holds the weights, not the averages"
+    )
+
+
+def test_early_stopping(settings, tmp_path):
+    run = tmp_path / "run"
+    slow = {"patience": 2, "epochs": 9, "learning_rate": 1e-12}
+    _, history = train(settings(**slow), run, verbose=0)
+    assert len(history) == 3, "the first epoch stays the best, then two more"
+    _, history = train(settings(**slow), run, resume=True, verbose=0)
+    assert len(history) == 3, "it was finished"
+
+
+def test_fine_tuning(settings, tmp_path):
+    run = tmp_path / "run"
+    trained, _ = train(settings(epochs=1), run, verbose=0)
+    still = {"epochs": 1, "learning_rate": 1e-12, "variant": None, "init": str(run / "last")}
+    tuned, _ = train(settings(**still), tmp_path / "same", verbose=0)
+    for before, after in zip(trained.weights, tuned.weights, strict=True):
+        np.testing.assert_allclose(before.numpy(), after.numpy(), atol=1e-6)
+    folder = write_photos(tmp_path / "others", ("cat", "horse"))
+    tuned, _ = train(dataclasses.replace(settings(**still), data=str(folder)), tmp_path / "other", verbose=0)
+    assert tuned.class_names == ["cat", "horse"] and tuned.head.kernel.shape == (32, 2)
+    block = tuned.get_layer("block_0").get_weights(), trained.get_layer("block_0").get_weights()
+    np.testing.assert_allclose(block[0][0], block[1][0], atol=1e-6)
+    with pytest.raises(ValueError, match="size is that of init"):
+        settings(init="preset")
+
+
+def test_class_weights(settings, photos, tmp_path):
+    for i in range(5):
+        (photos / "cat" / f"{i:03d}.png").unlink()
+    model, _ = train(settings(class_weights={"cat": 30}, epochs=1), tmp_path / "run", verbose=0)
+    assert model.loss.class_weights == [1, 30, 1]
+    model, _ = train(settings(class_weights="balanced", epochs=1), tmp_path / "balanced", verbose=0)
+    np.testing.assert_allclose(model.loss.class_weights, [20 / 24, 20 / 12, 20 / 24])
+    with pytest.raises(RunError, match="cow, which .* does not have"):
+        train(settings(class_weights={"cow": 2}), tmp_path / "wrong", verbose=0)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision(settings, tmp_path, dtype):
+    run = tmp_path / "run"
+    options = {"dtype": dtype, "model": "ci2p", "ema": 0.9, "learning_rate": 3e-3, "epochs": 3}
+    model, history = train(settings(**options), run, verbose=0)
+    assert all(np.isfinite(row[key]) for row in history for key in ("loss", "val_loss"))
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert model.get_layer("block_0").compute_dtype == dtype.removeprefix("mixed_")
+    assert all(np.isfinite(w.numpy()).all() for w in CI2PViT.from_preset(run / "last").weights)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_a_nan_ends_the_run_and_the_last_good_weights_are_kept(settings, tmp_path, monkeypatch, dtype):
+    run, stack, batches = tmp_path / "run", PhotoExamples.stack, []
+
+    def damaged(self, elements):
+        images, labels = stack(self, elements)
+        batches.append(len(images))
+        # Three batches in an epoch, others are read ahead or for validation.
+        return (np.full_like(images, np.nan) if len(batches) > 24 else images), labels
+
+    monkeypatch.setattr(PhotoExamples, "stack", damaged)
+    with pytest.raises(RunError, match="no longer finite: nan.*last good epoch are kept"):
+        train(settings(epochs=20, dtype=dtype), run, verbose=0)
+    history = list(csv.DictReader((run / "history.csv").open()))
+    assert 1 <= len(history) < 20
+    assert all(np.isfinite(w.numpy()).all() for w in ViT.from_preset(run / "best").weights)
+    with np.load(run / "checkpoints" / f"epoch-{len(history):04d}" / "state.npz") as state:
+        assert all(np.isfinite(array).all() for array in state.values())
+
+
+def test_tensorboard(settings, tmp_path):
+    pytest.importorskip("tensorboardX")
+    train(settings(epochs=1, tensorboard=True), tmp_path / "run", verbose=0)
+    (log,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"top1/validation" in log.read_bytes()
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(settings, tmp_path):
-    with pytest.raises(RunError, match="no longer finite in epoch 1"):
+    with pytest.raises(RunError, match="no longer finite: nan in step . of epoch 1"):
         train(settings(learning_rate=1e30), tmp_path / "run", verbose=0)
     assert not (tmp_path / "run" / "best").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"learning_rate": 0}, {"seed": -1}, {"label_smoothing": 1}])
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"augment": "gpu"}, {"num_workers": -1}, {"class_weights": "even"}])
 def test_bad_settings(settings, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         settings(**wrong)

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from keras_ci2p.data import image_folder
+from keras_ci2p.data.mixing import MixDraw, draw_mix, mix
+
+IMAGES = np.stack([np.full((4, 6, 2), value, "float32") for value in (0, 100, 200)])
+LABELS = np.eye(3, dtype="float32")
+PARTNER = np.array([1, 2, 0], "int32")
+
+
+def test_mixup_by_hand():
+    images, labels = mix(IMAGES, LABELS, MixDraw(PARTNER, 0.75, (0, 0, 0, 0), 0.75))
+    np.testing.assert_allclose(images[:, 0, 0, 0], [25, 125, 150])
+    np.testing.assert_allclose(images.std((1, 2, 3)), 0)
+    np.testing.assert_allclose(labels, [[0.75, 0.25, 0], [0, 0.75, 0.25], [0.25, 0, 0.75]])
+
+
+def test_cutmix_by_hand():
+    before = IMAGES.copy()
+    images, labels = mix(IMAGES, LABELS, MixDraw(PARTNER, 1.0, (1, 2, 3, 5), 0.75))
+    expected = np.zeros((4, 6))
+    expected[1:3, 2:5] = 100
+    np.testing.assert_array_equal(images[0, :, :, 0], expected)
+    np.testing.assert_allclose(labels, [[0.75, 0.25, 0], [0, 0.75, 0.25], [0.25, 0, 0.75]])
+    np.testing.assert_array_equal(IMAGES, before)
+    assert images.dtype == labels.dtype == "float32"
+
+
+def draws(mixup, cutmix, n=4000, size=(40, 60)):
+    rng = np.random.default_rng(0)
+    return [draw_mix(mixup, cutmix, 5, size, rng) for _ in range(n)]
+
+
+def test_one_of_both_half_of_the_time():
+    both = draws(0.8, 1.0)
+    is_mixup = [draw.box == (0, 0, 0, 0) and draw.weight < 1 for draw in both]
+    # Five standard deviations; a box may be empty in CutMix too, which `weight` tells.
+    assert abs(np.mean(is_mixup) - 0.5) < 5 * 0.5 / len(both) ** 0.5
+    assert all(sorted(draw.partner) == list(range(5)) for draw in both)
+    assert len({tuple(draw.partner) for draw in both}) == 120
+
+
+def test_distribution_of_mixup():
+    weights = [draw.weight for draw in draws(0.8, 0.0)]
+    assert stats.kstest(weights, stats.beta(0.8, 0.8).cdf).pvalue > 1e-3
+    assert stats.kstest(weights, stats.beta(1.0, 1.0).cdf).pvalue < 1e-3, "the test can tell them apart"
+
+
+def test_distribution_of_cutmix():
+    sample = draws(0.0, 1.0)
+    for draw in sample:
+        top, left, bottom, right = draw.box
+        assert 0 <= top <= bottom <= 40 and 0 <= left <= right <= 60 and draw.weight == 1
+        assert draw.label_weight == pytest.approx(1 - (bottom - top) * (right - left) / 2400)
+    # The box before it is cut off has the share 1 - Beta(1, 1) of the area: where it is whole, its sides tell.
+    whole = [d.box for d in sample if d.box[0] > 0 and d.box[1] > 0 and d.box[2] < 40 and d.box[3] < 60]
+    ratios = [(bottom - top) / (right - left) for top, left, bottom, right in whole if right - left > 12]
+    np.testing.assert_allclose(np.mean(ratios), 40 / 60, rtol=0.05)
+    # A uniform centre and share: the mean share that is left after cutting off is known by integration.
+    assert np.mean([d.label_weight for d in sample]) == pytest.approx(_mean_label_weight(), abs=0.02)
+
+
+def _mean_label_weight():
+    """1 - E[(overlap of an interval of length s, centre uniform, with [0, 1])^2], s^2 uniform."""
+    side = np.sqrt((np.arange(2000) + 0.5) / 2000)
+    overlap = side - side**2 / 4
+    return 1 - (overlap**2).mean()
+
+
+def test_neither():
+    images, labels = mix(IMAGES, LABELS, draw_mix(0, 0, 3, (4, 6), np.random.default_rng(0)))
+    np.testing.assert_array_equal(images, IMAGES)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_batches_are_mixed_anew_in_each_epoch(photos):
+    def weights(seed):
+        dataset = image_folder(photos, image_size=32, batch_size=8, mixup=0.8, cutmix=1.0, seed=seed)
+        epochs = [np.concatenate([labels for _, labels in dataset]) for _ in range(2)]
+        assert np.allclose([labels.sum(1) for labels in epochs], 1)
+        return epochs
+
+    first, second = weights(0)
+    assert not np.array_equal(np.sort(first, 0), np.sort(second, 0))
+    assert ((first > 0).sum(1) == 2).any(), "two classes in one image"
+    np.testing.assert_array_equal(first, weights(0)[0])
+    validation = image_folder(photos, image_size=32, split="val", mixup=0.8)
+    assert all((labels.max(1) == 1).all() for _, labels in validation)

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_ci2p.layers.attention import scaled_dot_product_attention
 from keras_ci2p.layers.drop_path import DropPath
 
 LAYER_NORM_EPSILON = 1e-6
@@ -80,7 +81,7 @@ class TransformerBlock(keras.layers.Layer):
         head_dim = hidden_dim // self.num_heads
         batch = ops.shape(x)[0]
         qkv = ops.reshape(self.qkv(x), (batch, tokens, 3, self.num_heads, head_dim))
-        attended = ops.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        attended = scaled_dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return self.attention_output(ops.reshape(attended, (batch, tokens, hidden_dim)))
 
     def compute_output_shape(self, input_shape):

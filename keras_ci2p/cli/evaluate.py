@@ -15,7 +15,7 @@ def add_parser(commands):
         "The validation photos are those that `train` keeps aside.",
     )
     parser.add_argument("model", metavar="RUN|PRESET", help=HELP)
-    parser.add_argument("data", metavar="DATA", help="folder with one subfolder of photos per class")
+    parser.add_argument("data", metavar="DATA", help="folder with one subfolder of photos per class, or tfds:NAME")
     parser.add_argument("--split", choices=("val", "all"), default="val", help="default: val")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
     parser.add_argument(
@@ -27,7 +27,7 @@ def add_parser(commands):
 def run(args):
     from keras_ci2p import files
     from keras_ci2p.cli.model import open_model, preset_of
-    from keras_ci2p.data import scan_folder
+    from keras_ci2p.data import open_data
     from keras_ci2p.data.seen import SEEN_FILE, count_seen
     from keras_ci2p.extras import require
     from keras_ci2p.training.backend import environment
@@ -35,7 +35,7 @@ def run(args):
 
     require("matplotlib.figure", extra="train")
     model, preset = open_model(args.model)
-    manifest = scan_folder(args.data)
+    manifest = open_data(args.data)
     check_classes(model, manifest)
     seen_file = preset.directory / SEEN_FILE
     if seen_file.is_file():

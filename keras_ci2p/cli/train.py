@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import fields
 
 DESCRIPTION = """\
 Train a classifier on a folder of photos, one subfolder per class. A fifth of each class is kept for validation,
@@ -24,7 +25,9 @@ def add_parser(commands):
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", metavar="DATA", help="folder with one subfolder of photos per class")
+    parser.add_argument(
+        "data", metavar="DATA", help="folder with one subfolder of photos per class, tfds:NAME, or a latent cache"
+    )
     parser.add_argument("--out", metavar="RUN", help="directory of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN")
 
@@ -43,7 +46,7 @@ def add_parser(commands):
     model.add_argument(
         "--freeze-compressor",
         action=argparse.BooleanOptionalAction,
-        help="keep the compressor's weights; default: keep those of --compressor and --init, train random ones",
+        help="keep the compressor's weights; default: keep trained ones, train random ones",
     )
 
     recipe = parser.add_argument_group("recipe")
@@ -68,6 +71,18 @@ def add_parser(commands):
     computing = parser.add_argument_group("computing")
     computing.add_argument(
         "--dtype", default="float32", help="Keras dtype policy: float32 (default), mixed_bfloat16, mixed_float16"
+    )
+    computing.add_argument(
+        "--augment",
+        choices=("host", "device"),
+        default="host",
+        help="augment while photos are loaded (default), or inside the compiled step, where a GPU waits for its data",
+    )
+    computing.add_argument(
+        "--devices",
+        type=lambda text: int(text) if text.isdigit() else text,
+        metavar="all|N",
+        help="train on several devices; torch: start with torchrun; default: Keras's own choice of one",
     )
     computing.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     computing.add_argument(
@@ -108,11 +123,10 @@ def run(args):
         return
     if args.out is None:
         raise ValueError("--out RUN is missing: the directory that the run is written to.")
-    if args.freeze_compressor is None:
-        args.freeze_compressor = args.compressor is not None or args.init is not None
-    names = "data model variant compressor freeze_compressor dtype seed num_workers deterministic tensorboard"
+    read_otherwise = ("init", "class_weights", "recipe")
+    names = [field.name for field in fields(TrainSettings) if field.name not in read_otherwise]
     settings = TrainSettings(
-        **{name: getattr(args, name) for name in names.split()},
+        **{name: getattr(args, name) for name in names},
         init=None if args.init is None else str(preset_of(args.init)),
         class_weights=_class_weights(args.class_weights),
         recipe=recipe,

@@ -38,7 +38,8 @@ class Augmentation:
     Probabilities are in 0..1; 0 switches a step off. Ranges are `(least, most)`.
 
     Attributes:
-        crop_area: Share of the image's area that the random crop covers; (1, 1) with `crop_aspect` (1, 1) for none.
+        crop_area: Share of the image's area that the random crop covers; (1, 1) with `crop_aspect` (1, 1) for the
+            central square.
         crop_aspect: Width over height of the crop, drawn log-uniformly.
         flip: Probability of a left-right flip.
         randaugment_ops: Operations drawn for each image, with replacement; 0 for none.

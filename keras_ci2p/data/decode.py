@@ -21,8 +21,8 @@ def load_image(source):
     """
     try:
         with Image.open(source) as image:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except OSError:
         raise
     except Exception as error:
@@ -37,7 +37,8 @@ def _to_rgb(image):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    # `convert` would copy, which takes as long as decoding a small JPEG.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bit(image):

@@ -1,11 +1,13 @@
 """A folder with one subfolder per class: its photos, checked, hashed and split."""
 
+import collections
 import hashlib
 import io
+import itertools
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -14,6 +16,7 @@ from keras_ci2p.data.decode import load_image
 from keras_ci2p.data.split import validation_mask
 
 SPLITS = ("train", "val", "all")
+_PIECE = 32
 
 
 class DataError(ValueError):
@@ -39,6 +42,8 @@ class ImageManifest:
     labels: tuple
     digests: tuple
     skipped: tuple = ()
+
+    _columns = ("files", "labels", "digests")
 
     def __len__(self):
         return len(self.files)
@@ -67,12 +72,14 @@ class ImageManifest:
         """
         if name not in SPLITS:
             raise DataError(f"`split` must be one of {', '.join(SPLITS)}. Received: split={name!r}")
-        mask = validation_mask(self.digests, self.labels)
+        mask = self._validation_mask()
         kept = [i for i, is_validation in enumerate(mask) if name == "all" or is_validation == (name == "val")]
         if not kept:
             raise DataError(f"The {name} split of {self.root} is empty: {len(self)} photos are too few to split.")
-        columns = (tuple(column[i] for i in kept) for column in (self.files, self.labels, self.digests))
-        return ImageManifest(self.root, self.class_names, *columns, self.skipped)
+        return replace(self, **{name: tuple(getattr(self, name)[i] for i in kept) for name in self._columns})
+
+    def _validation_mask(self):
+        return validation_mask(self.digests, self.labels)
 
 
 def scan_folder(root):
@@ -100,10 +107,7 @@ def scan_folder(root):
         found = f"only {class_names[0]!r}" if class_names else "none"
         raise DataError(f"{root} must hold one subfolder of photos for each of at least two classes; found {found}.")
     candidates = [(path, label) for label, name in enumerate(class_names) for path in _visible_files(root / name)]
-    # Once for all threads: filters are global. What Pillow warns of is no reason to leave a picture out.
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.simplefilter("ignore")
-        checked = list(pool.map(_check, (path for path, _ in candidates)))
+    checked = in_threads(_check_file, (path for path, _ in candidates))
     good, skipped = [], []
     for (path, label), (digest, problem) in zip(candidates, checked, strict=True):
         relative = path.relative_to(root).as_posix()
@@ -111,7 +115,7 @@ def scan_folder(root):
             skipped.append((relative, problem))
         else:
             good.append((relative, label, digest))
-    _warn_of_skipped(root, skipped)
+    warn_of_skipped(root, skipped)
     files, labels, digests = zip(*good, strict=True) if good else ((), (), ())
     empty = [name for i, name in enumerate(class_names) if i not in set(labels)]
     if empty:
@@ -127,19 +131,45 @@ def _visible_files(folder):
                 yield Path(directory, name)
 
 
-def _check(path):
-    """`(digest, None)` of a readable picture, `(None, reason)` of anything else."""
+def in_threads(check, items):
+    """Yields `check(item)` of each item, in order; several are at work at a time.
+
+    Python's warnings are off meanwhile: what Pillow warns of is no reason to leave a picture out.
+    """
+    workers = os.cpu_count() or 1
+    items = iter(items)
+    running = collections.deque()
+    # Filters are global: once for all threads.
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        warnings.simplefilter("ignore")
+        # Large pieces, few of them waiting: Ctrl-C within `submit` can leave one of its locks held for ever.
+        while piece := list(itertools.islice(items, _PIECE)):
+            running.append(pool.submit(lambda piece: [check(item) for item in piece], piece))
+            if len(running) > 2 * workers:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
+
+
+def check_picture(content):
+    """`(SHA-256, None)` of the bytes of a readable picture, `(None, reason)` of anything else."""
+    if not content:
+        return None, "empty file"
     try:
-        content = path.read_bytes()
-        if not content:
-            return None, "empty file"
-        try:
-            _decode_cheaply(content)
-        except MemoryError:
-            return None, "too large"
-        return hashlib.sha256(content).hexdigest(), None
+        _decode_cheaply(content)
+    except MemoryError:
+        return None, "too large"
     except OSError as error:
         return None, "no picture" if "cannot identify" in str(error) else str(error)
+    return hashlib.sha256(content).hexdigest(), None
+
+
+def _check_file(path):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return None, str(error)
+    return check_picture(content)
 
 
 def _decode_cheaply(content):
@@ -150,12 +180,13 @@ def _decode_cheaply(content):
                 image.draft("L", (image.width // 8, image.height // 8))
                 image.load()
                 return
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         pass
     load_image(io.BytesIO(content))
 
 
-def _warn_of_skipped(root, skipped, most=10):
+def warn_of_skipped(root, skipped, most=10):
+    """One warning that lists the first of the skipped files, `(name, reason)`."""
     if not skipped:
         return
     lines = [f"  {path}: {reason}" for path, reason in skipped[:most]]

@@ -4,6 +4,8 @@ import os
 
 import grain
 
+from keras_ci2p.data.workers import WorkerDataset
+
 
 class EpochDataset(grain.IterDataset):
     """Batches of examples; each time it is gone through, the next epoch.
@@ -16,7 +18,9 @@ class EpochDataset(grain.IterDataset):
         drop_remainder: Whether to drop the rest that fills no batch.
         seed: Of order and augmentation.
         mix: grain `RandomMap` from batch to batch, or None.
-        num_threads: Threads that load; None for one per core.
+        num_threads: Threads that load, in each worker where there are any; None for one per core, or per worker.
+        num_workers: Processes that load; 0 to load in this one. `examples` and `mix` are pickled for them, and a script
+            that starts them must guard its main part by `if __name__ == "__main__":`.
         shard: `(index, count)`: of each batch only every `count`-th example, from the `index`-th on.
         **attributes: Become attributes.
     """
@@ -31,6 +35,7 @@ class EpochDataset(grain.IterDataset):
         seed,
         mix=None,
         num_threads=None,
+        num_workers=0,
         shard=(0, 1),
         **attributes,
     ):
@@ -52,7 +57,8 @@ class EpochDataset(grain.IterDataset):
         batches = loaded.batch(self.batch_size // count, batch_fn=examples.stack)
         self._batches = batches if mix is None else batches.random_map(mix)
         self.steps_per_epoch = len(self._batches)
-        threads = num_threads or os.cpu_count() or 1
+        self._num_workers = num_workers
+        threads = num_threads or (1 if num_workers else os.cpu_count() or 1)
         self._read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
     def __iter__(self):
@@ -69,7 +75,8 @@ class EpochDataset(grain.IterDataset):
     def _from(self, first, end=None):
         n = self.steps_per_epoch
         batches = self._batches.repeat()[first * n : None if end is None else end * n]
-        return batches.to_iter_dataset(self._read_options)
+        batches = batches.to_iter_dataset(self._read_options)
+        return WorkerDataset(batches, self._num_workers) if self._num_workers else batches
 
     def __str__(self):
         return f"EpochDataset({self.steps_per_epoch} batches of {self.batch_size})"
@@ -90,6 +97,10 @@ class _EpochIterator(grain.DatasetIterator):
         except StopIteration:
             self._dataset.epoch = self._epoch + 1
             raise
+
+    def close(self):
+        self._batches.close()
+        super().close()
 
     def get_state(self):
         return {"epoch": self._epoch, "batches": self._batches.get_state()}

@@ -1,11 +1,11 @@
 """Photos of a folder as batches for `fit`, decoded and augmented in parallel."""
 
 import functools
-from pathlib import Path
 
 from keras_ci2p.data import transforms
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
-from keras_ci2p.data.folder import DataError, ImageManifest, scan_folder
+from keras_ci2p.data.folder import DataError, ImageManifest
+from keras_ci2p.data.source import open_data
 from keras_ci2p.extras import require
 
 
@@ -17,6 +17,7 @@ def image_folder(
     split="train",
     seed=0,
     augment=None,
+    augment_on="host",
     mixup=0.0,
     cutmix=0.0,
     num_threads=None,
@@ -31,13 +32,15 @@ def image_folder(
     training split drops the rest that fills no batch, so that the shapes stay the same; the others keep it.
 
     Args:
-        root: Folder with one subfolder per class, or an `ImageManifest` of `scan_folder`.
+        root: What `open_data` takes: a folder with one subfolder per class, "tfds:NAME", or an `ImageManifest`.
         image_size: Height and width of the images, or `(height, width)`.
         batch_size: Images in a batch.
         split: "train", "val" or "all" (`keras_ci2p.data.validation_mask`).
         seed: Seed of order and augmentation, an integer in 0..2**32-1.
         augment: `Augmentation`, or a function `(PIL image, (height, width), numpy generator) -> uint8 array`; None for
             the split's own (`CROP_AND_FLIP` for training, else the central crop); False for the central crop.
+        augment_on: "host", or "device": the training photos stay as they are, and each batch holds what was drawn for
+            them, for `keras_ci2p.training.AugmentedClassifier`. Takes an `Augmentation`.
         mixup, cutmix: Parameters of the Beta distributions of Mixup and CutMix; 0 for none (paper: 0.8 and 1). Only the
             training split is mixed.
         num_threads: Threads that decode; None for one per core.
@@ -70,17 +73,27 @@ def image_folder(
     is_training = split == "train"
     if augment is None and is_training:
         augment = CROP_AND_FLIP
-    manifest = root if isinstance(root, ImageManifest) else scan_folder(Path(root))
-    manifest = manifest.split(split)
+    manifest = (root if isinstance(root, ImageManifest) else open_data(root)).split(split)
+    mixes = is_training and bool(mixup or cutmix)
+    if is_training and augment_on == "device":
+        from keras_ci2p.data.raw_examples import DrawMix, RawExamples
+
+        if not isinstance(augment, Augmentation):
+            raise DataError(f"What is augmented on the device is an `Augmentation`. Received: augment={augment!r}")
+        examples = RawExamples(manifest, size, augment)
+        mix = DrawMix(mixup, cutmix, size) if mixes else None
+    else:
+        examples = PhotoExamples(manifest, size, _transform(augment))
+        mix = MixBatches(mixup, cutmix) if mixes else None
     return EpochDataset(
-        PhotoExamples(manifest, size, _transform(augment)),
+        examples,
         batch_size=batch_size,
         shuffle=is_training,
         drop_remainder=is_training,
         seed=seed,
-        mix=MixBatches(mixup, cutmix) if is_training and (mixup or cutmix) else None,
+        mix=mix,
         num_threads=num_threads,
-        **({"num_workers": num_workers} if num_workers else {}),
+        num_workers=num_workers,
         shard=shard,
         manifest=manifest,
         class_names=manifest.class_names,

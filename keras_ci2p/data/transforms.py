@@ -11,6 +11,9 @@ from keras_ci2p.data.operations import FUNCTIONS
 _GRAY_SUM = 0.2989 + 0.587 + 0.114
 GRAY_WEIGHTS = (0.2989 / _GRAY_SUM, 0.587 / _GRAY_SUM, 0.114 / _GRAY_SUM)
 
+# Crops of six times the size and more are averaged down by a whole number first: a third of the time, values within 3.
+REDUCING_GAP = 3.0
+
 # The test pipeline resizes the short edge to 292 for crops of 256.
 RESIZE_RATIO = 292 / 256
 
@@ -44,7 +47,7 @@ def apply_draw(image, draw, image_size, rng):
         uint8 array `(height, width, 3)`, 0..255.
     """
     image = _crop(image, *draw.box)
-    image = image.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC)
+    image = image.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
     if draw.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     for name, value in draw.operations:

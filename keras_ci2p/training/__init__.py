@@ -1,9 +1,23 @@
 """Training runs that can be interrupted, and their evaluation."""
 
+from keras_ci2p.training.augmented_model import AugmentedClassifier
+from keras_ci2p.training.cache_settings import CacheSettings
+from keras_ci2p.training.caching import cache_latents
 from keras_ci2p.training.evaluation import evaluate
 from keras_ci2p.training.recipe import RECIPES, Recipe, read_recipe
 from keras_ci2p.training.recorder import RunError
 from keras_ci2p.training.run import train
 from keras_ci2p.training.settings import TrainSettings
 
-__all__ = ["RECIPES", "Recipe", "RunError", "TrainSettings", "evaluate", "read_recipe", "train"]
+__all__ = [
+    "RECIPES",
+    "AugmentedClassifier",
+    "CacheSettings",
+    "Recipe",
+    "RunError",
+    "TrainSettings",
+    "cache_latents",
+    "evaluate",
+    "read_recipe",
+    "train",
+]

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from keras_ci2p import files
-from keras_ci2p.data import DataError, image_folder, scan_folder
+from keras_ci2p.data import DataError, image_folder, open_data
 from keras_ci2p.extras import require
 
 
@@ -13,7 +13,8 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
 
     Args:
         model: A `CI2PViT` or `ViT` with class names.
-        data: Folder with one subfolder per class, or an `ImageManifest`; the classes must be the model's.
+        data: What `keras_ci2p.data.open_data` takes: a folder, "tfds:NAME" or an `ImageManifest`; the
+            classes must be the model's.
         split: "val" (the default, never trained on by `train`) or "all".
         image_size: Height and width of the images; None for the model's.
         batch_size, verbose: As in `predict`.
@@ -25,7 +26,7 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
     Raises:
         DataError: Classes that are not the model's, or data that cannot be used.
     """
-    manifest = data if hasattr(data, "digests") else scan_folder(data)
+    manifest = open_data(data)
     class_names = check_classes(model, manifest)
     images = image_folder(
         manifest,

@@ -1,29 +1,25 @@
 """The batches of a run."""
 
-from keras_ci2p.data import image_folder
+from keras_ci2p.data import image_folder, latent_folder
+from keras_ci2p.data.latent_cache import LatentCache
 
 
-def make_inputs(settings, manifest, size_multiple):
+def make_inputs(settings, photos, size_multiple, shard):
     """`(training, validation)` datasets.
 
     Args:
         settings: `TrainSettings`.
-        manifest: All photos.
+        photos: All photos, `ImageManifest` or `LatentCache`.
         size_multiple: What the image size must be a multiple of.
+        shard: `(index, count)`, the part of each training batch to load.
     """
     recipe = settings.recipe
-    common = {
-        "image_size": recipe.image_size,
-        "batch_size": recipe.batch_size,
-        "size_multiple": size_multiple,
-    }
-    train_data = image_folder(
-        manifest,
-        split="train",
-        seed=settings.seed,
-        augment=recipe.augmentation,
-        mixup=recipe.mixup,
-        cutmix=recipe.cutmix,
-        **common,
-    )
-    return train_data, image_folder(manifest, split="val", **common)
+    common = {"batch_size": recipe.batch_size, "num_workers": settings.num_workers}
+    training = {"seed": settings.seed, "mixup": recipe.mixup, "cutmix": recipe.cutmix, "shard": shard}
+    if isinstance(photos, LatentCache):
+        make = latent_folder
+    else:
+        make = image_folder
+        common.update(image_size=recipe.image_size, size_multiple=size_multiple)
+        training.update(augment=recipe.augmentation, augment_on=settings.augment)
+    return make(photos, split="train", **training, **common), make(photos, split="val", **common)

@@ -1,9 +1,12 @@
-"""The model of a run."""
+"""The model of a run, and what of it is trained."""
 
 from pathlib import Path
 
 from keras_ci2p.convert import from_compressai
+from keras_ci2p.data.latent_cache import is_latent_cache, open_cache
 from keras_ci2p.models import CLASSIFIERS, Compressor
+from keras_ci2p.training.augmented_model import AugmentedClassifier
+from keras_ci2p.training.cached_compressor import cached_compressor
 
 
 def read_compressor(source):
@@ -13,28 +16,74 @@ def read_compressor(source):
     return from_compressai(source) if Path(source).is_file() else Compressor.from_preset(source)
 
 
-def make_model(settings, compressor, class_names):
-    """A new classifier as `TrainSettings` describe it.
-
-    With `init`, the preset's head is kept where it has the same class names in the same order, else it is new.
+class ModelParts:
+    """What the model of a run is made from.
 
     Args:
         settings: `TrainSettings`.
-        compressor: `Compressor` whose weights are copied, or None.
-        class_names: Names of the classes.
+
+    Attributes:
+        cache: The `LatentCache` that is trained on, or None.
+
+    Raises:
+        ValueError: Settings that do not fit the latent cache.
     """
-    size = settings.recipe.image_size
-    arguments = {"drop_path_rate": settings.recipe.drop_path_rate, "dtype": settings.dtype}
-    if settings.model == "ci2p":
-        arguments.update(freeze_compressor=settings.freeze_compressor)
-        if compressor is not None:
-            arguments.update(compressor=compressor)
-    model_class = CLASSIFIERS[settings.model]
-    names = list(class_names)
-    arguments["image_shape"] = (size, size, 3)
-    if settings.init is None:
-        return model_class(variant=settings.variant, num_classes=len(names), class_names=names, **arguments)
-    model = model_class.from_preset(settings.init, **arguments)
-    if model.class_names != names:
-        return model_class.from_preset(settings.init, num_classes=len(names), class_names=names, **arguments)
-    return model
+
+    def __init__(self, settings):
+        self._settings = settings
+        self._class = CLASSIFIERS[settings.model]
+        self.cache = open_cache(settings.data) if is_latent_cache(settings.data) else None
+        self._compressor = read_compressor(settings.compressor)
+        self._freeze = settings.freeze_compressor
+        if self._freeze is None:
+            begins_trained = (settings.compressor, settings.init, self.cache)
+            self._freeze = any(part is not None for part in begins_trained)
+        size = settings.recipe.image_size
+        self._image_size = (size, size)
+        if self.cache is not None:
+            self._check_fits_cache()
+            self._image_size = self.cache.image_size
+            if self._compressor is None and settings.init is None:
+                self._compressor = cached_compressor(self.cache)
+
+    def _check_fits_cache(self):
+        where = f"{self._settings.data} is a latent cache"
+        if self._settings.model != "ci2p":
+            raise ValueError(f"{where}; train the model ci2p on it. Received: model={self._settings.model!r}")
+        if not self._freeze:
+            raise ValueError(f"{where}: its compressor cannot be trained. Received: freeze_compressor=False")
+        if self._settings.augment == "device":
+            raise ValueError(f"{where}: its views are augmented already. Received: augment='device'")
+
+    def make(self, class_names):
+        """A new classifier.
+
+        With `init`, the preset's head is kept where it has the same class names in the same order, else it is new.
+        """
+        settings = self._settings
+        names = list(class_names)
+        arguments = {
+            "image_shape": (*self._image_size, 3),
+            "drop_path_rate": settings.recipe.drop_path_rate,
+            "dtype": settings.dtype,
+        }
+        if settings.model == "ci2p":
+            arguments.update(freeze_compressor=self._freeze, compressor=self._compressor)
+        if settings.init is None:
+            model = self._class(variant=settings.variant, num_classes=len(names), class_names=names, **arguments)
+        else:
+            model = self._class.from_preset(settings.init, **arguments)
+            if model.class_names != names:
+                head = {"num_classes": len(names), "class_names": names}
+                model = self._class.from_preset(settings.init, **head, **arguments)
+        if self.cache is not None:
+            self.cache.check_compressor(model.compressor)
+        return model
+
+    def learner(self, model):
+        """The Keras model to `fit`, which shares the classifier's weights."""
+        if self.cache is not None:
+            return model.latent_classifier
+        if self._settings.augment == "device":
+            return AugmentedClassifier(model, self._image_size, seed=self._settings.seed)
+        return model

@@ -7,15 +7,16 @@ from pathlib import Path
 import keras
 
 from keras_ci2p import files
-from keras_ci2p.data import scan_folder
+from keras_ci2p.data import open_data
 from keras_ci2p.extras import require
 from keras_ci2p.training.averaging import AveragedWeights
 from keras_ci2p.training.backend import environment, make_deterministic
 from keras_ci2p.training.checkpoint import Checkpoints
+from keras_ci2p.training.devices import Devices
 from keras_ci2p.training.inputs import make_inputs
 from keras_ci2p.training.interrupt import RaiseInterrupt
 from keras_ci2p.training.loss import SoftTargetCrossentropy, balanced_weights
-from keras_ci2p.training.model import make_model, read_compressor
+from keras_ci2p.training.model import ModelParts
 from keras_ci2p.training.optimizer import make_optimizer
 from keras_ci2p.training.recipe import write_recipe
 from keras_ci2p.training.recorder import LAST, Recorder, RunError
@@ -47,7 +48,6 @@ def train(settings, run_dir, resume=False, verbose=1):
         ValueError: An image size or variant that the model does not take.
     """
     run_dir = Path(run_dir)
-    recipe = settings.recipe
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
     require("matplotlib.figure", extra="train")
@@ -55,44 +55,60 @@ def train(settings, run_dir, resume=False, verbose=1):
         require("tensorboardX", extra="tensorboard")
     previous = _previous_run(run_dir, resume)
     _check_same("settings", _lasting(settings), previous)
-
     if settings.deterministic:
         make_deterministic()
-    keras.utils.set_random_seed(settings.seed)
-    # The model first: a wrong size or variant should not wait for the photos.
-    compressor = read_compressor(settings.compressor)
-    size_multiple = make_model(settings, compressor, ("a", "b")).size_multiple
-    manifest = scan_folder(settings.data)
-    data = {"sha256": manifest.sha256, "photos": manifest.counts()}
-    _check_same("data", data, previous)
-    class_weights = _class_weights(settings.class_weights, manifest)
+    devices = Devices.open(settings.devices)
+    devices.check_batch_size(settings.recipe.batch_size)
+    with devices.scope():
+        return _train(settings, run_dir, previous, devices, verbose if devices.is_main else 0)
 
-    train_data, val_data = make_inputs(settings, manifest, size_multiple)
+
+def _train(settings, run_dir, previous, devices, verbose):
+    from keras_ci2p.training.throughput import TimedDataset
+
+    recipe = settings.recipe
+    # The model first: a wrong size or variant should not wait for the photos.
+    parts = ModelParts(settings)
+    size_multiple = parts.make(("a", "b")).size_multiple
+    photos = open_data(settings.data) if parts.cache is None else parts.cache
+    data = {"sha256": photos.sha256, "photos": photos.counts()}
+    if parts.cache is not None:
+        data.update(latents=parts.cache.manifest["settings"], compressor=parts.cache.fingerprint)
+    _check_same("data", data, previous)
+    # Until here nothing is written, so that all processes have seen the same directory.
+    devices.agree("settings or data", [_lasting(settings), data])
+    class_weights = _class_weights(settings.class_weights, photos)
+
+    train_data, val_data = make_inputs(settings, photos, size_multiple, devices.shard)
     keras.utils.set_random_seed(settings.seed)
-    model = make_model(settings, compressor, manifest.class_names)
-    model.compile(
+    model = parts.make(photos.class_names)
+    learner = parts.learner(model)
+    learner.compile(
         optimizer=make_optimizer(recipe, train_data.steps_per_epoch),
         loss=SoftTargetCrossentropy(recipe.label_smoothing, class_weights),
-        metrics=[
+        # Weighted, since several devices fill up the last batch of the validation with examples of weight 0.
+        weighted_metrics=[
             keras.metrics.CategoricalAccuracy(name="top1"),
-            keras.metrics.TopKCategoricalAccuracy(min(5, len(manifest.class_names)), name="top5"),
+            keras.metrics.TopKCategoricalAccuracy(min(5, model.num_classes), name="top5"),
         ],
     )
 
-    from keras_ci2p.training.throughput import TimedDataset
-
-    run_dir.mkdir(parents=True, exist_ok=True)
-    files.clean_up(run_dir)
+    if devices.is_main:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        files.clean_up(run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints")
-    record = checkpoints.restore(model) or {"history": [], "best": None}
+    record = checkpoints.restore(learner) or {"history": [], "best": None}
+    devices.prepare(learner)
     if previous is None:
-        files.write_json(run_dir / CONFIG, {"settings": settings.as_dict(), "data": data, **environment()})
-        write_recipe(run_dir / RECIPE, recipe)
+        if devices.is_main:
+            here = {**environment(), "devices": devices.describe()}
+            files.write_json(run_dir / CONFIG, {"settings": settings.as_dict(), "data": data, **here})
+            write_recipe(run_dir / RECIPE, recipe)
     elif previous.get("backend") != keras.backend.backend():
         warnings.warn(
             f"This run was begun on {previous.get('backend')} and goes on with {keras.backend.backend()}: "
             "the result will differ from one made on one backend.",
-            stacklevel=2,
+            stacklevel=3,
         )
     averaging = AveragedWeights() if recipe.ema else None
     epochs_done = len(record["history"])
@@ -101,21 +117,21 @@ def train(settings, run_dir, resume=False, verbose=1):
         run_dir,
         model,
         record,
-        checkpoints,
+        checkpoints if devices.is_main else None,
         timed,
         train_data.manifest,
         averaging,
         settings,
-        reduce_logs=dict,
+        reduce_logs=devices.mean,
         verbose=verbose,
     )
     if epochs_done < recipe.epochs and not recorder.patience_is_over:
         interrupt = RaiseInterrupt()
         with interrupt.watching():
-            model.fit(
+            learner.fit(
                 timed,
                 steps_per_epoch=train_data.steps_per_epoch,
-                validation_data=val_data.repeated(),
+                validation_data=devices.validation(val_data.repeated(), len(val_data.manifest)),
                 validation_steps=val_data.steps_per_epoch,
                 initial_epoch=epochs_done,
                 epochs=recipe.epochs,
@@ -126,24 +142,24 @@ def train(settings, run_dir, resume=False, verbose=1):
             )
     elif averaging:
         # As `fit` does at its end.
-        model.optimizer.finalize_variable_values(model.trainable_variables)
+        learner.optimizer.finalize_variable_values(learner.trainable_variables)
     recorder.write_preset(LAST)
     return model, record["history"]
 
 
-def _class_weights(wanted, manifest):
-    """One weight for each class of the manifest, or None."""
+def _class_weights(wanted, photos):
+    """One weight for each class, or None."""
     if wanted is None:
         return None
     if wanted == "balanced":
-        return balanced_weights(list(manifest.split("train").counts().values()))
-    unknown = sorted(set(wanted) - set(manifest.class_names))
+        return balanced_weights(list(photos.split("train").counts().values()))
+    unknown = sorted(set(wanted) - set(photos.class_names))
     if unknown:
         raise RunError(
-            f"Class weights are given for {', '.join(unknown)}, which {manifest.root} does not have. It has: "
-            f"{', '.join(manifest.class_names)}"
+            f"Class weights are given for {', '.join(unknown)}, which {photos.root} does not have. It has: "
+            f"{', '.join(photos.class_names)}"
         )
-    return [float(wanted.get(name, 1)) for name in manifest.class_names]
+    return [float(wanted.get(name, 1)) for name in photos.class_names]
 
 
 def _previous_run(run_dir, resume):

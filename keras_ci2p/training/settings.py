@@ -23,7 +23,7 @@ class TrainSettings:
         init: Preset or training run to begin with; its head is kept where it has the same classes.
         compressor: Trained compressor to begin with: a preset's name or directory, or a CompressAI checkpoint; None for
             random weights, those of `init`, or those of the latent cache.
-        freeze_compressor: Whether the compressor keeps its weights.
+        freeze_compressor: Whether the compressor keeps its weights; None: where it begins with trained ones.
         dtype: Keras dtype policy.
         augment: "host" augments with Pillow while photos are loaded, "device" inside the compiled training step.
         class_weights: "balanced", or a dict of weights by class name, 1 where one is missing; None for equal weights.
@@ -40,7 +40,7 @@ class TrainSettings:
     seed: int = 0
     init: str | None = None
     compressor: str | None = None
-    freeze_compressor: bool = False
+    freeze_compressor: bool | None = None
     dtype: str = "float32"
     augment: str = "host"
     class_weights: str | dict | None = None

@@ -5,12 +5,24 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import write_photos
+from conftest import NANO, write_photos
 
 from keras_ci2p import CI2PViT, ViT
+from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError
 from keras_ci2p.data.photo_examples import PhotoExamples
+from keras_ci2p.layers import AnalysisTransform
+from keras_ci2p.models import CLASSIFIERS
 from keras_ci2p.models.variants import VARIANTS
-from keras_ci2p.training import RECIPES, RunError, TrainSettings, evaluate, read_recipe, train
+from keras_ci2p.training import (
+    RECIPES,
+    CacheSettings,
+    RunError,
+    TrainSettings,
+    cache_latents,
+    evaluate,
+    read_recipe,
+    train,
+)
 
 
 @pytest.fixture
@@ -151,15 +163,15 @@ def test_class_weights(settings, photos, tmp_path):
         train(settings(class_weights={"cow": 2}), tmp_path / "wrong", verbose=0)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision(settings, tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "kind"), [("mixed_bfloat16", "ci2p"), ("mixed_float16", "vit")])
+def test_mixed_precision(settings, tmp_path, dtype, kind):
     run = tmp_path / "run"
-    options = {"dtype": dtype, "model": "ci2p", "ema": 0.9, "learning_rate": 3e-3, "epochs": 3}
+    options = {"dtype": dtype, "model": kind, "ema": 0.9, "learning_rate": 3e-3, "epochs": 3}
     model, history = train(settings(**options), run, verbose=0)
     assert all(np.isfinite(row[key]) for row in history for key in ("loss", "val_loss"))
     assert history[-1]["loss"] < history[0]["loss"]
     assert model.get_layer("block_0").compute_dtype == dtype.removeprefix("mixed_")
-    assert all(np.isfinite(w.numpy()).all() for w in CI2PViT.from_preset(run / "last").weights)
+    assert all(np.isfinite(w.numpy()).all() for w in CLASSIFIERS[kind].from_preset(run / "last").weights)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
@@ -180,6 +192,50 @@ def test_a_nan_ends_the_run_and_the_last_good_weights_are_kept(settings, tmp_pat
     assert all(np.isfinite(w.numpy()).all() for w in ViT.from_preset(run / "best").weights)
     with np.load(run / "checkpoints" / f"epoch-{len(history):04d}" / "state.npz") as state:
         assert all(np.isfinite(array).all() for array in state.values())
+
+
+@pytest.fixture
+def small_compressor():
+    compressor = AnalysisTransform(num_filters=8, latent_channels=12)
+    compressor.build((None, None, None, 3))
+    return compressor
+
+
+def test_training_on_latents(settings, photos, tmp_path, small_compressor):
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    views = CacheSettings(views=2, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
+    cache_latents(photos, cache, small_compressor, views, verbose=0)
+    on_latents = dataclasses.replace(settings(model="ci2p", mixup=0.8, epochs=2), data=str(cache))
+    model, history = train(on_latents, run, verbose=0)
+    # The model is whole: it has the compressor of the cache and classifies photos as it classified latents.
+    assert model.freeze_compressor and model.compressor.latent_channels == 12
+    np.testing.assert_array_equal(model.compressor.get_weights()[0], small_compressor.get_weights()[0])
+    report = evaluate(CI2PViT.from_preset(run / "last"), photos, verbose=0)
+    assert report["top1"] == pytest.approx(history[-1]["val_top1"])
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"]["latents"]["views"] == 2 and config["data"]["photos"]["cat"] == 10
+
+    tuned = dataclasses.replace(on_latents, init=str(run / "best"), variant=None)
+    assert len(train(tuned, tmp_path / "more", verbose=0)[1]) == 2
+    other = CI2PViT((32, 32, 3), num_classes=3, compressor={"num_filters": 8, "latent_channels": 12}, **NANO)
+    other.save_to_preset(tmp_path / "other")
+    with pytest.raises(DataError, match="made with another compressor"):
+        train(dataclasses.replace(tuned, init=str(tmp_path / "other")), tmp_path / "no", verbose=0)
+    for wrong in ({"model": "vit"}, {"freeze_compressor": False}, {"augment": "device"}):
+        with pytest.raises(ValueError, match=f"latent cache.*{next(iter(wrong))}"):
+            train(dataclasses.replace(on_latents, **wrong), tmp_path / "no", verbose=0)
+    assert not (tmp_path / "no").exists()
+
+
+def test_augmentation_on_the_device(settings, tmp_path):
+    run = tmp_path / "run"
+    options = {"augment": "device", "mixup": 0.8, "cutmix": 1.0, "learning_rate": 3e-3, "epochs": 2}
+    options["augmentation"] = Augmentation().as_dict()
+    model, history = train(settings(**options), run, verbose=0)
+    assert history[1]["loss"] < history[0]["loss"]
+    last = ViT.from_preset(run / "last")
+    np.testing.assert_array_equal(last.head.get_weights()[0], model.head.get_weights()[0])
+    train(settings(**options), run, resume=True, verbose=0)
 
 
 def test_tensorboard(settings, tmp_path):

@@ -1,0 +1,115 @@
+"""`keras-ci2p cache`"""
+
+import argparse
+import sys
+from pathlib import Path
+
+DESCRIPTION = """\
+Run a trained, frozen compressor once over some augmented views of each training photo and over the central crop of each
+validation photo, and store the latents. `keras-ci2p train OUT ...` then trains on them without the compressor.
+
+OUT gets latents.json, photos.npz, compressor/ (a preset) and the latents in ArrayRecord files. After Ctrl-C or a crash,
+the same command with --resume keeps the whole files and makes the others."""
+
+EPILOG = """\
+Of the recipe only the augmentation and the image size count; Mixup and CutMix are done on the latents in training."""
+
+
+def add_parser(commands):
+    parser = commands.add_parser(
+        "cache",
+        help="store a data set's latents, to train without the compressor",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", metavar="DATA", help="folder with one subfolder of photos per class")
+    parser.add_argument("out", metavar="OUT", help="directory of the cache")
+    parser.add_argument(
+        "--views", type=int, default=4, metavar="K", help="augmented views of each training photo; default: 4"
+    )
+    parser.add_argument(
+        "--compressor",
+        required=True,
+        metavar="NAME|PATH",
+        help="a preset, a name such as bmshj2018-factorized-mse-5, a CompressAI checkpoint, or a training run, whose "
+        "compressor is taken",
+    )
+    parser.add_argument(
+        "--store",
+        choices=("float16", "rounded"),
+        default="float16",
+        help="16-bit floats (default), or integers as the compressor makes them, in an eighth of the space",
+    )
+    parser.add_argument(
+        "--recipe", default="quick", metavar="NAME|FILE", help="whose augmentation to use, as in train; default: quick"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a number, such as augmentation.erasing=0",
+    )
+    parser.add_argument(
+        "--image-size", dest="recipe.image_size", metavar="N", help="height and width, a multiple of 32; default: 256"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images encoded at a time; default: 32")
+    parser.add_argument(
+        "--shard-records", type=int, metavar="N", help="latents in a file; default: 1024, more for over 256 files"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="that decode and augment; default: one per core")
+    parser.add_argument("--resume", action="store_true", help="go on with the cache in OUT")
+    parser.set_defaults(run=run)
+
+
+def run(args):
+    from keras_ci2p.cli.train import read_recipe_arguments
+    from keras_ci2p.training.cache_settings import CacheSettings
+    from keras_ci2p.training.caching import cache_latents
+
+    recipe = read_recipe_arguments(args)
+    settings = CacheSettings(
+        views=args.views,
+        image_size=recipe.image_size,
+        augmentation=recipe.augmentation,
+        store=args.store,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        shard_records=args.shard_records,
+    )
+    compressor = _read_compressor(args.compressor)
+    args.on_interrupt = f"The whole files are kept in {args.out}; the same command with --resume goes on."
+    cache = cache_latents(
+        args.data,
+        args.out,
+        compressor,
+        settings,
+        resume=args.resume,
+        num_threads=args.threads,
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+    counts = {split: cache.num_records(split) for split in ("train", "val")}
+    total = sum(counts.values())
+    print(
+        f"{counts['train']} latents of {len(cache.split('train'))} training photos, {counts['val']} of validation: "
+        f"{cache.num_bytes / 1e6:,.1f} MB, {cache.num_bytes / total:,.0f} bytes each. Cache: {args.out}"
+    )
+
+
+def _read_compressor(source):
+    from keras_ci2p.cli.model import open_model, preset_of
+    from keras_ci2p.convert import from_compressai
+    from keras_ci2p.models import CI2PViT, Compressor
+    from keras_ci2p.presets import PresetError, open_preset
+
+    if Path(source).is_file():
+        return from_compressai(source)
+    preset = open_preset(preset_of(source))
+    if preset.registered_name() == "keras_ci2p>Compressor":
+        return Compressor.from_preset(preset)
+    model, _ = open_model(preset)
+    if not isinstance(model, CI2PViT):
+        raise PresetError(f"{source} has no compressor: it is a {type(model).__name__}.")
+    return model.compressor

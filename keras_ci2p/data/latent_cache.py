@@ -1,0 +1,206 @@
+"""A directory of stored latents: what it holds, of which photos, by which compressor."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from keras_ci2p import files
+from keras_ci2p.data.folder import DataError, ImageManifest
+
+FORMAT_VERSION = 1
+MANIFEST = "latents.json"
+PHOTOS = "photos.npz"
+COMPRESSOR = "compressor"
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Latents of some views of each training photo, and of the central crop of each validation photo.
+
+    Its directory holds `latents.json` (settings, compressor, counts, checksums), `photos.npz` (files, labels and
+    digests), `compressor/` (a preset) and ArrayRecord files, in which the views of a photo follow one another.
+
+    As an `ImageManifest` it has `root`, `class_names`, `sha256`, `counts` and `split`.
+
+    Attributes:
+        root: The directory.
+        manifest: Contents of `latents.json`.
+        splits: `ImageManifest` of "train" and "val"; the photos lie where they lay when they were encoded.
+    """
+
+    root: Path
+    manifest: dict
+    splits: dict
+
+    @property
+    def class_names(self):
+        return tuple(self.manifest["data"]["class_names"])
+
+    @property
+    def sha256(self):
+        """`ImageManifest.sha256` of all photos."""
+        return self.manifest["data"]["sha256"]
+
+    def counts(self):
+        """Number of photos by class name."""
+        counts = [photos.counts() for photos in self.splits.values()]
+        return {name: sum(count[name] for count in counts) for name in self.class_names}
+
+    def split(self, name):
+        """The `ImageManifest` of "train" or "val"; DataError for another name."""
+        if name not in SPLITS:
+            raise DataError(f"`split` must be one of {', '.join(SPLITS)}. Received: split={name!r}")
+        return self.splits[name]
+
+    @property
+    def fingerprint(self):
+        """`fingerprint` of the compressor's analysis transform."""
+        return self.manifest["compressor"]["fingerprint"]
+
+    @property
+    def compressor_preset(self):
+        """Directory of the compressor."""
+        return self.root / COMPRESSOR
+
+    @property
+    def image_size(self):
+        """`(height, width)` of the images that were encoded."""
+        return tuple(self.manifest["settings"]["image_size"])
+
+    @property
+    def latent_shape(self):
+        """`(height, width, channels)`."""
+        return tuple(self.manifest["latent_shape"])
+
+    @property
+    def store(self):
+        """ "float16" or "rounded"."""
+        return self.manifest["settings"]["store"]
+
+    def views(self, split):
+        """Number of latents of each photo."""
+        return self.manifest["settings"]["views"] if split == "train" else 1
+
+    def shards(self, split):
+        """The files in order: dicts of `file` and `records`, and once they are made of `bytes` and `sha256`."""
+        return self.manifest["shards"][split]
+
+    def is_made(self, shard):
+        """Whether the file of one of `shards` is there, in its size."""
+        path = self.root / shard["file"]
+        return "bytes" in shard and path.is_file() and path.stat().st_size == shard["bytes"]
+
+    def num_records(self, split):
+        """Number of latents of a split."""
+        return sum(shard["records"] for shard in self.shards(split))
+
+    @property
+    def num_bytes(self):
+        """Size of the files of latents that are made."""
+        return sum(shard.get("bytes", 0) for split in SPLITS for shard in self.shards(split))
+
+    def check_compressor(self, transform):
+        """Raises DataError unless the latents are of this built `AnalysisTransform`."""
+        given = fingerprint(transform)
+        if given != self.fingerprint:
+            raise DataError(
+                f"The latents in {self.root} were made with another compressor: its fingerprint is {self.fingerprint}, "
+                f"the model's {given}. Give the model the compressor in {self.compressor_preset}, or make a new cache."
+            )
+
+    def verify(self):
+        """Reads all files of latents; DataError unless they are as they were written."""
+        for shard in (shard for split in SPLITS for shard in self.shards(split)):
+            path = self.root / shard["file"]
+            if files.sha256(path) != shard["sha256"]:
+                raise DataError(
+                    f"{path} is damaged: its SHA-256 is not that of {MANIFEST}. Delete it; the command that began the "
+                    "cache, with --resume, makes it again."
+                )
+
+
+def open_cache(root):
+    """The `LatentCache` of a directory, which must be complete. Sizes are checked; `verify` checks the contents too.
+
+    Raises:
+        DataError: No latent cache, one of another format, an unfinished or damaged one.
+    """
+    cache = read_cache(root)
+    shards = [shard for split in SPLITS for shard in cache.shards(split)]
+    missing = [shard["file"] for shard in shards if not cache.is_made(shard)]
+    if missing:
+        raise DataError(
+            f"The latent cache {root} is not complete: {len(missing)} of {len(shards)} files are missing or damaged, "
+            f"first {missing[0]}. The command that began it, with --resume, makes them."
+        )
+    return cache
+
+
+def read_cache(root):
+    """As `open_cache`, but the cache may be unfinished."""
+    root = Path(root)
+    if not is_latent_cache(root):
+        raise DataError(f"{root} is no latent cache: it has no {MANIFEST}.")
+    try:
+        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+        if version != FORMAT_VERSION:
+            raise DataError(f"{root} has cache format {version!r}; this version of keras_ci2p reads {FORMAT_VERSION}.")
+        data = manifest["data"]
+        if files.sha256(root / PHOTOS) != data["photos_sha256"]:
+            raise DataError(f"{root / PHOTOS} is damaged: its SHA-256 is not that of {MANIFEST}. Make a new cache.")
+        return LatentCache(root, manifest, _read_photos(root / PHOTOS, data))
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"The latent cache {root} is damaged: {error!r}. Make a new one.") from error
+
+
+def is_latent_cache(root):
+    """Whether a directory is a latent cache, finished or not."""
+    return (Path(root) / MANIFEST).is_file()
+
+
+def fingerprint(transform):
+    """SHA-256 of a built `AnalysisTransform`: architecture, channels, weights. The same on every backend.
+
+    Raises:
+        ValueError: It has no weights yet.
+    """
+    if not transform.built:
+        raise ValueError(f"{transform.name} has no weights yet; build it first.")
+    config = f"{transform.architecture} {transform.num_filters} {transform.latent_channels}"
+    digest = hashlib.sha256(config.encode("ascii"))
+    for weight in transform.get_weights():
+        digest.update(str(weight.shape).encode("ascii"))
+        digest.update(weight.astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def write_photos(path, photos):
+    """Writes files, labels and digests of each split's `ImageManifest` as a numpy archive."""
+    columns = {}
+    for split, manifest in photos.items():
+        # No file name holds a zero byte.
+        columns[f"{split}_files"] = np.frombuffer(b"\0".join(map(os.fsencode, manifest.files)), "uint8")
+        columns[f"{split}_labels"] = np.array(manifest.labels, "<i4")
+        columns[f"{split}_digests"] = np.frombuffer(bytes.fromhex("".join(manifest.digests)), "uint8").reshape(-1, 32)
+    with files.atomic_file(path) as temporary:
+        np.savez_compressed(temporary, **columns)
+
+
+def _read_photos(path, data):
+    with np.load(path, allow_pickle=False) as columns:
+        return {
+            split: ImageManifest(
+                Path(data["root"]),
+                tuple(data["class_names"]),
+                tuple(map(os.fsdecode, columns[f"{split}_files"].tobytes().split(b"\0"))),
+                tuple(columns[f"{split}_labels"].tolist()),
+                tuple(digest.tobytes().hex() for digest in columns[f"{split}_digests"]),
+            )
+            for split in SPLITS
+        }

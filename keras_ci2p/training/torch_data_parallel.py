@@ -1,0 +1,120 @@
+"""Training on several devices with torch: `torchrun` starts a process for each, and `DistributedDataParallel` averages
+their gradients.
+
+Keras 3.15 has no distribution for torch, and its `train_step` calls the model itself, past the wrapper that averages.
+"""
+
+import contextlib
+import os
+
+import keras
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from keras_ci2p.training.devices import Devices, batch_normalizations, random_states
+
+
+def open_torch(wanted):
+    """`Devices.open` on torch."""
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if wanted is None and started > 1:
+        raise ValueError(f"torchrun has started {started} processes: train with devices='all'.")
+    if wanted is None:
+        return Devices()
+    on_gpu = _keras_uses_cuda()
+    here = torch.cuda.device_count() if on_gpu else 1
+    if started == 1:
+        number = here if wanted == "all" else wanted
+        if number == 1:
+            return Devices()
+        if on_gpu and number > here:
+            raise ValueError(f"There are {here} GPUs, not {number}. Train on at most {here}, or on 'all'.")
+        raise ValueError(
+            f"torch trains on {number} devices in as many processes, which torchrun starts: "
+            f"torchrun --nproc_per_node={number} -m keras_ci2p train ... --devices all"
+        )
+    if wanted not in ("all", started):
+        raise ValueError(f"torchrun has started {started} processes. Received: devices={wanted}")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if on_gpu and local_rank >= here:
+        raise ValueError(f"torchrun has started more processes than there are GPUs: --nproc_per_node={here}.")
+    return TorchDevices(f"cuda:{local_rank}" if on_gpu else "cpu")
+
+
+class TorchDevices(Devices):
+    """The devices of all processes that `torchrun` has started; this process has one of them."""
+
+    def __init__(self, device):
+        self._device = device
+        if device != "cpu":
+            torch.cuda.set_device(device)
+        if not dist.is_initialized():
+            dist.init_process_group("gloo" if device == "cpu" else "nccl")
+        self.count = dist.get_world_size()
+        self.shard = (dist.get_rank(), self.count)
+        self._models = []
+
+    @contextlib.contextmanager
+    def scope(self):
+        with keras.device(self._device):
+            yield
+        # Not after an error: the other processes are elsewhere, and end with this one.
+        for model in self._models:
+            vars(model).pop("train_step", None)
+        dist.destroy_process_group()
+
+    def prepare(self, model):
+        """Gives the model a `train_step` that averages over the processes; all weights become those of the first.
+
+        The loss must be a mean over the batch, as Keras's losses are.
+        """
+        parallel = DistributedDataParallel(model)
+        for state in random_states(model):
+            state.assign(state + keras.ops.convert_to_tensor([self.shard[0], 0], state.dtype))
+        statistics = [
+            variable.value
+            for layer in batch_normalizations(model)
+            for variable in (layer.moving_mean, layer.moving_variance)
+        ]
+
+        loss_tracker = next(metric for metric in model.metrics if metric.name == "loss")
+
+        # As in keras/src/backend/torch/trainer.py, but for the two calls that the processes make together.
+        def train_step(data):
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            y_pred = parallel(x, training=True)
+            model.zero_grad()
+            loss = model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+            loss_tracker.update_state(loss, sample_weight=len(keras.tree.flatten(x)[0]))
+            model.optimizer.scale_loss(loss).backward()
+            weights = model.trainable_weights
+            with torch.no_grad():
+                model.optimizer.apply([weight.value.grad for weight in weights], weights)
+                self._average(statistics)
+            return model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+        # A closure, since the wrapper holds the model: as an attribute it would be tracked as one of its layers.
+        model.train_step = train_step
+        self._models.append(model)
+
+    def mean(self, logs):
+        values = torch.tensor(list(logs.values()), dtype=torch.float32, device=self._device)
+        dist.all_reduce(values)
+        return dict(zip(logs, (values / self.count).tolist(), strict=True))
+
+    def _average(self, tensors):
+        if tensors:
+            vector = parameters_to_vector(tensors)
+            dist.all_reduce(vector)
+            vector_to_parameters(vector / self.count, tensors)
+
+    def _gather(self, digest):
+        digests = [None] * self.count
+        dist.all_gather_object(digests, digest)
+        return digests
+
+
+def _keras_uses_cuda():
+    return torch.cuda.is_available() and os.environ.get("KERAS_TORCH_DEVICE", "cuda").startswith(("cuda", "gpu"))

@@ -1,0 +1,25 @@
+import sys
+
+import pytest
+
+from keras_ci2p.data import DataError, scan_folder
+from keras_ci2p.data.source import open_data
+
+
+def test_folders_and_manifests(photos):
+    manifest = open_data(photos)
+    assert manifest == open_data(str(photos)) == scan_folder(photos)
+    assert open_data(manifest) is manifest
+    with pytest.raises(DataError, match="no folder"):
+        open_data(photos / "absent")
+
+
+def test_sets_of_tfds(tmp_path):
+    with pytest.raises(DataError, match="tfds:animals10 is not prepared"):
+        open_data("tfds:animals10", tmp_path)
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ImportError, match=r"keras_ci2p\[tfds\]"):
+        open_data("tfds:mnist")

@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 # To compare with: without their own requirements, which are gigabytes that the tests do not need.
 .venv/bin/python -m pip install --quiet -c constraints.txt --no-deps timm torchvision keras-hub
+# Many tests compile the same small models.
+export JAX_COMPILATION_CACHE_DIR="$PWD/.venv/jax-cache" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 failed=
 for backend in ${BACKENDS:-torch jax tensorflow}; do
     echo "== tests on $backend"

@@ -132,9 +132,7 @@ def run(args):
         recipe=recipe,
     )
     args.on_interrupt = f"The whole epochs are kept in {args.out}; the same command with --resume goes on."
-    _, history = train(settings, args.out, resume=args.resume, verbose=1 if sys.stdout.isatty() else 2)
-    best = max(history, key=lambda row: row["val_top1"])
-    print(f"Best validation top-1: {100 * best['val_top1']:.2f} % in epoch {best['epoch']}. Model: {args.out}/best")
+    train(settings, args.out, resume=args.resume, verbose=1 if sys.stdout.isatty() else 2)
 
 
 def read_recipe_arguments(args):

@@ -83,7 +83,7 @@ def image_folder(
         examples = RawExamples(manifest, size, augment)
         mix = DrawMix(mixup, cutmix, size) if mixes else None
     else:
-        examples = PhotoExamples(manifest, size, _transform(augment))
+        examples = PhotoExamples(manifest, size, _transform(augment), fill=is_training)
         mix = MixBatches(mixup, cutmix) if mixes else None
     return EpochDataset(
         examples,

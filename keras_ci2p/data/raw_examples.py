@@ -7,7 +7,7 @@ from PIL import Image
 from keras_ci2p.data.augmentation import draw
 from keras_ci2p.data.device_parameters import collate, collate_mix
 from keras_ci2p.data.mixing import draw_mix
-from keras_ci2p.data.photo_examples import _UNREADABLE, PhotoExamples
+from keras_ci2p.data.photo_examples import PhotoExamples
 
 
 class RawExamples(PhotoExamples):
@@ -29,14 +29,14 @@ class RawExamples(PhotoExamples):
         self._photo_size = tuple(photo_size or (side * 3 // 2 for side in image_size))
         self._augmentation = augmentation
         photos = SqueezedPhotos(manifest, self._photo_size)
-        super().__init__(InMemory(photos) if in_memory else photos, image_size, self._draw)
+        super().__init__(InMemory(photos) if in_memory else photos, image_size, self._draw, fill=True)
 
     def _draw(self, photo, image_size, rng):
         pixels, source_size = photo
         return pixels, source_size, draw(self._augmentation, source_size, image_size, rng)
 
     def stack(self, elements):
-        readable = [element for element in elements if element is not _UNREADABLE]
+        readable = self.readable(elements)
         photos = [photo for (photo, _, _), _ in readable]
         source_sizes = [size for (_, size, _), _ in readable]
         draws = [drawn for (_, _, drawn), _ in readable]

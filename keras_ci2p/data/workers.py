@@ -85,7 +85,7 @@ _environment = threading.Lock()
 
 @contextlib.contextmanager
 def _numpy_for_children():
-    """Lets the processes that start meanwhile import Keras with NumPy: it takes half the time and memory of others."""
+    """Lets the processes that start meanwhile import Keras with NumPy: half the time and memory of torch."""
     with _environment:
         before = os.environ.get("KERAS_BACKEND")
         os.environ["KERAS_BACKEND"] = "numpy"

@@ -24,6 +24,8 @@ class Devices:
     Attributes:
         count: Number of devices, over all processes.
         shard: `(index, count)`: the part of every training batch that this process loads (`EpochDataset`).
+        num_threads: Threads to load with where several processes share a host, else None.
+        keep_batches_whole: Whether the compiled step computes on the batches as they were loaded, not on parts of them.
 
     Example:
         devices = Devices.open("all")
@@ -37,14 +39,19 @@ class Devices:
 
     count = 1
     shard = (0, 1)
+    num_threads = None
+    keep_batches_whole = True
 
     @staticmethod
     def open(devices=None):
-        """The devices to train on. To be called before anything is computed, since several hosts find each other here.
+        """The devices to train on. To be called before anything is computed, since several processes meet here.
+
+        On torch each device has a process, which `torchrun` has started. With JAX there can be several hosts, a process
+        on each, that find each other by `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `KERAS_DISTRIBUTION_NUM_PROCESSES` and
+        `KERAS_DISTRIBUTION_PROCESS_ID` (`keras.distribution.initialize`); they train on all devices of all.
 
         Args:
-            devices: "all", a number of devices, or None for a single one. On torch the number of processes that
-                `torchrun` has started, on several hosts with JAX the number of all their devices.
+            devices: "all", the number of devices, or None for a single one.
 
         Raises:
             ValueError: Another value, more devices than there are, or processes that were started for another number.
@@ -73,7 +80,7 @@ class Devices:
         yield
 
     def prepare(self, model):
-        """Makes a compiled model ready for `fit`; to be called again after it was compiled again."""
+        """Makes a model ready for `fit`, once it is compiled and its state restored; again if it is compiled again."""
 
     def validation(self, batches, size):
         """Batches for `validation_data` in place of `batches`, such that the loss and weighted metrics stay the same.
@@ -141,6 +148,8 @@ class _JaxDevices(Devices):
 
 
 class _TensorFlowDevices(Devices):
+    keep_batches_whole = False
+
     def __init__(self, names):
         self.count = len(names)
         self._strategy = _mirrored_strategy(tuple(names))
@@ -249,10 +258,10 @@ def _open_jax(wanted):
 
 
 def _open_tensorflow(wanted):
-    import tensorflow as tf
-
     if wanted is None:
         return Devices()
+    import tensorflow as tf
+
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     names = _first([device.name for device in devices], wanted)
     return _TensorFlowDevices(names) if len(names) > 1 else Devices()

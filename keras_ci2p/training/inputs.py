@@ -4,18 +4,18 @@ from keras_ci2p.data import image_folder, latent_folder
 from keras_ci2p.data.latent_cache import LatentCache
 
 
-def make_inputs(settings, photos, size_multiple, shard):
+def make_inputs(settings, photos, size_multiple, devices):
     """`(training, validation)` datasets.
 
     Args:
         settings: `TrainSettings`.
         photos: All photos, `ImageManifest` or `LatentCache`.
         size_multiple: What the image size must be a multiple of.
-        shard: `(index, count)`, the part of each training batch to load.
+        devices: `Devices`, which tell the part of each training batch to load.
     """
     recipe = settings.recipe
-    common = {"batch_size": recipe.batch_size, "num_workers": settings.num_workers}
-    training = {"seed": settings.seed, "mixup": recipe.mixup, "cutmix": recipe.cutmix, "shard": shard}
+    common = {"batch_size": recipe.batch_size, "num_workers": settings.num_workers, "num_threads": devices.num_threads}
+    training = {"seed": settings.seed, "mixup": recipe.mixup, "cutmix": recipe.cutmix, "shard": devices.shard}
     if isinstance(photos, LatentCache):
         make = latent_folder
     else:

@@ -19,7 +19,7 @@ from keras_ci2p.training.loss import SoftTargetCrossentropy, balanced_weights
 from keras_ci2p.training.model import ModelParts
 from keras_ci2p.training.optimizer import make_optimizer
 from keras_ci2p.training.recipe import write_recipe
-from keras_ci2p.training.recorder import LAST, Recorder, RunError
+from keras_ci2p.training.recorder import BEST, LAST, Recorder, RunError
 from keras_ci2p.training.settings import FREE_TO_CHANGE
 
 CONFIG = "config.json"
@@ -59,6 +59,11 @@ def train(settings, run_dir, resume=False, verbose=1):
         make_deterministic()
     devices = Devices.open(settings.devices)
     devices.check_batch_size(settings.recipe.batch_size)
+    if settings.augment == "device" and not devices.keep_batches_whole:
+        raise ValueError(
+            "augment='device' does not go with several devices of TensorFlow, which take apart what is drawn for a whole "
+            "batch. Augment on the host."
+        )
     with devices.scope():
         return _train(settings, run_dir, previous, devices, verbose if devices.is_main else 0)
 
@@ -79,7 +84,7 @@ def _train(settings, run_dir, previous, devices, verbose):
     devices.agree("settings or data", [_lasting(settings), data])
     class_weights = _class_weights(settings.class_weights, photos)
 
-    train_data, val_data = make_inputs(settings, photos, size_multiple, devices.shard)
+    train_data, val_data = make_inputs(settings, photos, size_multiple, devices)
     keras.utils.set_random_seed(settings.seed)
     model = parts.make(photos.class_names)
     learner = parts.learner(model)
@@ -98,6 +103,7 @@ def _train(settings, run_dir, previous, devices, verbose):
         files.clean_up(run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints")
     record = checkpoints.restore(learner) or {"history": [], "best": None}
+    devices.agree("the checkpoint", record)
     devices.prepare(learner)
     if previous is None:
         if devices.is_main:
@@ -144,6 +150,9 @@ def _train(settings, run_dir, previous, devices, verbose):
         # As `fit` does at its end.
         learner.optimizer.finalize_variable_values(learner.trainable_variables)
     recorder.write_preset(LAST)
+    if verbose:
+        best = max(record["history"], key=lambda row: row["val_top1"])
+        print(f"Best validation top-1: {best['val_top1']:.2%} in epoch {best['epoch']}. Model: {run_dir / BEST}")
     return model, record["history"]
 
 

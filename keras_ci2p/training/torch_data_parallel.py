@@ -54,6 +54,7 @@ class TorchDevices(Devices):
             dist.init_process_group("gloo" if device == "cpu" else "nccl")
         self.count = dist.get_world_size()
         self.shard = (dist.get_rank(), self.count)
+        self.num_threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         self._models = []
 
     @contextlib.contextmanager
@@ -78,7 +79,6 @@ class TorchDevices(Devices):
             for layer in batch_normalizations(model)
             for variable in (layer.moving_mean, layer.moving_variance)
         ]
-
         loss_tracker = next(metric for metric in model.metrics if metric.name == "loss")
 
         # As in keras/src/backend/torch/trainer.py, but for the two calls that the processes make together.

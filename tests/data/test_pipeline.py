@@ -123,6 +123,14 @@ def test_photos_that_vanish_are_left_out(photos):
     assert len(images) == len(labels) == 4
 
 
+def test_a_training_batch_keeps_its_size(photos):
+    manifest = scan_folder(photos)
+    for file in manifest.split("train").files[:5]:
+        (photos / file).unlink()
+    with pytest.warns(UserWarning, match="can no longer be read"):
+        assert [len(images) for images, _ in folder(manifest)] == [8, 8, 8]
+
+
 def test_more_batch_than_photos(photos):
     assert folder(photos, batch_size=1000).steps_per_epoch == 1
 

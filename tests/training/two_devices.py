@@ -136,10 +136,21 @@ def main(out, *runs):
         if runs == ("crash",) and not devices.is_main:
             raise RuntimeError("one process crashes")
         devices.agree("the runs", runs)
+        disagreement = disagree(devices)
         results.update((name, run(name.removeprefix("two/"), devices)) for name in runs if name.startswith("two/"))
     arrays = {f"{name}/{key}": value for name, result in results.items() for key, value in result.items()}
     index, processes = devices.shard
-    np.savez(f"{out}.{index}.npz", count=devices.count, processes=processes, **arrays)
+    shared = {"count": devices.count, "processes": processes, "disagreement": disagreement}
+    np.savez(f"{out}.{index}.npz", **shared, **arrays)
+
+
+def disagree(devices):
+    """The message to processes of which each has another value."""
+    try:
+        devices.agree("their numbers", devices.shard[0])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":

@@ -61,8 +61,8 @@ def train(settings, run_dir, resume=False, verbose=1):
     devices.check_batch_size(settings.recipe.batch_size)
     if settings.augment == "device" and not devices.keep_batches_whole:
         raise ValueError(
-            "augment='device' does not go with several devices of TensorFlow, which take apart what is drawn for a whole "
-            "batch. Augment on the host."
+            "augment='device' does not go with several devices of TensorFlow, which take apart what is drawn for a "
+            "whole batch. Augment on the host."
         )
     with devices.scope():
         return _train(settings, run_dir, previous, devices, verbose if devices.is_main else 0)

@@ -35,6 +35,21 @@ class BatchAugmentation(keras.layers.Layer):
     RandAugment, the fill colour where a geometric operation has moved the picture away, or a colour operation; then
     grey, blur, solarize and erasing. After each of these steps the values are integers in 0..255, as in Pillow.
 
+    What differs from the same draws carried out by Pillow (`keras_ci2p.data.transforms.apply_draw`), as mean difference
+    in grey levels, measured on 144 photos of 224 px:
+
+    - The crop is taken from a photo that was squeezed before, and shrunk without antialiasing. The whole recipe without
+      erasing, at 256, 128 and 64 px: 0.6, 1.8 and 3.2 where photos are squeezed to one and a half times the image size,
+      1.1, 3.9 and 5.4 where they are squeezed to the image size itself, which leaves images of 64 px a fifth less
+      sharp. At twice the size 0.5, 1.3 and 2.7; large crops then alias.
+    - One resampling stands for up to three: 1.0 for a rotation, 0.5 for shears and translations. Where two operations
+      move the picture, Pillow also blends it with the fill colour along the edge of the first.
+    - Colour operations see the picture as all geometric ones leave it. Equalize, autocontrast and contrast, which count
+      pixels, before a geometric operation count those that are left, while Pillow counts those that were there. Alone
+      all operations are Pillow's, to one level.
+    - The blur is a true Gaussian, Pillow's an approximation by boxes: 0.5.
+    - Erased rectangles of a batch show parts of one field of noise.
+
     Args:
         image_size: `(height, width)` of the result.
         seed: Seed of the noise, an integer or None.

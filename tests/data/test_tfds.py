@@ -20,6 +20,7 @@ from conftest import write_photos
 from PIL import Image
 
 from keras_ci2p.data import DataError, image_folder, scan_folder, validation_mask
+from keras_ci2p.data.folder import in_threads
 from keras_ci2p.data.tfds import animals10, index, manifest, open_tfds, prepare_tfds, prepared_directory
 from keras_ci2p.data.tfds.animals10 import CLASSES, PUBLISHED
 
@@ -294,6 +295,15 @@ def test_hashes_are_computed_once(original, tmp_path, monkeypatch):
         patch.setattr(index.files, "atomic_file", read_only)
         assert number_hashed() == 50
     assert number_hashed() == 50 and number_hashed() == 0
+
+
+def test_long_passes_run_only_a_little_ahead():
+    """Else Ctrl-C would most often hit the threads' queue, which can lock up."""
+    taken = itertools.count()
+    results = in_threads(lambda item: -item, (next(taken) for _ in range(100_000)))
+    assert [next(results) for _ in range(3)] == [0, -1, -2]
+    assert next(taken) < 100 * (os.cpu_count() + 1)
+    results.close()
 
 
 def test_long_passes_tell_how_far_they_are(original, tmp_path, monkeypatch, capsys):

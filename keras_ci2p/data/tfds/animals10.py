@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from keras_ci2p.data.folder import DataError, check_picture, in_threads, warn_of_skipped
 from keras_ci2p.data.split import validation_mask
 from keras_ci2p.data.tfds.progress import progress
+from keras_ci2p.data.tfds.sets import UNREADABLE
 
 KAGGLE = "alessiocorrado99/animals10"
 PAGE = f"https://www.kaggle.com/datasets/{KAGGLE}"
@@ -29,7 +30,6 @@ CLASSES = {
 PUBLISHED = 26_179
 _LABELS = {name: label for label, (english, (italian, _)) in enumerate(CLASSES.items()) for name in (english, italian)}
 
-UNREADABLE = "unreadable_files"
 HOW_TO_GET = f"""\
 Animals-10 (licence GPL-2) is on Kaggle: {PAGE}
 Download its archive there in a browser, then: keras-ci2p data animals10 --from archive.zip

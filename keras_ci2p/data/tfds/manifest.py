@@ -10,7 +10,16 @@ from keras_ci2p.data.decode import load_image
 from keras_ci2p.data.folder import DataError, ImageManifest, warn_of_skipped
 from keras_ci2p.data.split import validation_mask
 from keras_ci2p.data.tfds.index import examine
-from keras_ci2p.data.tfds.sets import FORMAT, OWN_SETS, PREFIX, find_builder, import_tfds, prepared_directory, set_of
+from keras_ci2p.data.tfds.sets import (
+    FORMAT,
+    OWN_SETS,
+    PREFIX,
+    UNREADABLE,
+    find_builder,
+    import_tfds,
+    prepared_directory,
+    set_of,
+)
 
 # What TFDS sets call the feature that holds the file's name.
 _FILE_NAMES = ("file_name", "filename", "image/filename")
@@ -133,7 +142,7 @@ def open_tfds(name, data_dir=None):
     if not rows:
         raise DataError(f"{PREFIX}{name} holds no readable picture with a label.")
     if set_of(name) in OWN_SETS:
-        skipped += map(tuple, info.metadata["unreadable_files"])
+        skipped += map(tuple, info.metadata[UNREADABLE])
     labels, file_names, positions, digests, in_validation = zip(*sorted(rows), strict=True)
     return TFDSManifest(
         root=PREFIX + name,

@@ -34,6 +34,10 @@ class ModelParts:
         self._class = CLASSIFIERS[settings.model]
         self.cache = open_cache(settings.data) if is_latent_cache(settings.data) else None
         self._compressor = read_compressor(settings.compressor)
+        self._freeze = settings.freeze_compressor
+        if self._freeze is None:
+            begins_trained = (settings.compressor, settings.init, self.cache)
+            self._freeze = any(part is not None for part in begins_trained)
         size = settings.recipe.image_size
         self._image_size = (size, size)
         if self.cache is not None:
@@ -46,7 +50,7 @@ class ModelParts:
         where = f"{self._settings.data} is a latent cache"
         if self._settings.model != "ci2p":
             raise ValueError(f"{where}; train the model ci2p on it. Received: model={self._settings.model!r}")
-        if not self._settings.freeze_compressor:
+        if not self._freeze:
             raise ValueError(f"{where}: its compressor cannot be trained. Received: freeze_compressor=False")
         if self._settings.augment == "device":
             raise ValueError(f"{where}: its views are augmented already. Received: augment='device'")
@@ -64,7 +68,7 @@ class ModelParts:
             "dtype": settings.dtype,
         }
         if settings.model == "ci2p":
-            arguments.update(freeze_compressor=settings.freeze_compressor, compressor=self._compressor)
+            arguments.update(freeze_compressor=self._freeze, compressor=self._compressor)
         if settings.init is None:
             model = self._class(variant=settings.variant, num_classes=len(names), class_names=names, **arguments)
         else:

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass, field
 
-from keras_ci2p.data.latent_cache import is_latent_cache
 from keras_ci2p.training.recipe import RECIPES, Recipe
 
 AUGMENTED_ON = ("host", "device")
@@ -59,9 +58,6 @@ class TrainSettings:
             raise ValueError(f"The size is that of init={self.init!r}. Received also: variant={self.variant!r}")
         if self.init is None and self.variant is None:
             object.__setattr__(self, "variant", "tiny")
-        if self.freeze_compressor is None:
-            is_trained = self.compressor is not None or self.init is not None or is_latent_cache(self.data)
-            object.__setattr__(self, "freeze_compressor", is_trained)
         if self.augment not in AUGMENTED_ON:
             raise ValueError(f"augment must be one of {', '.join(AUGMENTED_ON)}. Received: {self.augment!r}")
         if self.num_workers < 0:

@@ -12,7 +12,7 @@ from keras_ci2p.extras import require
 from keras_ci2p.training.averaging import AveragedWeights
 from keras_ci2p.training.backend import environment, make_deterministic
 from keras_ci2p.training.checkpoint import Checkpoints
-from keras_ci2p.training.devices import Devices
+from keras_ci2p.training.devices import open_devices
 from keras_ci2p.training.inputs import make_inputs
 from keras_ci2p.training.interrupt import RaiseInterrupt
 from keras_ci2p.training.loss import SoftTargetCrossentropy, balanced_weights
@@ -57,7 +57,7 @@ def train(settings, run_dir, resume=False, verbose=1):
     _check_same("settings", _lasting(settings), previous)
     if settings.deterministic:
         make_deterministic()
-    devices = Devices.open(settings.devices)
+    devices = open_devices(settings.devices)
     devices.check_batch_size(settings.recipe.batch_size)
     if settings.augment == "device" and not devices.keep_batches_whole:
         raise ValueError(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import two_devices
 
-from keras_ci2p.training.devices import Devices
+from keras_ci2p.training.devices import Devices, open_devices
 
 BACKEND = keras.backend.backend()
 DRIVER = str(Path(__file__).parent / "two_devices.py")
@@ -153,9 +153,9 @@ def test_a_crash_of_one_process_ends_all(tmp_path):
 
 
 def test_one_device():
-    devices = Devices.open()
+    devices = open_devices()
     assert devices.count == 1 and devices.shard == (0, 1) and devices.is_main
-    assert type(Devices.open(1)) is type(devices)
+    assert type(open_devices(1)) is type(devices)
     assert devices.describe() == {"count": 1, "processes": 1}
     devices.check_batch_size(7)
     devices.agree("anything", {"a": 1})
@@ -165,14 +165,14 @@ def test_one_device():
 @pytest.mark.parametrize("wanted", ["gpu", 0, -1, True, 1.5])
 def test_no_number_of_devices(wanted):
     with pytest.raises(ValueError, match="'all', a positive number or None"):
-        Devices.open(wanted)
+        open_devices(wanted)
 
 
 def test_more_devices_than_there_are(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     message = "torchrun --nproc_per_node=64 -m" if BACKEND == "torch" else "There (is|are) [0-9]+ devices? .*, not 64"
     with pytest.raises(ValueError, match=message):
-        Devices.open(64)
+        open_devices(64)
 
 
 def test_a_batch_that_cannot_be_shared_out():
@@ -188,14 +188,14 @@ def test_a_batch_that_cannot_be_shared_out():
 def test_another_number_than_torchrun_has_started(monkeypatch, wanted):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="torchrun has started 2 processes"):
-        Devices.open(wanted)
+        open_devices(wanted)
 
 
 @only_jax
 def test_several_hosts_must_be_asked_for(monkeypatch):
     monkeypatch.setenv("KERAS_DISTRIBUTION_NUM_PROCESSES", "2")
     with pytest.raises(ValueError, match="devices='all'"):
-        Devices.open()
+        open_devices()
 
 
 @only_tensorflow
@@ -207,9 +207,9 @@ def test_several_hosts_must_be_asked_for(monkeypatch):
     ],
 )
 def test_what_keras_gets_wrong_is_refused(make_optimizer):
-    from keras_ci2p.training.devices import _TensorFlowDevices
+    from keras_ci2p.training.devices.tensorflow import TensorFlowDevices
 
     model = two_devices.vit()
     model.compile(make_optimizer(), "mse")
     with pytest.raises(ValueError, match="several devices of TensorFlow"):
-        _TensorFlowDevices(["CPU:0"]).prepare(model)
+        TensorFlowDevices(["CPU:0"]).prepare(model)

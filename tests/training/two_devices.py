@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import NANO
 
 import keras_ci2p
-from keras_ci2p.training.devices import Devices, batch_normalizations, random_states
+from keras_ci2p.training.devices import Devices, open_devices
+from keras_ci2p.training.devices.base import batch_normalizations, random_states
 
 SIZE = 32
 BATCH = 8
@@ -130,7 +131,7 @@ def main(out, *runs):
 
         (cpu,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    devices = Devices.open("all")
+    devices = open_devices("all")
     results = {name: run(name.removeprefix("one/"), Devices()) for name in runs if name.startswith("one/")}
     with devices.scope():
         if runs == ("crash",) and not devices.is_main:

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from keras_ci2p.training.devices import Devices, batch_normalizations, random_states
+from keras_ci2p.training.devices.base import Devices, batch_normalizations, random_states
 
 
 def open_torch(wanted):
-    """`Devices.open` on torch."""
+    """`open_devices` on torch."""
     started = int(os.environ.get("WORLD_SIZE", 1))
     if wanted is None and started > 1:
         raise ValueError(f"torchrun has started {started} processes: train with devices='all'.")

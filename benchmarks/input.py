@@ -256,7 +256,7 @@ def timm_contestants(size):
 
     return {
         "timm": contestant([*pictures, transforms.ToTensor(), erasing]),
-        "timm, uint8, no erasing": contestant([*pictures, MaybePILToTensor()]),
+        "timm without erasing, uint8": contestant([*pictures, MaybePILToTensor()]),
     }
 
 
@@ -413,6 +413,9 @@ def text(numbers):
     return f"{numbers['median']:8.0f} ({numbers['least']:.0f}..{numbers['most']:.0f})"
 
 
+SPREAD = {"elinewidth": 1, "ecolor": "0.25", "capsize": 3}
+
+
 def plot(path, result):
     try:
         from matplotlib.figure import Figure
@@ -423,20 +426,21 @@ def plot(path, result):
     steps, one_core, cores = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
     bars(steps, result["steps_us"], "µs a photo, one core", "{:.0f}")
     steps.invert_yaxis()
-    bars(one_core, result["one_core"], "photos / s, one core", "{:.0f}")
+    colors = ["C0" if name == "keras_ci2p" else "0.6" for name in result["one_core"]]
+    bars(one_core, result["one_core"], "photos / s, one core", "{:.0f}", colors)
     one_core.invert_yaxis()
     width = 0.38
     for i, kind in enumerate(("threads", "workers")):
         rows = result["cores"][kind]
         places = np.arange(len(rows)) + (i - 0.5) * width
         medians = [numbers["median"] for numbers in rows.values()]
-        drawn = cores.bar(places, medians, width, yerr=errors(rows), label=kind, color=f"C{i}", capsize=3)
+        drawn = cores.bar(places, medians, width, yerr=errors(rows), error_kw=SPREAD, label=kind, color=("C0", "C1")[i])
         cores.bar_label(drawn, fmt="{:.0f}", padding=3, fontsize=9)
     cores.set_xticks(range(len(rows)), list(rows))
     cores.set_xlabel("cores")
     cores.set_title("photos / s, image_folder", fontsize=11)
-    cores.margins(y=0.15)
-    cores.legend(frameon=False, loc="upper left")
+    cores.margins(y=0.3)
+    cores.legend(frameon=False, ncols=2, loc="upper center")
     cores.spines[["top", "right"]].set_visible(False)
     env = result["environment"]
     figure.suptitle(
@@ -448,12 +452,12 @@ def plot(path, result):
         figure.savefig(temporary, dpi=120)
 
 
-def bars(axes, rows, title, form):
+def bars(axes, rows, title, form, color="C0"):
     medians = [numbers["median"] for numbers in rows.values()]
-    drawn = axes.barh(list(rows), medians, xerr=errors(rows), color="C0", capsize=3)
+    drawn = axes.barh(list(rows), medians, xerr=errors(rows), error_kw=SPREAD, color=color)
     axes.bar_label(drawn, fmt=form, padding=6, fontsize=9)
     axes.set_title(title, fontsize=11)
-    axes.margins(x=0.15)
+    axes.margins(x=0.2)
     axes.spines[["top", "right"]].set_visible(False)
 
 

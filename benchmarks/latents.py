@@ -55,6 +55,7 @@ def main():
         caches, stores = {}, {}
         for store in STORES:
             caches[store], stores[store] = measure_store(manifest, compressor, store, work / store, args)
+            print(f"{store}: {stores[store]}", flush=True)
         models = {}
         for variant in args.variants:
             models[variant] = measure_training(variant, manifest, compressor, caches[args.store], args)
@@ -162,6 +163,7 @@ def measure_training(variant, manifest, compressor, cache, args):
                 # The first round compiles.
                 if round_number:
                     speeds[f"{kind}_{place}"].append(args.steps * datasets[kind].batch_size / seconds)
+                print(f"{variant}, round {round_number}, {kind} {place}: {seconds:.1f} s", flush=True)
     gains = {
         place: [b / a for a, b in zip(speeds[f"pixels_{place}"], speeds[f"latents_{place}"], strict=True)]
         for place in ("in_memory", "loaded")

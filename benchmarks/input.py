@@ -326,7 +326,7 @@ def time_loading(photos, size, seed, **parallel):
     for _ in range(6):
         next(batches)
     began, count = time.perf_counter(), 0
-    for _ in range(max(1, data.steps_per_epoch)):
+    for _ in range(max(20, data.steps_per_epoch)):
         count += len(next(batches)[0])
     rate = count / (time.perf_counter() - began)
     batches.close()
@@ -396,15 +396,15 @@ def report(result):
     print(f"{result['photos']} photos, {result['image_size']} px, {result['repeats']} repeats: median (least..most)")
     print("\nmicroseconds of one core for each photo")
     for name, numbers in result["steps_us"].items():
-        print(f"  {name:24}{text(numbers)}")
-    print(f"  {'sum':24}{sum(numbers['median'] for numbers in result['steps_us'].values()):8.0f}")
+        print(f"  {name:28}{text(numbers)}")
+    print(f"  {'sum':28}{sum(numbers['median'] for numbers in result['steps_us'].values()):8.0f}")
     print("\nphotos a second on one core, without Mixup and CutMix")
     for name, numbers in result["one_core"].items():
-        print(f"  {name:24}{text(numbers)}")
+        print(f"  {name:28}{text(numbers)}")
     print("\nphotos a second of image_folder")
     for kind in ("threads", "workers"):
         for cores, numbers in result["cores"][kind].items():
-            print(f"  {kind + ' on ' + cores + (' core' if cores == '1' else ' cores'):24}{text(numbers)}")
+            print(f"  {kind + ' on ' + cores + (' core' if cores == '1' else ' cores'):28}{text(numbers)}")
     start = result["cores"]["seconds_to_first_batch_of_workers"]
     print(f"  seconds to the first batch of workers: {start['median']:.1f} ({start['least']:.1f}..{start['most']:.1f})")
 

@@ -79,6 +79,9 @@ def add_parser(commands):
         help="augment while photos are loaded (default), or inside the compiled step, where a GPU waits for its data",
     )
     computing.add_argument(
+        "--in-memory", action="store_true", help="with --augment device: keep the photos, so that each is decoded once"
+    )
+    computing.add_argument(
         "--devices",
         type=lambda text: int(text) if text.isdigit() else text,
         metavar="all|N",

@@ -1,6 +1,8 @@
 """Keras layers of CI2P-ViT. They know nothing of models, files or data."""
 
 from keras_ci2p.layers.analysis_transform import AnalysisTransform
+from keras_ci2p.layers.batch_augmentation import BatchAugmentation
+from keras_ci2p.layers.batch_mixing import BatchMixing
 from keras_ci2p.layers.ci2p_patch_embedding import CI2PPatchEmbedding
 from keras_ci2p.layers.drop_path import DropPath
 from keras_ci2p.layers.entropy_bottleneck import EntropyBottleneck
@@ -17,6 +19,8 @@ from keras_ci2p.layers.transformer_block import TransformerBlock
 __all__ = [
     "AnalysisTransform",
     "AttentionBlock",
+    "BatchAugmentation",
+    "BatchMixing",
     "CI2PPatchEmbedding",
     "DropPath",
     "EntropyBottleneck",

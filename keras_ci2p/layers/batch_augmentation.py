@@ -44,9 +44,8 @@ class BatchAugmentation(keras.layers.Layer):
       sharp. At twice the size 0.5, 1.3 and 2.7; large crops then alias.
     - One resampling stands for up to three: 1.0 for a rotation, 0.5 for shears and translations. Where two operations
       move the picture, Pillow also blends it with the fill colour along the edge of the first.
-    - Colour operations see the picture as all geometric ones leave it. Equalize, autocontrast and contrast, which count
-      pixels, before a geometric operation count those that are left, while Pillow counts those that were there. Alone
-      all operations are Pillow's, to one level.
+    - Colour operations see the picture as all geometric ones leave it. Alone they are Pillow's to one level; before a
+      geometric one, those that count pixels (equalize, autocontrast, contrast) count the moved picture's.
     - The blur is a true Gaussian, Pillow's an approximation by boxes: 0.5.
     - Erased rectangles of a batch show parts of one field of noise.
 
@@ -115,7 +114,8 @@ class BatchAugmentation(keras.layers.Layer):
 
 def _slot(images, inputs, slot):
     operations, values, frames = (ops.take(inputs[name], slot, axis=1) for name in ("operations", "values", "frames"))
-    return color_operation(fill(images, frames), operations, values)
+    # A slot has one of the two. In the other order XLA would fill anew for every pixel that a colour operation reads.
+    return fill(color_operation(images, operations, values), frames)
 
 
 def inside(boxes, image_size):
@@ -140,11 +140,10 @@ def warp(photos, matrices, image_size):
     pixels = ops.cast(ops.reshape(photos, (-1, 3)), "float32")
     images = 0.0
     for row, row_weight in zip(rows, row_weights, strict=True):
-        line = 0.0
+        line = (photo * height + row) * width
         for column, column_weight in zip(columns, column_weights, strict=True):
-            pixel = ops.take(pixels, (photo * height + row) * width + column, axis=0)
-            line = line + column_weight[..., None] * pixel
-        images = images + row_weight[..., None] * line
+            pixel = ops.take(pixels, line + column, axis=0)
+            images = images + (row_weight * column_weight)[..., None] * pixel
     return _to_levels(images)
 
 
@@ -190,7 +189,6 @@ def color_operation(images, operations, values):
     and sharpness mix the image with its grey or smoothed self.
     """
     operation, value = _for_each_image(operations), _for_each_image(values)
-    grays = gray(images)
     # Where each pixel's level stands in the row of all tables.
     batch = ops.shape(images)[0]
     table = ops.reshape(ops.arange(batch * 3, dtype="int32"), (-1, 1, 1, 3))
@@ -198,16 +196,15 @@ def color_operation(images, operations, values):
     ones = ops.ones_like(ops.reshape(levels, (-1,)))
     counts = ops.segment_sum(ones, ops.reshape(levels, (-1,)), num_segments=batch * 3 * 256)
     counts = ops.reshape(counts, (-1, 3, 256))
-    means = ops.floor(ops.mean(grays, axis=(1, 2)) + 0.5)
-    tables = _tables(operations[:, None, None], values[:, None, None], counts, means[:, None])
+    tables = _tables(operations[:, None, None], values[:, None, None], counts)
     tabled = ops.take(ops.reshape(tables, (-1,)), levels)
     is_color, is_sharpness = (operation == COLOR_OPERATIONS.index(name) for name in ("color", "sharpness"))
-    mixed = _blend(ops.where(is_color, grays, _smooth(images)), images, value)
+    mixed = _blend(ops.where(is_color, gray(images), _smooth(images)), images, value)
     return ops.where(is_color | is_sharpness, mixed, tabled)
 
 
-def _tables(operation, value, counts, mean):
-    """float32 `(batch, 3, 256)`: what each level becomes."""
+def _tables(operation, value, counts):
+    """float32 `(batch, 3, 256)`: what each level becomes, where each occurs `counts` times."""
     levels = ops.arange(256, dtype="float32")
     # Not 0, which other operations have.
     step = ops.maximum(value, 1.0)
@@ -220,7 +217,7 @@ def _tables(operation, value, counts, mean):
         "solarize_add": ops.where(
             levels < SOLARIZE_ADD_THRESHOLD, ops.minimum(ops.floor(levels + value), 255.0), levels
         ),
-        "contrast": _blend(mean, levels, value),
+        "contrast": _blend(_mean_gray(counts), levels, value),
         "brightness": _blend(0.0, levels, value),
     }
     chosen = levels
@@ -248,6 +245,13 @@ def _equalize(counts):
     return ops.where(step > 0, ops.cast(equalized, "float32"), levels)
 
 
+def _mean_gray(counts):
+    """`(batch, 1, 1)`, rounded; Pillow's is the mean of rounded greys."""
+    counts = ops.cast(counts, "float32")
+    means = ops.sum(counts * ops.arange(256, dtype="float32"), axis=-1) / ops.sum(counts, axis=-1)
+    return gray(means[:, None])
+
+
 def _lowest_and_highest(counts):
     levels = ops.arange(256, dtype="float32")
     low = ops.min(ops.where(counts > 0, levels, 255.0), axis=-1, keepdims=True)
@@ -261,7 +265,7 @@ def _blend(degenerate, images, factor):
 
 
 def gray(images):
-    """Pillow's luma (ITU-R 601-2), `(batch, height, width, 1)`."""
+    """Pillow's luma (ITU-R 601-2) of `(..., 3)` as `(..., 1)`, rounded."""
     # Whole numbers below 2**24, so exact in float32.
     red, green, blue = (images[..., i : i + 1] for i in range(3))
     return ops.floor((19595 * red + 38470 * green + 7471 * blue + 32768) / 65536)

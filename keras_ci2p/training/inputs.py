@@ -21,5 +21,5 @@ def make_inputs(settings, photos, size_multiple, devices):
     else:
         make = image_folder
         common.update(image_size=recipe.image_size, size_multiple=size_multiple)
-        training.update(augment=recipe.augmentation, augment_on=settings.augment)
+        training.update(augment=recipe.augmentation, augment_on=settings.augment, in_memory=settings.in_memory)
     return make(photos, split="train", **training, **common), make(photos, split="val", **common)

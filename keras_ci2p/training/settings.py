@@ -7,7 +7,7 @@ from keras_ci2p.training.recipe import RECIPES, Recipe
 AUGMENTED_ON = ("host", "device")
 
 # What changes where a run is computed, not what: it may differ when the run is taken up again.
-FREE_TO_CHANGE = ("devices", "num_workers", "tensorboard")
+FREE_TO_CHANGE = ("devices", "in_memory", "num_workers", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class TrainSettings:
         freeze_compressor: Whether the compressor keeps its weights; None: where it begins with trained ones.
         dtype: Keras dtype policy.
         augment: "host" augments with Pillow while photos are loaded, "device" inside the compiled training step.
+        in_memory: With augment="device", whether to keep the decoded photos.
         class_weights: "balanced", or a dict of weights by class name, 1 where one is missing; None for equal weights.
         devices: "all", a number of devices, or None for Keras's own choice of one.
         num_workers: Processes that load photos; 0 for threads in this one.
@@ -43,6 +44,7 @@ class TrainSettings:
     freeze_compressor: bool | None = None
     dtype: str = "float32"
     augment: str = "host"
+    in_memory: bool = False
     class_weights: str | dict | None = None
     devices: str | int | None = None
     num_workers: int = 0

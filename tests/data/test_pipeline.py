@@ -155,6 +155,9 @@ def test_fit_evaluate_and_predict(photos, nano):
         ({"image_size": (32, 40)}, "multiples of 16"),
         ({"size_multiple": 64}, "of 64"),
         ({"split": "test"}, "train, val, all"),
+        ({"in_memory": True}, "in_memory.*goes with augment_on"),
+        ({"in_memory": True, "augment_on": "device", "num_workers": 2}, "num_workers=2"),
+        ({"augment_on": "device", "augment": len}, "is an `Augmentation`"),
     ],
 )
 def test_bad_arguments(photos, kwargs, message):

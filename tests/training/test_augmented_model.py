@@ -31,7 +31,7 @@ def make(nano, model_class=ViT, **kwargs):
     wrapper.compile(
         keras.optimizers.AdamW(3e-3),
         keras.losses.CategoricalCrossentropy(from_logits=True),
-        metrics=[keras.metrics.CategoricalAccuracy(name="top1")],
+        metrics=[keras.metrics.CategoricalCrossentropy(from_logits=True, name="metric")],
     )
     return wrapper, model
 
@@ -50,7 +50,7 @@ def test_fit_with_validation(nano, manifest, tmp_path):
         shuffle=False,
         verbose=0,
     ).history
-    assert set(history) == {"loss", "top1", "val_loss", "val_top1"} and np.isfinite(history["loss"]).all()
+    assert set(history) == {"loss", "metric", "val_loss", "val_metric"} and np.isfinite(history["loss"]).all()
     for before, after in zip(compressor, model.compressor.weights, strict=True):
         np.testing.assert_array_equal(before, after)
 
@@ -90,11 +90,11 @@ def test_loss_and_metrics_get_mixed_labels(nano, rng):
     targets = 0.3 * labels + 0.7 * labels[partner]
     results = wrapper.evaluate({"images": images, "warp": warp, **mix}, labels, verbose=0, return_dict=True)
     expected = wrapper.evaluate(mixed.astype("float32"), targets, verbose=0, return_dict=True)
-    assert results["loss"] == pytest.approx(expected["loss"], rel=1e-4) and results["top1"] == expected["top1"]
+    assert results == pytest.approx(expected, rel=1e-4)
     unmixed = wrapper.evaluate({"images": images, "warp": warp}, labels, verbose=0, return_dict=True)
     plain = wrapper.evaluate(images.astype("float32"), labels, verbose=0, return_dict=True)
-    assert unmixed["loss"] == pytest.approx(plain["loss"], rel=1e-4)
-    assert abs(unmixed["loss"] - results["loss"]) > 1e-4
+    assert unmixed == pytest.approx(plain, rel=1e-4)
+    assert all(abs(unmixed[name] - results[name]) > 2e-4 * results[name] for name in results)
     np.testing.assert_allclose(wrapper.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-5)
 
 

@@ -229,7 +229,7 @@ def test_training_on_latents(settings, photos, tmp_path, small_compressor):
 
 def test_augmentation_on_the_device(settings, tmp_path):
     run = tmp_path / "run"
-    options = {"augment": "device", "mixup": 0.8, "cutmix": 1.0, "learning_rate": 3e-3, "epochs": 2}
+    options = {"augment": "device", "in_memory": True, "mixup": 0.8, "cutmix": 1.0, "learning_rate": 3e-3, "epochs": 2}
     options["augmentation"] = Augmentation().as_dict()
     model, history = train(settings(**options), run, verbose=0)
     assert history[1]["loss"] < history[0]["loss"]

@@ -64,10 +64,10 @@ def main():
     result = {"settings": settings, **environment(), "stores": stores, "loaders": loaders, "training": models}
     print_tables(result)
     name = f"latents-{result['backend']}"
-    RESULTS.mkdir(exist_ok=True)
-    files.write_json(RESULTS / f"{name}.json", result)
-    plot(RESULTS / f"{name}.png", result)
-    print(f"written: {RESULTS / name}.json, .png")
+    args.out.mkdir(parents=True, exist_ok=True)
+    files.write_json(args.out / f"{name}.json", result)
+    plot(args.out / f"{name}.png", result)
+    print(f"written: {args.out / name}.json, .png")
 
 
 def parse():
@@ -81,6 +81,7 @@ def parse():
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
     if args.small:

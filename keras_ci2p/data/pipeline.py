@@ -4,7 +4,7 @@ import functools
 
 from keras_ci2p.data import transforms
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
-from keras_ci2p.data.folder import DataError, ImageManifest
+from keras_ci2p.data.folder import DataError
 from keras_ci2p.data.source import open_data
 from keras_ci2p.extras import require
 
@@ -81,7 +81,7 @@ def image_folder(
         )
     if augment is None and is_training:
         augment = CROP_AND_FLIP
-    manifest = (root if isinstance(root, ImageManifest) else open_data(root)).split(split)
+    manifest = open_data(root).split(split)
     mixes = is_training and bool(mixup or cutmix)
     if is_training and augment_on == "device":
         from keras_ci2p.data.raw_examples import DrawMix, RawExamples

@@ -99,10 +99,11 @@ def run(args):
 
 
 def _read_compressor(source):
-    from keras_ci2p.cli.model import open_model, preset_of
+    from keras_ci2p.cli.model import open_model
     from keras_ci2p.convert import from_compressai
     from keras_ci2p.models import CI2PViT, Compressor
     from keras_ci2p.presets import PresetError, open_preset
+    from keras_ci2p.training.run_directory import preset_of
 
     if Path(source).is_file():
         return from_compressai(source)

@@ -89,9 +89,10 @@ def _part(key):
 
 
 def _read_preset(name):
-    from keras_ci2p.cli.model import open_model, preset_of
+    from keras_ci2p.cli.model import open_model
     from keras_ci2p.models import Compressor
     from keras_ci2p.presets import open_preset
+    from keras_ci2p.training.run_directory import preset_of
 
     preset = open_preset(preset_of(name))
     if preset.registered_name() == "keras_ci2p>Compressor":

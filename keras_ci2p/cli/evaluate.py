@@ -10,31 +10,52 @@ from keras_ci2p.cli.model import HELP
 def add_parser(commands):
     parser = commands.add_parser(
         "evaluate",
-        help="measure a classifier on a folder of photos",
-        description="Top-1, a table by class, confusion.png and report.json. "
-        "The validation photos are those that `train` keeps aside.",
+        help="measure a classifier, or a compressor, on a folder of photos",
+        description="Of a classifier: top-1, a table by class, confusion.png and report.json. Of a compressor: PSNR, "
+        "bits per pixel, cost, reconstructions.png and report.json. The validation photos are those that `train` keeps "
+        "aside.",
     )
     parser.add_argument("model", metavar="RUN|PRESET", help=HELP)
-    parser.add_argument("data", metavar="DATA", help="folder with one subfolder of photos per class, or tfds:NAME")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="folder with one subfolder of photos per class, or tfds:NAME; for a compressor any folder of pictures",
+    )
     parser.add_argument("--split", choices=("val", "all"), default="val", help="default: val")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
     parser.add_argument(
         "--out", metavar="DIR", help="where to write; default: RUN/evaluation, for a preset ./evaluation"
     )
+    compressors = parser.add_argument_group("for compressors")
+    compressors.add_argument("--pictures", type=int, default=100, metavar="N", help="how many at most; default: 100")
+    compressors.add_argument(
+        "--size", type=int, default=256, metavar="N", help="height and width of the central crops; default: 256"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args):
+    from keras_ci2p.extras import require
+    from keras_ci2p.presets import open_preset
+    from keras_ci2p.training.run_directory import preset_of
+
+    require("matplotlib.figure", extra="train")
+    preset = open_preset(preset_of(args.model))
+    is_run = preset_of(args.model) != args.model
+    out = Path(args.out) if args.out else Path(args.model if is_run else ".") / "evaluation"
+    measure = _measure_compressor if preset.registered_name() == "keras_ci2p>Compressor" else _measure_classifier
+    measure(args, preset, out)
+
+
+def _measure_classifier(args, preset, out):
     from keras_ci2p import files
-    from keras_ci2p.cli.model import open_model, preset_of
+    from keras_ci2p.cli.model import open_model
     from keras_ci2p.data import open_data
     from keras_ci2p.data.seen import SEEN_FILE, count_seen
-    from keras_ci2p.extras import require
     from keras_ci2p.training.backend import environment
     from keras_ci2p.training.evaluation import check_classes, evaluate, plot_confusion
 
-    require("matplotlib.figure", extra="train")
-    model, preset = open_model(args.model)
+    model, _ = open_model(preset)
     manifest = open_data(args.data)
     check_classes(model, manifest)
     seen_file = preset.directory / SEEN_FILE
@@ -47,14 +68,39 @@ def run(args):
             )
     report = evaluate(model, manifest, args.split, batch_size=args.batch_size, verbose=int(sys.stdout.isatty()))
     report = {"model": str(args.model), **report, **environment()}
-    is_run = preset_of(args.model) != args.model
-    out = Path(args.out) if args.out else Path(args.model if is_run else ".") / "evaluation"
     files.write_json(out / "report.json", report)
     plot_confusion(out / "confusion.png", report)
     print(_table(report))
     scores = f"top-1 {100 * report['top1']:.2f} %, top-5 {100 * report['top5']:.2f} %"
     print(f"{scores} of {report['images']} photos ({args.split})")
     print(f"written: {out / 'report.json'}, {out / 'confusion.png'}")
+
+
+def _measure_compressor(args, preset, out):
+    from keras_ci2p import files
+    from keras_ci2p.models import Compressor
+    from keras_ci2p.training.backend import environment
+    from keras_ci2p.training.compression import evaluate_compressor, show_reconstructions
+    from keras_ci2p.training.compression.data import open_pictures
+
+    compressor = Compressor.from_preset(preset)
+    pictures = open_pictures(args.data)
+    report = evaluate_compressor(
+        compressor,
+        pictures,
+        args.split,
+        args.pictures,
+        args.size,
+        batch_size=args.batch_size,
+        verbose=int(sys.stdout.isatty()),
+    )
+    files.write_json(out / "report.json", {"model": str(args.model), **report, **environment()})
+    show_reconstructions(out / "reconstructions.png", compressor, pictures, args.split, args.size)
+    print(
+        f"{report['psnr']:.2f} dB, {report['bpp']:.4f} bits per pixel, cost {report['cost']:.4f} at lambda "
+        f"{report['lmbda']:g}, of {report['images']} pictures ({args.split}), {args.size} px"
+    )
+    print(f"written: {out / 'report.json'}, {out / 'reconstructions.png'}")
 
 
 def _table(report):

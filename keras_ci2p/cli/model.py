@@ -1,22 +1,13 @@
 """Finding the model that a command line names."""
 
-from pathlib import Path
-
 HELP = "a training run, a preset directory or the name of a preset"
-
-
-def preset_of(name):
-    """The preset of a training run's best weights; `name` itself where it is no run."""
-    from keras_ci2p.training.recorder import BEST
-
-    best = Path(name) / BEST
-    return best if best.is_dir() else name
 
 
 def open_model(name):
     """`(model, preset)` of a training run's directory, a preset directory, a preset's name or a `Preset`."""
     from keras_ci2p.models import CLASSIFIERS
     from keras_ci2p.presets import Preset, PresetError, open_preset
+    from keras_ci2p.training.run_directory import preset_of
 
     preset = name if isinstance(name, Preset) else open_preset(preset_of(name))
     for model_class in CLASSIFIERS.values():

@@ -76,7 +76,11 @@ class ImageManifest:
         kept = [i for i, is_validation in enumerate(mask) if name == "all" or is_validation == (name == "val")]
         if not kept:
             raise DataError(f"The {name} split of {self.root} is empty: {len(self)} photos are too few to split.")
-        return replace(self, **{name: tuple(getattr(self, name)[i] for i in kept) for name in self._columns})
+        return self.subset(kept)
+
+    def subset(self, indices):
+        """The manifest of these photos only, in this order."""
+        return replace(self, **{name: tuple(getattr(self, name)[i] for i in indices) for name in self._columns})
 
     def _validation_mask(self):
         return validation_mask(self.digests, self.labels)
@@ -106,7 +110,47 @@ def scan_folder(root):
     if len(class_names) < 2:
         found = f"only {class_names[0]!r}" if class_names else "none"
         raise DataError(f"{root} must hold one subfolder of photos for each of at least two classes; found {found}.")
-    candidates = [(path, label) for label, name in enumerate(class_names) for path in _visible_files(root / name)]
+    manifest = _checked(
+        root, class_names, [(label, _visible_files(root / name)) for label, name in enumerate(class_names)]
+    )
+    empty = [name for name, count in manifest.counts().items() if not count]
+    if empty:
+        raise DataError(f"{root}: no readable photo in the class folder {', '.join(empty)}.")
+    return manifest
+
+
+def scan_pictures(root):
+    """Reads, checks and hashes every picture below `root`, at whatever depth: for training without classes.
+
+    What lies in a subfolder of `root` counts as its class all the same, so that a folder of classes is split as by
+    `scan_folder`; files in `root` itself are of the class ".".
+
+    Args:
+        root: Path of the folder.
+
+    Returns:
+        `ImageManifest` of all splits.
+
+    Raises:
+        DataError: No such folder, or no readable picture in it.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root}.")
+    by_class = {}
+    for path in _visible_files(root):
+        parts = path.relative_to(root).parts
+        by_class.setdefault(parts[0] if len(parts) > 1 else ".", []).append(path)
+    class_names = tuple(sorted(by_class))
+    manifest = _checked(root, class_names, [(label, by_class[name]) for label, name in enumerate(class_names)])
+    if not len(manifest):
+        raise DataError(f"{root} holds no readable picture.")
+    return manifest
+
+
+def _checked(root, class_names, paths_by_label):
+    """The manifest of the readable pictures; the others are listed in one warning."""
+    candidates = [(path, label) for label, paths in paths_by_label for path in paths]
     checked = in_threads(_check_file, (path for path, _ in candidates))
     good, skipped = [], []
     for (path, label), (digest, problem) in zip(candidates, checked, strict=True):
@@ -117,9 +161,6 @@ def scan_folder(root):
             good.append((relative, label, digest))
     warn_of_skipped(root, skipped)
     files, labels, digests = zip(*good, strict=True) if good else ((), (), ())
-    empty = [name for i, name in enumerate(class_names) if i not in set(labels)]
-    if empty:
-        raise DataError(f"{root}: no readable photo in the class folder {', '.join(empty)}.")
     return ImageManifest(root, class_names, files, labels, digests, tuple(skipped))
 
 

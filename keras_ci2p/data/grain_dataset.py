@@ -66,15 +66,18 @@ class EpochDataset(grain.IterDataset):
 
     def repeated(self, initial_epoch=0):
         """An endless grain `IterDataset` that begins with the given epoch."""
-        return self._from(initial_epoch)
+        return self._from(initial_epoch * self.steps_per_epoch)
+
+    def repeated_from_batch(self, batch):
+        """An endless grain `IterDataset` that begins with the given batch, counted through all epochs."""
+        return self._from(batch)
 
     def one_epoch(self, epoch):
         """A grain `IterDataset` of one epoch, always the same."""
-        return self._from(epoch, epoch + 1)
+        return self._from(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch)
 
     def _from(self, first, end=None):
-        n = self.steps_per_epoch
-        batches = self._batches.repeat()[first * n : None if end is None else end * n]
+        batches = self._batches.repeat()[first:end]
         batches = batches.to_iter_dataset(self._read_options)
         return WorkerDataset(batches, self._num_workers) if self._num_workers else batches
 

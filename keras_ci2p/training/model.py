@@ -7,13 +7,14 @@ from keras_ci2p.data.latent_cache import is_latent_cache, open_cache
 from keras_ci2p.models import CLASSIFIERS, Compressor
 from keras_ci2p.training.augmented_model import AugmentedClassifier
 from keras_ci2p.training.cached_compressor import cached_compressor
+from keras_ci2p.training.run_directory import preset_of
 
 
 def read_compressor(source):
-    """A `Compressor` from a preset's name or directory or a CompressAI checkpoint; None for None."""
+    """A `Compressor` from a preset's name or directory, its training run or a CompressAI checkpoint; None for None."""
     if source is None:
         return None
-    return from_compressai(source) if Path(source).is_file() else Compressor.from_preset(source)
+    return from_compressai(source) if Path(source).is_file() else Compressor.from_preset(preset_of(source))
 
 
 class ModelParts:

@@ -1,0 +1,145 @@
+"""`keras-ci2p train-compressor`, and what can be done with its run."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_ci2p import CI2PViT, Compressor
+from keras_ci2p.cli import main
+from keras_ci2p.training import CompressorSettings, RunError, train_compressor
+
+# Bit for bit on torch with one thread and on JAX; TensorFlow's deterministic kernels leave rounding.
+TOLERANCE = 1e-4 if keras.backend.backend() == "tensorflow" else 0
+
+OPTIONS = {"quality": 1, "crop-size": 32, "batch-size": 2, "steps": 4, "steps-per-epoch": 2, "val-size": 48, "lr": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder without classes: some pictures in it, some in a subfolder, and a file that is none."""
+    root = tmp_path_factory.mktemp("data") / "pictures"
+    (root / "more" / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(2)
+    for i in range(12):
+        folder = root if i < 6 else root / "more" / "deep"
+        pixels = rng.integers(0, 256, (5, 6, 3)).astype("uint8").repeat(10, 0).repeat(10, 1)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.warns(UserWarning, match="skipped 1 file"):
+        keras.utils.set_random_seed(0)
+        train_compressor(
+            CompressorSettings(
+                str(pictures),
+                quality=1,
+                crop_size=32,
+                batch_size=2,
+                steps=4,
+                steps_per_epoch=2,
+                val_size=48,
+                learning_rate=1e-3,
+                deterministic=True,
+            ),
+            out,
+            verbose=0,
+        )
+    return out
+
+
+def history(run):
+    return [{key: float(value) for key, value in row.items()} for row in csv.DictReader((run / "history.csv").open())]
+
+
+def test_what_a_run_leaves(run):
+    names = {path.name for path in run.iterdir()}
+    files = {"history.csv", "curves.png", "config.json", "report.json", "reconstructions.png"}
+    assert names == {"best", "last", "checkpoints", *files}
+    rows = history(run)
+    assert [row["step"] for row in rows] == [2, 4]
+    report = json.loads((run / "report.json").read_text())
+    best = min(rows, key=lambda row: row["val_cost"])
+    assert report["step"] == best["step"] and report["images"] == 2
+    for name in ("cost", "bpp", "psnr"):
+        assert report[name] == pytest.approx(best[f"val_{name}"], rel=1e-4)
+
+
+def test_evaluate(run, pictures, tmp_path, capsys):
+    assert main(["evaluate", str(run), str(pictures), "--size", "48", "--out", str(tmp_path)]) == 0
+    report = json.loads((run / "report.json").read_text())
+    measured = json.loads((tmp_path / "report.json").read_text())
+    assert measured["cost"] == pytest.approx(report["cost"], rel=1e-5)
+    assert f"{report['psnr']:.2f} dB" in capsys.readouterr().out
+    assert (tmp_path / "reconstructions.png").is_file()
+
+
+def test_the_compressor_of_a_run_goes_into_a_classifier(run, photos, tmp_path, nano):
+    arguments = ["cache", str(photos), str(tmp_path / "latents"), "--compressor", str(run), "--views", "1"]
+    assert main([*arguments, "--image-size", "32"]) == 0
+    best = Compressor.from_preset(run / "best")
+    model = CI2PViT((32, 32, 3), compressor=best, **nano)
+    assert not model.compressor.is_randomly_initialized
+    images = np.full((1, 32, 32, 3), 100, "uint8")
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(model.compressor.encode(images)),
+        keras.ops.convert_to_numpy(best.encode(images)),
+        rtol=1e-5,
+    )
+
+
+def test_an_existing_run_is_not_overwritten(run, pictures):
+    settings = CompressorSettings(str(pictures), quality=1)
+    with pytest.raises(RunError, match="--resume"):
+        train_compressor(settings, run)
+    with pytest.raises(RunError, match="other settings.*steps: 4, now 20000"):
+        train_compressor(settings, run, resume=True)
+
+
+def test_wrong_numbers():
+    with pytest.raises(ValueError, match="multiple of 16"):
+        CompressorSettings("x", crop_size=100)
+    with pytest.raises(ValueError, match="steps must be positive"):
+        CompressorSettings("x", steps=0)
+
+
+def test_no_pictures(tmp_path, capsys):
+    assert main(["train-compressor", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
+    assert "no readable picture" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_kill_and_resume(run, pictures, tmp_path):
+    """Killed after the first epoch, it ends as the run that was not."""
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "keras_ci2p", "train-compressor", str(pictures), "--out", str(killed)]
+    command += [f"--{name}={value}" for name, value in OPTIONS.items()] + ["--deterministic"]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 600
+    while not (killed / "checkpoints" / "epoch-0001").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "last").exists(), "it was killed in the middle"
+    subprocess.run([*command, "--resume"], check=True, timeout=600)
+    (state,) = (killed / "checkpoints").glob("epoch-0002/state.npz")
+    expected, actual = np.load(run / "checkpoints" / "epoch-0002" / "state.npz"), np.load(state)
+    assert expected.files == actual.files
+    for key in expected.files:
+        np.testing.assert_allclose(actual[key], expected[key], rtol=0, atol=TOLERANCE, err_msg=key)
+    for resumed, straight in zip(history(killed), history(run), strict=True):
+        for name in ("step", "cost", "val_cost", "val_psnr"):
+            assert resumed[name] == pytest.approx(straight[name], abs=TOLERANCE * 10), name

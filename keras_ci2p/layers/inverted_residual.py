@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_ci2p.layers.pointwise import PointwiseConv2D
 from keras_ci2p.layers.symmetric_conv import SymmetricDepthwiseConv2D
 
 # mmpretrain: BatchNorm2d(eps=1e-5, momentum=0.1); Keras counts the momentum from the other side.
@@ -53,15 +54,7 @@ class InvertedResidual(keras.layers.Layer):
         dtype = self.dtype_policy
 
         def pointwise(filters, name):
-            return keras.layers.Conv2D(
-                filters,
-                1,
-                use_bias=False,
-                kernel_initializer=_kaiming("fan_out"),
-                data_format="channels_last",
-                dtype=dtype,
-                name=name,
-            )
+            return PointwiseConv2D(filters, kernel_initializer=_kaiming("fan_out"), dtype=dtype, name=name)
 
         def norm(name):
             return keras.layers.BatchNormalization(**BATCH_NORM, dtype=dtype, name=name)

@@ -6,6 +6,8 @@ At stride 2 and even sizes TensorFlow's "same" pads one pixel less at the top an
 import keras
 from keras import ops
 
+from keras_ci2p.layers.jax_cpu import depthwise_conv, on_jax_cpu
+
 
 class _SymmetricPadding:
     """Mixin for a Keras convolution: pads by itself where Keras's "same" would not be symmetric."""
@@ -76,3 +78,17 @@ class SymmetricDepthwiseConv2D(_SymmetricPadding, keras.layers.DepthwiseConv2D):
 
     def __init__(self, kernel_size, strides=1, **kwargs):
         super().__init__(kernel_size=kernel_size, strides=strides, **kwargs)
+
+    def call(self, inputs):
+        if (
+            on_jax_cpu()
+            and self.depth_multiplier == 1
+            and self.dilation_rate == (1, 1)
+            and None not in inputs.shape[1:3]
+        ):
+            outputs = depthwise_conv(
+                ops.pad(inputs, self._pad_width()), ops.convert_to_tensor(self.kernel), self.strides
+            )
+            outputs = outputs if self.bias is None else outputs + self.bias
+            return self.activation(outputs)
+        return super().call(inputs)

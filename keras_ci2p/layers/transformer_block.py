@@ -3,8 +3,9 @@
 import keras
 from keras import ops
 
-from keras_ci2p.layers.attention import scaled_dot_product_attention
+from keras_ci2p.layers.attention import attention_scores, scaled_dot_product_attention
 from keras_ci2p.layers.drop_path import DropPath
+from keras_ci2p.layers.pointwise import Dense
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -47,7 +48,7 @@ class TransformerBlock(keras.layers.Layer):
             return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
 
         def mlp(units, name, activation=None):
-            return keras.layers.Dense(
+            return Dense(
                 units,
                 activation=activation,
                 kernel_initializer="glorot_uniform",
@@ -57,8 +58,8 @@ class TransformerBlock(keras.layers.Layer):
             )
 
         self.attention_norm = norm("attention_norm")
-        self.qkv = keras.layers.Dense(3 * hidden_dim, kernel_initializer=normal, dtype=dtype, name="qkv")
-        self.attention_output = keras.layers.Dense(
+        self.qkv = Dense(3 * hidden_dim, kernel_initializer=normal, dtype=dtype, name="qkv")
+        self.attention_output = Dense(
             hidden_dim, kernel_initializer=normal.clone(), dtype=dtype, name="attention_output"
         )
         self.mlp_norm = norm("mlp_norm")
@@ -75,14 +76,30 @@ class TransformerBlock(keras.layers.Layer):
         mlp = self.mlp_output(self.mlp_hidden(self.mlp_norm(x)))
         return x + self.drop_path(mlp, training=training)
 
+    def attention_scores(self, inputs):
+        """The softmax weights by which this block's tokens are mixed, as `MultiHeadAttention` calls them.
+
+        Args:
+            inputs: As in the call.
+
+        Returns:
+            float32 backend tensor `(batch, num_heads, tokens, tokens)`: what each token, along the third axis, takes
+            from each. Rows sum to 1.
+        """
+        query, key, _ = self._query_key_value(self.attention_norm(inputs))
+        return attention_scores(query, key)
+
     def _attention(self, x):
+        attended = scaled_dot_product_attention(*self._query_key_value(x))
+        batch, tokens, _, _ = ops.shape(attended)
+        return self.attention_output(ops.reshape(attended, (batch, tokens, x.shape[-1])))
+
+    def _query_key_value(self, x):
+        """Each `(batch, tokens, heads, head_dim)`."""
         _, tokens, hidden_dim = x.shape
         tokens = -1 if tokens is None else tokens
-        head_dim = hidden_dim // self.num_heads
-        batch = ops.shape(x)[0]
-        qkv = ops.reshape(self.qkv(x), (batch, tokens, 3, self.num_heads, head_dim))
-        attended = scaled_dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return self.attention_output(ops.reshape(attended, (batch, tokens, hidden_dim)))
+        qkv = ops.reshape(self.qkv(x), (ops.shape(x)[0], tokens, 3, self.num_heads, hidden_dim // self.num_heads))
+        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
     def compute_output_shape(self, input_shape):
         return input_shape

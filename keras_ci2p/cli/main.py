@@ -6,9 +6,9 @@ import sys
 import warnings
 
 import keras_ci2p
-from keras_ci2p.cli import cache, convert, data, evaluate, info, predict, train, train_compressor
+from keras_ci2p.cli import cache, convert, data, evaluate, info, predict, publish, train, train_compressor
 
-COMMANDS = (data, train_compressor, cache, train, evaluate, predict, info, convert)
+COMMANDS = (data, train_compressor, cache, train, evaluate, predict, publish, info, convert)
 INTERRUPTED = 130
 
 DESCRIPTION = """\

@@ -8,6 +8,7 @@ from keras import ops
 from keras_ci2p.layers.analysis_transform import AnalysisTransform, check_images
 from keras_ci2p.layers.entropy_bottleneck import EntropyBottleneck
 from keras_ci2p.layers.synthesis_transform import SynthesisTransform
+from keras_ci2p.models.rate_distortion import RateDistortionModel
 from keras_ci2p.presets import WEIGHTS, PresetError, open_preset, serialize, write_preset
 
 
@@ -35,12 +36,14 @@ WITHOUT_SYNTHESIS = ("cheng2020-anchor", "cheng2020-attn")
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
-class Compressor(keras.Model):
+class Compressor(RateDistortionModel):
     """A learned image compressor: images to latents and back.
 
     `compressor(images)` returns a dict: `latents`; `x_hat`, the images after quantisation (uniform noise in training),
     not clipped, where there is a synthesis transform; and `likelihoods` of the quantised latents, shaped as these,
     where the prior is factorized.
+
+    Those with both can be trained: `compile()`, then `fit(images)`; `compile` tells of the loss.
 
     Args:
         architecture: One of CompressAI's zoo (`CHANNELS`).
@@ -49,7 +52,8 @@ class Compressor(keras.Model):
         origin: Where the weights are from, a dict of plain values (`name`, `sha256`), or None.
         dtype: Dtype policy of the transforms.
 
-    Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255; height and width multiples of 16.
+    Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255; height and width multiples of 16. Or a dict
+    of such `images` and of `noise`, as in `call`.
 
     Raises:
         ValueError: Unknown architecture or quality; channels that contradict the quality.
@@ -100,6 +104,16 @@ class Compressor(keras.Model):
         self.built = True
 
     def call(self, images, noise=None, training=False):
+        """Images through the whole compressor.
+
+        Args:
+            images: As the class says.
+            noise: What stands for rounding in training, shaped as the latents, in (-1/2, 1/2); None to draw it. The
+                backends draw differently, so equal results on all of them need equal noise.
+            training: Whether to add noise, else to round.
+        """
+        if isinstance(images, dict):
+            images, noise = images["images"], images.get("noise", noise)
         latents = self.analysis(images)
         outputs = {"latents": latents}
         if self.entropy_bottleneck is not None:
@@ -181,23 +195,36 @@ class Compressor(keras.Model):
     def from_config(cls, config):
         return cls(**config)
 
-    def save_to_preset(self, preset_dir, metadata=None):
+    def save_to_preset(self, preset_dir, metadata=None, storage="float32"):
         """Writes architecture and weights as a preset directory, aside and renamed.
 
         Args:
             preset_dir: Directory to write; an existing preset there is replaced.
             metadata: Further entries of `metadata.json`, values that JSON can hold.
+            storage: "float32", "float16" or "int8", as in `keras_ci2p.presets.compact_weights`; what is loaded from it
+                is float32 again.
 
         Raises:
             FileExistsError: `preset_dir` exists and is no preset.
+            ValueError: Unknown storage.
         """
         write_preset(
             preset_dir,
             config=serialize(self),
             task=None,
-            weights={WEIGHTS: self.save_weights},
+            weights={WEIGHTS: self._uncompiled().save_weights},
             metadata={"parameter_count": self.count_params(), **(metadata or {})},
+            storage=storage,
         )
+
+    def _uncompiled(self):
+        """Itself or a copy: Keras writes a compiled model's optimizer into weight files too."""
+        if not self.compiled:
+            return self
+        copy = type(self).from_config(self.get_config())
+        for ours, theirs in zip(copy.weights, self.weights, strict=True):
+            ours.assign(theirs)
+        return copy
 
     @classmethod
     def from_preset(cls, preset, dtype=None):

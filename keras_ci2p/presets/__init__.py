@@ -5,18 +5,23 @@ from keras_ci2p.presets.directory import (
     WEIGHTS,
     Preset,
     PresetError,
+    check_writable,
     open_preset,
     serialize,
     write_preset,
 )
 from keras_ci2p.presets.locations import add_source, list_presets
+from keras_ci2p.presets.storage import STORAGES, compact_weights
 
 __all__ = [
+    "STORAGES",
     "TASK_WEIGHTS",
     "WEIGHTS",
     "Preset",
     "PresetError",
     "add_source",
+    "check_writable",
+    "compact_weights",
     "list_presets",
     "open_preset",
     "serialize",

@@ -1,7 +1,8 @@
 """Reading and writing preset directories, in KerasHub's layout with checksums.
 
 `config.json` and `model.weights.h5`: the backbone. `task.json` and `task.weights.h5`: the head and class names.
-`metadata.json`: versions and the SHA-256 of each file. A preset without weight files is an architecture.
+`metadata.json`: versions and the SHA-256 of each file that a model is loaded from. Other files, such as a README.md,
+may lie beside them and be edited. A preset without weight files is an architecture.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import keras
 
 from keras_ci2p import files as disk
 from keras_ci2p.presets.locations import METADATA, list_presets, named_preset
+from keras_ci2p.presets.storage import check_storage, compact_weights
 from keras_ci2p.version import __version__
 
 FORMAT_VERSION = 1
@@ -21,6 +23,7 @@ CONFIG = "config.json"
 TASK = "task.json"
 WEIGHTS = "model.weights.h5"
 TASK_WEIGHTS = "task.weights.h5"
+_OWN_METADATA = ("format_version", "keras_ci2p_version", "keras_version", "date_saved", "storage", "files")
 
 
 class PresetError(ValueError):
@@ -37,6 +40,15 @@ class Preset:
     @property
     def has_weights(self):
         return WEIGHTS in self.metadata["files"]
+
+    @property
+    def storage(self):
+        """How the weights are stored: "float32", "float16" or "int8"."""
+        return self.metadata.get("storage", "float32")
+
+    def further_metadata(self):
+        """The entries of `metadata.json` that its writer has added, to be written again."""
+        return {key: value for key, value in self.metadata.items() if key not in _OWN_METADATA}
 
     def registered_name(self):
         """Registered name of the backbone's class, for example "keras_ci2p>CI2PViTBackbone"."""
@@ -108,7 +120,7 @@ def open_preset(name_or_directory):
     return Preset(directory, metadata)
 
 
-def write_preset(directory, config, task, weights, metadata, files=None):
+def write_preset(directory, config, task, weights, metadata, files=None, storage="float32"):
     """Writes a preset directory aside and renames it into place.
 
     Args:
@@ -118,19 +130,21 @@ def write_preset(directory, config, task, weights, metadata, files=None):
         weights: File name to a function that writes that weight file to a path.
         metadata: Further entries of `metadata.json`.
         files: Further files, name to bytes.
+        storage: How the weights are stored, as in `compact_weights`.
 
     Raises:
         FileExistsError: `directory` exists and is no preset.
+        ValueError: Unknown storage.
     """
-    directory = Path(directory)
-    if directory.exists() and not (directory / METADATA).is_file() and any(directory.iterdir()):
-        raise FileExistsError(f"{directory} exists and is no preset; choose another directory.")
+    check_storage(storage)
+    check_writable(directory)
     with disk.atomic_directory(directory) as temporary:
         disk.write_json(temporary / CONFIG, config)
         if task is not None:
             disk.write_json(temporary / TASK, task)
         for name, write in weights.items():
             write(str(temporary / name))
+            compact_weights(temporary / name, storage)
         for name, content in (files or {}).items():
             (temporary / name).write_bytes(content)
         written = sorted(path.name for path in temporary.iterdir())
@@ -142,9 +156,17 @@ def write_preset(directory, config, task, weights, metadata, files=None):
                 "keras_version": keras.__version__,
                 "date_saved": datetime.now(UTC).strftime("%Y-%m-%d@%H:%M:%S"),
                 **metadata,
+                "storage": storage,
                 "files": {name: disk.sha256(temporary / name) for name in written},
             },
         )
+
+
+def check_writable(directory):
+    """Raises FileExistsError where `directory` exists and is no preset, which `write_preset` would replace."""
+    directory = Path(directory)
+    if directory.exists() and not (directory / METADATA).is_file() and not _is_empty(directory):
+        raise FileExistsError(f"{directory} exists and is no preset; choose another directory.")
 
 
 def serialize(model):
@@ -167,6 +189,10 @@ def _resolve(name_or_directory):
         raise PresetError(f"The directory {name_or_directory} is no preset: it has no {METADATA}.")
     known = ", ".join(list_presets()) or "none"
     raise PresetError(f"Unknown preset {name_or_directory!r}. Known: {known}; or give a preset directory.")
+
+
+def _is_empty(path):
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _read_json(path):

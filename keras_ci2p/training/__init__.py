@@ -3,6 +3,7 @@
 from keras_ci2p.training.augmented_model import AugmentedClassifier
 from keras_ci2p.training.cache_settings import CacheSettings
 from keras_ci2p.training.caching import cache_latents
+from keras_ci2p.training.compression import CompressorSettings, evaluate_compressor, train_compressor
 from keras_ci2p.training.evaluation import evaluate
 from keras_ci2p.training.recipe import RECIPES, Recipe, read_recipe
 from keras_ci2p.training.recorder import RunError
@@ -13,11 +14,14 @@ __all__ = [
     "RECIPES",
     "AugmentedClassifier",
     "CacheSettings",
+    "CompressorSettings",
     "Recipe",
     "RunError",
     "TrainSettings",
     "cache_latents",
     "evaluate",
+    "evaluate_compressor",
     "read_recipe",
     "train",
+    "train_compressor",
 ]

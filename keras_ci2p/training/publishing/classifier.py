@@ -1,0 +1,106 @@
+"""Publishing a classifier."""
+
+import math
+
+import keras
+import numpy as np
+
+from keras_ci2p.data import open_data
+from keras_ci2p.data.seen import SEEN_FILE, count_seen
+from keras_ci2p.layers.ci2p_patch_embedding import compressor_config
+from keras_ci2p.models import CLASSIFIERS
+from keras_ci2p.presets import PresetError
+from keras_ci2p.training.evaluation import check_classes, evaluate, plot_confusion
+from keras_ci2p.training.publishing.classifier_card import classifier_card
+from keras_ci2p.training.publishing.subject import PublishError, Subject
+
+# By what share of the photos the numbers of right answers may differ, and by one photo at least.
+ALLOWED_DIFFERENCE = 0.005
+
+# The last two are of the dual-scale model.
+_SIZES = ("num_layers", "hidden_dim", "num_heads", "mlp_dim", "early_dim", "merge_at")
+
+
+class ClassifierSubject(Subject):
+    """A classifier, measured on the validation photos of `data`, as `evaluate` takes it."""
+
+    def __init__(self, preset, record, data, batch_size, verbose):
+        super().__init__(preset, record, data, batch_size, verbose)
+        self._photos = open_data(data)
+        check_classes(self.model, self._photos)
+        self._seen_file = preset.directory / SEEN_FILE
+        self._check_unseen()
+
+    def _check_unseen(self):
+        photos = self._photos.split("val").digests
+        seen = count_seen(self._seen_file, photos) if self._seen_file.is_file() else 0
+        if seen:
+            raise PublishError(
+                f"{seen} of the {len(photos)} validation photos of {self.data} were trained on: the figures would be "
+                "too good. Give the data of the training, or photos that are not in it."
+            )
+
+    def load(self, preset):
+        name = preset.registered_name()
+        for classifier in CLASSIFIERS.values():
+            if keras.saving.get_registered_name(classifier.backbone_class) == name:
+                return classifier.from_preset(preset)
+        raise PresetError(f"{preset.directory} is of a class that cannot be published: {name!r}.")
+
+    def write(self, directory, storage):
+        files = {SEEN_FILE: self._seen_file.read_bytes()} if self._seen_file.is_file() else None
+        self.model.save_to_preset(directory, metadata=self.preset.further_metadata(), files=files, storage=storage)
+
+    def measure(self, model):
+        return evaluate(model, self._photos, batch_size=self.batch_size, verbose=self.verbose)
+
+    def compare(self, original, stored):
+        difference = abs(_right_answers(original) - _right_answers(stored))
+        allowed = max(1, math.floor(ALLOWED_DIFFERENCE * original["images"]))
+        if difference > allowed:
+            raise PublishError(
+                f"Stored so compactly, the model has top-1 {stored['top1']:.2%} in place of {original['top1']:.2%}: "
+                f"{difference} of {original['images']} photos, of which at most {allowed} are allowed. Choose a larger "
+                "storage."
+            )
+        return {"top1": original["top1"], "top5": original["top5"], "difference": difference, "allowed": allowed}
+
+    def describe(self):
+        backbone = self.model.backbone
+        compressor = getattr(self.model, "compressor", None)
+        if compressor is not None:
+            compressor = {**compressor_config(compressor), "frozen": self.model.freeze_compressor}
+        return {
+            "class": type(self.model).__name__,
+            "image_shape": self.model.image_shape,
+            "parameters": _parameters(self.model),
+            **{key: getattr(backbone, key) for key in _SIZES if hasattr(backbone, key)},
+            "compressor": compressor,
+        }
+
+    def describe_data(self):
+        train, val = (self._photos.split(name) for name in ("train", "val"))
+        trained_on = self.preset.metadata.get("training", {}).get("train_sha256") == train.sha256
+        counts = train.counts() if trained_on else {}
+        return {
+            "name": self.data_name,
+            "sha256": self._photos.sha256,
+            "classes": [
+                {"name": name, "train": counts.get(name), "val": count} for name, count in val.counts().items()
+            ],
+        }
+
+    def draw(self, directory, report):
+        plot_confusion(directory / "confusion.png", report)
+
+    def card(self, report, notes):
+        return classifier_card(report, notes)
+
+
+def _right_answers(measurements):
+    return int(np.trace(measurements["confusion"]))
+
+
+def _parameters(model):
+    """Number of weights without the running statistics of batch normalisation."""
+    return sum(math.prod(weight.shape) for weight in model.weights if not weight.name.startswith("moving_"))

@@ -1,0 +1,263 @@
+"""Publishing on the command line."""
+
+import json
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from conftest import NANO, write_photos
+from test_cli import failed
+
+import keras_ci2p.training
+from keras_ci2p import Compressor, ViT
+from keras_ci2p.cli import main
+from keras_ci2p.data.seen import SEEN_FILE
+from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.presets import open_preset
+from keras_ci2p.training import evaluate
+from keras_ci2p.training.backend import environment
+from keras_ci2p.training.publishing import classifier
+from keras_ci2p.training.publishing.classifier_card import classifier_card
+from keras_ci2p.training.publishing.commands import training_commands
+from keras_ci2p.training.publishing.run_record import recipe_of
+
+FILES = {
+    "README.md",
+    "config.json",
+    "confusion.png",
+    "curves.png",
+    "history.csv",
+    "metadata.json",
+    "model.weights.h5",
+    "recipe.toml",
+    "report.json",
+    "task.json",
+    "task.weights.h5",
+    SEEN_FILE,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A trained run, made once."""
+    directory = tmp_path_factory.mktemp("trained")
+    photos = write_photos(directory / "photos")
+    options = "--variant nano --model vit --image-size 32 --epochs 1 --batch-size 8 --lr 3e-3"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, "nano", NANO)
+        assert main(["train", str(photos), "--out", str(directory / "run"), *options.split()]) == 0
+    return directory / "run"
+
+
+@pytest.fixture
+def run_dir(trained, tmp_path):
+    """A copy of the run, for each test to change."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def read_card(directory):
+    """Front matter and text."""
+    _, head, text = (directory / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(head), text
+
+
+def rows(text, name):
+    """The rows of all tables that begin with `name`."""
+    lines = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+    return [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in lines]
+
+
+def row(text, name):
+    """The only one."""
+    (cells,) = rows(text, name)
+    return cells
+
+
+def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
+    (tmp_path / "notes.md").write_text("Knows *colours* only.")
+    dest = tmp_path / "small"
+    options = ["--storage", "int8", "--name", "colours", "--notes", str(tmp_path / "notes.md")]
+    assert main(["publish", str(run_dir), str(dest), "--data", str(photos), *options]) == 0
+    printed = capsys.readouterr().out
+
+    assert {path.name for path in dest.iterdir()} == FILES
+    preset = open_preset(dest)
+    best = open_preset(run_dir / "best")
+    assert preset.storage == "int8" and preset.metadata["training"] == best.metadata["training"]
+    assert (dest / SEEN_FILE).read_bytes() == (run_dir / "best" / SEEN_FILE).read_bytes()
+    assert (dest / "history.csv").read_bytes() == (run_dir / "history.csv").read_bytes()
+
+    report = json.loads((dest / "report.json").read_text())
+    measured = evaluate(ViT.from_preset(dest), photos, verbose=0)
+    assert {key: report[key] for key in measured} == measured
+    assert report["original"]["top1"] == evaluate(ViT.from_preset(best), photos, verbose=0)["top1"]
+    assert report["bytes"] < report["original"]["bytes"]
+    assert f"{report['bytes']:,} bytes (int8)" in printed
+
+    head, text = read_card(dest)
+    assert head["license"] == "apache-2.0" and head["library_name"] == "keras"
+    (result,) = head["model-index"][0]["results"]
+    assert [metric["value"] for metric in result["metrics"]] == [report["top1"], report["top5"]]
+    assert row(text, "top-1") == [f"{100 * report['top1']:.2f} % of 6 validation photos"]
+    assert row(text, "this preset, int8")[0] == f"{100 * report['top1']:.2f} %"
+    assert row(text, "what it was made from, float32")[0] == f"{100 * report['original']['top1']:.2f} %"
+    for entry in report["per_class"]:
+        shares = ["-" if entry[key] is None else f"{100 * entry[key]:.2f} %" for key in ("recall", "precision")]
+        assert rows(text, entry["name"]) == [["2", *shares], ["8", "2"]]
+    assert report["data_sha256"] in text and "Knows *colours* only." in text
+    seconds = np.genfromtxt(dest / "history.csv", delimiter=",", names=True)["seconds"].sum()
+    assert report["run"]["hours"] == pytest.approx(seconds / 3600)
+    assert str(tmp_path.parent) not in text + json.dumps(report)
+
+    # The card's command gives the settings of the run again.
+    (command,) = [line for line in text.splitlines() if "keras-ci2p train " in line]
+    given = []
+    monkeypatch.setattr(keras_ci2p.training, "train", lambda settings, *_, **__: given.append(settings))
+    words = shlex.split(command.replace("$DATA", str(photos)))[2:]
+    monkeypatch.chdir(dest)
+    assert main(words) == 0
+    settings = json.loads((run_dir / "config.json").read_text())["settings"]
+    assert given[0].as_dict() == {**settings, "data": str(photos)}
+
+
+def test_a_card_may_be_edited_and_a_preset_published_again(run_dir, photos, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["publish", str(run_dir), str(first), "--data", str(photos)]) == 0
+    (first / "README.md").write_text("Mine.")
+    assert open_preset(first).storage == "float16"
+    for _ in range(2):
+        assert main(["publish", str(first), str(second), "--data", str(photos), "--storage", "int8"]) == 0
+    assert {path.name for path in second.iterdir()} == FILES
+    reports = [json.loads((path / "report.json").read_text()) for path in (first, second)]
+    assert reports[0]["run"] == reports[1]["run"] and reports[1]["original"]["storage"] == "float16"
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "photos", "run", "second"}
+
+
+MEASURED = {
+    "images": 6,
+    "top1": 0.5,
+    "top5": 1.0,
+    "per_class": [
+        {"name": "bird", "images": 2, "recall": 1.0, "precision": 2 / 3},
+        {"name": "cat", "images": 2, "recall": 0.5, "precision": 1 / 3},
+        {"name": "dog", "images": 2, "recall": 0.0, "precision": None},
+    ],
+    "confusion": [[2, 0, 0], [1, 1, 0], [0, 2, 0]],
+    "class_names": ["bird", "cat", "dog"],
+    "split": "val",
+    "data_sha256": "0123",
+}
+
+
+def test_a_preset_that_comes_from_no_run(nano, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "evaluate", lambda *_, **__: MEASURED)
+    model = ViT((32, 32, 3), num_classes=3, **nano)
+    model.save_to_preset(tmp_path / "preset", metadata={"note": "kept"})
+    assert main(["publish", str(tmp_path / "preset"), str(tmp_path / "out"), "--data", str(photos)]) == 0
+    assert open_preset(tmp_path / "out").metadata["note"] == "kept"
+    _, text = read_card(tmp_path / "out")
+    assert "No record of the training" in text
+    assert row(text, "top-1") == ["50.00 % of 6 validation photos"]
+    assert rows(text, "dog") == [["2", "0.00 %", "-"], ["2"]]
+
+
+def test_the_architecture_in_the_card():
+    sizes = {"num_layers": 12, "hidden_dim": 192, "num_heads": 3, "mlp_dim": 768, "early_dim": 48, "merge_at": 6}
+    compressor = {"architecture": "bmshj2018-factorized", "num_filters": 128, "latent_channels": 192, "frozen": True}
+    here = {"bytes": 1234567, "storage": "int8"}
+    model = {"class": "CI2PViTDualScale", "image_shape": [None, 128, 3], "parameters": 7654321, **sizes}
+    report = {
+        "name": "animals",
+        **here,
+        "model": {**model, "compressor": {**compressor, "origin": {"name": "a.pth"}}},
+        **MEASURED,
+        "original": {**MEASURED, **here, "difference": 0, "allowed": 1},
+        "data": {"name": "tfds:animals10", "sha256": "0123", "classes": [{"name": "cat", "train": None, "val": 2}]},
+        "training": {"epoch": 3, "train_photos": 1000, "train_sha256": "4567"},
+        "run": None,
+        **environment(),
+    }
+    text = classifier_card(report, notes="")
+    assert row(text, "architecture") == [
+        "CI2PViTDualScale: 12 blocks, 192 wide, 3 heads, MLP 768; the first 6 blocks 48 wide"
+    ]
+    assert row(text, "compressor") == ["bmshj2018-factorized, 128 and 192 channels, kept as it was; from a.pth"]
+    assert row(text, "image size") == ["any x 128"] and row(text, "parameters") == ["7,654,321"]
+    assert "other data: 1,000 photos, SHA-256 `4567`" in text and "DATA=tfds:animals10\n" in text
+
+
+class TestRefused:
+    def publish(self, capsys, source, photos, dest):
+        return failed(capsys, "publish", str(source), str(dest), "--data", str(photos))
+
+    def test_paths(self, run_dir, photos, tmp_path, capsys):
+        assert "exists and is no preset" in self.publish(capsys, run_dir, photos, photos)
+        assert "is no preset" in self.publish(capsys, photos, photos, tmp_path / "out")
+        (run_dir / "history.csv").unlink()
+        assert "has no history.csv" in self.publish(capsys, run_dir, photos, tmp_path / "out")
+        assert {path.name for path in tmp_path.iterdir()} == {"photos", "run"}
+
+    def test_photos_that_were_trained_on(self, run_dir, photos, tmp_path, capsys):
+        for path in sorted(photos.glob("*/00[0-5].png")):
+            path.unlink()
+        assert "were trained on" in self.publish(capsys, run_dir, photos, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("problem", ["worse", "failing"])
+    def test_a_compact_model_that_is_not_the_original(self, run_dir, photos, tmp_path, capsys, monkeypatch, problem):
+        ViT.from_preset(run_dir / "best").save_to_preset(tmp_path / "out")
+        before = (tmp_path / "out" / "metadata.json").read_bytes()
+        measurements = []
+
+        def measure(*args, **kwargs):
+            report = evaluate(*args, **kwargs)
+            if measurements and problem == "failing":
+                raise OSError("disk full")
+            right = 6 - 3 * len(measurements)
+            measurements.append(report)
+            return {**report, "confusion": np.diag([right, 0, 0]).tolist()}
+
+        monkeypatch.setattr(classifier, "evaluate", measure)
+        message = "3 of 6 photos, of which at most 1" if problem == "worse" else "disk full"
+        assert message in self.publish(capsys, run_dir, photos, tmp_path / "out")
+        assert (tmp_path / "out" / "metadata.json").read_bytes() == before
+        assert {path.name for path in tmp_path.iterdir()} == {"out", "photos", "run"}
+
+
+def test_a_run_on_stored_latents():
+    """Its recipe has the image size and the augmentation of the cache, and there are two commands."""
+    recipe = {"image_size": 256, "epochs": 3, "augmentation": {"flip": 0.5}}
+    latents = {"views": 4, "store": "rounded", "seed": 7, "image_size": [128, 128], "augmentation": {"flip": 0.25}}
+    settings = {"variant": "tiny", "seed": 2, "recipe": recipe, "class_weights": {"cat": 2.0}, "dtype": "float32"}
+    record = {"settings": settings, "data": {"latents": latents}, "backend": "jax"}
+    assert recipe_of(record).image_size == 128 and recipe_of(record).augmentation.flip == 0.25
+    assert training_commands(record) == [
+        'KERAS_BACKEND=jax keras-ci2p cache "$DATA" latents --compressor "$COMPRESSOR" --views 4 --store rounded '
+        "--recipe recipe.toml --seed 7",
+        "KERAS_BACKEND=jax keras-ci2p train latents --recipe recipe.toml --variant tiny --class-weights cat=2 --seed 2 "
+        "--out run",
+    ]
+
+
+def test_a_compressor(photos, tmp_path, capsys):
+    run = tmp_path / "run"
+    compressor = Compressor("bmshj2018-factorized", quality=None, channels=(4, 6))
+    compressor.save_to_preset(run / "best", metadata={"training": {"step": 5}})
+    settings = {"data": str(photos), "lmbda": 0.01, "steps": 5, "quality": None, "val_pictures": 4, "val_size": 32}
+    config = {"settings": {**settings, "seed": 0, "dtype": "float32"}, "backend": "jax", "cores": 2, "versions": {}}
+    (run / "config.json").write_text(json.dumps({**config, "data": {}}))
+    (run / "history.csv").write_text("step,seconds\n5,36\n")
+    (run / "curves.png").write_bytes(b"picture")
+    assert main(["publish", str(run), str(tmp_path / "out"), "--data", str(photos), "--storage", "int8"]) == 0
+    assert "PSNR in dB" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["images"] == 4 and report["lmbda"] == 0.01 and report["run"]["hours"] == 0.01
+    head, text = read_card(tmp_path / "out")
+    assert row(text, "this preset, int8")[0] == f"{report['psnr']:.2f}"
+    assert head["model-index"][0]["results"][0]["metrics"][0]["value"] == report["psnr"]
+    command = re.search("KERAS_BACKEND=jax keras-ci2p train-compressor .*", text)[0]
+    assert command.endswith('"$DATA" --lmbda 0.01 --steps 5 --seed 0 --val-pictures 4 --val-size 32 --out run')
+    Compressor.from_preset(tmp_path / "out")

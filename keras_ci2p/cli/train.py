@@ -61,6 +61,12 @@ def add_parser(commands):
     recipe.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change any other number of the recipe"
     )
+    recipe.add_argument(
+        "--minutes",
+        type=float,
+        metavar="X",
+        help="measure an epoch first and train as many as fit into X minutes, in place of --epochs",
+    )
     recipe.add_argument("--show-recipe", action="store_true", help="print the recipe and do nothing else")
     recipe.add_argument(
         "--class-weights",
@@ -117,10 +123,13 @@ RECIPE_FLAGS = (
 
 
 def run(args):
-    from keras_ci2p.cli.model import preset_of
     from keras_ci2p.training import TrainSettings, train
+    from keras_ci2p.training.run_directory import preset_of
 
     recipe = read_recipe_arguments(args)
+    given = [name for name in ("epochs", "warmup_epochs") if name in _recipe_values(args)]
+    if args.minutes is not None and given:
+        raise ValueError(f"--minutes chooses the epochs, and the warm-up with them. Received also: {', '.join(given)}")
     if args.show_recipe:
         print(recipe.to_toml(), end="")
         return
@@ -142,6 +151,11 @@ def read_recipe_arguments(args):
     """The recipe that --recipe names, changed as the other arguments say."""
     from keras_ci2p.training import read_recipe
 
+    return read_recipe(args.recipe).override(_recipe_values(args))
+
+
+def _recipe_values(args):
+    """Numbers of the recipe by name, those that the arguments give."""
     values = {
         name.removeprefix("recipe."): value
         for name, value in vars(args).items()
@@ -152,7 +166,7 @@ def read_recipe_arguments(args):
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE. Received: {pair!r}")
         values[name] = value
-    return read_recipe(args.recipe).override(values)
+    return values
 
 
 def _class_weights(text):

@@ -1,6 +1,6 @@
 """A training run: a directory from which it can be taken up again."""
 
-import json
+import time
 import warnings
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from keras_ci2p.data import open_data
 from keras_ci2p.extras import require
 from keras_ci2p.training.averaging import AveragedWeights
 from keras_ci2p.training.backend import environment, make_deterministic
+from keras_ci2p.training.budget import as_begun, within_budget
 from keras_ci2p.training.checkpoint import Checkpoints
 from keras_ci2p.training.devices import open_devices
 from keras_ci2p.training.inputs import make_inputs
@@ -20,9 +21,9 @@ from keras_ci2p.training.model import ModelParts
 from keras_ci2p.training.optimizer import make_optimizer
 from keras_ci2p.training.recipe import write_recipe
 from keras_ci2p.training.recorder import BEST, LAST, Recorder, RunError
+from keras_ci2p.training.run_directory import CONFIG, check_same, previous_run
 from keras_ci2p.training.settings import FREE_TO_CHANGE
 
-CONFIG = "config.json"
 RECIPE = "recipe.toml"
 
 
@@ -47,14 +48,17 @@ def train(settings, run_dir, resume=False, verbose=1):
         DataError: Data that cannot be used.
         ValueError: An image size or variant that the model does not take.
     """
+    began = time.perf_counter()
     run_dir = Path(run_dir)
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
     require("matplotlib.figure", extra="train")
     if settings.tensorboard:
         require("tensorboardX", extra="tensorboard")
-    previous = _previous_run(run_dir, resume)
-    _check_same("settings", _lasting(settings), previous)
+    previous = previous_run(run_dir, resume)
+    if settings.minutes is not None and previous is not None:
+        settings = as_begun(settings, previous)
+    check_same("settings", _lasting(settings), previous)
     if settings.deterministic:
         make_deterministic()
     devices = open_devices(settings.devices)
@@ -65,13 +69,12 @@ def train(settings, run_dir, resume=False, verbose=1):
             "whole batch. Augment on the host."
         )
     with devices.scope():
-        return _train(settings, run_dir, previous, devices, verbose if devices.is_main else 0)
+        return _train(settings, run_dir, previous, devices, verbose if devices.is_main else 0, began)
 
 
-def _train(settings, run_dir, previous, devices, verbose):
+def _train(settings, run_dir, previous, devices, verbose, began):
     from keras_ci2p.training.throughput import TimedDataset
 
-    recipe = settings.recipe
     # The model first: a wrong size or variant should not wait for the photos.
     parts = ModelParts(settings)
     size_multiple = parts.make(("a", "b")).size_multiple
@@ -79,25 +82,33 @@ def _train(settings, run_dir, previous, devices, verbose):
     data = {"sha256": photos.sha256, "photos": photos.counts()}
     if parts.cache is not None:
         data.update(latents=parts.cache.manifest["settings"], compressor=parts.cache.fingerprint)
-    _check_same("data", data, previous)
+    check_same("data", data, previous)
     # Until here nothing is written, so that all processes have seen the same directory.
     devices.agree("settings or data", [_lasting(settings), data])
     class_weights = _class_weights(settings.class_weights, photos)
 
     train_data, val_data = make_inputs(settings, photos, size_multiple, devices)
-    keras.utils.set_random_seed(settings.seed)
-    model = parts.make(photos.class_names)
-    learner = parts.learner(model)
-    learner.compile(
-        optimizer=make_optimizer(recipe, train_data.steps_per_epoch),
-        loss=SoftTargetCrossentropy(recipe.label_smoothing, class_weights),
-        # Weighted, since several devices fill up the last batch of the validation with examples of weight 0.
-        weighted_metrics=[
-            keras.metrics.CategoricalAccuracy(name="top1"),
-            keras.metrics.TopKCategoricalAccuracy(min(5, model.num_classes), name="top5"),
-        ],
-    )
 
+    def make_learner(recipe):
+        """`(classifier, compiled model to fit)`, each time the same."""
+        keras.utils.set_random_seed(settings.seed)
+        model = parts.make(photos.class_names)
+        learner = parts.learner(model)
+        learner.compile(
+            optimizer=make_optimizer(recipe, train_data.steps_per_epoch),
+            loss=SoftTargetCrossentropy(recipe.label_smoothing, class_weights),
+            # Weighted, since several devices fill up the last batch of the validation with examples of weight 0.
+            weighted_metrics=[
+                keras.metrics.CategoricalAccuracy(name="top1"),
+                keras.metrics.TopKCategoricalAccuracy(min(5, model.num_classes), name="top5"),
+            ],
+        )
+        return model, learner
+
+    if settings.minutes is not None and previous is None:
+        settings = within_budget(settings, began, make_learner, train_data, val_data, devices, run_dir, verbose)
+    recipe = settings.recipe
+    model, learner = make_learner(recipe)
     if devices.is_main:
         run_dir.mkdir(parents=True, exist_ok=True)
         files.clean_up(run_dir)
@@ -171,40 +182,5 @@ def _class_weights(wanted, photos):
     return [float(wanted.get(name, 1)) for name in photos.class_names]
 
 
-def _previous_run(run_dir, resume):
-    """The stored configuration of the run to take up, None for a new one."""
-    config = run_dir / CONFIG
-    if resume:
-        if not config.is_file():
-            # Killed before its first epoch: nothing to go on from, and nothing lost.
-            if not run_dir.exists() or not any(run_dir.iterdir()):
-                return None
-            raise RunError(f"{run_dir} is no training run (it has no {CONFIG}); it cannot be resumed.")
-        try:
-            return json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{config} is damaged: {error}. Begin a new run in another directory.") from error
-    if run_dir.exists() and any(run_dir.iterdir()):
-        raise RunError(f"{run_dir} exists already: go on with it by --resume, or choose another directory.")
-    return None
-
-
 def _lasting(settings):
     return {key: value for key, value in settings.as_dict().items() if key not in FREE_TO_CHANGE}
-
-
-def _check_same(what, now, previous):
-    if previous is None:
-        return
-    # As JSON stores them.
-    now, then = _flat(json.loads(json.dumps(now))), _flat(previous.get(what, {}))
-    different = [f"{key}: {then.get(key)!r}, now {now.get(key)!r}" for key in now if then.get(key) != now[key]]
-    if different:
-        raise RunError(f"The run was begun with other {what}, so it cannot be resumed: {'; '.join(different)}.")
-
-
-def _flat(values, prefix=""):
-    flat = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return flat

@@ -32,6 +32,8 @@ class TrainSettings:
         num_workers: Processes that load photos; 0 for threads in this one.
         deterministic: Whether to trade speed for the same result each time.
         tensorboard: Whether to write logs for TensorBoard too.
+        minutes: What the run may take, or None. An epoch is measured first, and as many as fit, one at least, take the
+            place of the recipe's; the warm-up keeps its share of them.
     """
 
     data: str
@@ -50,8 +52,11 @@ class TrainSettings:
     num_workers: int = 0
     deterministic: bool = False
     tensorboard: bool = False
+    minutes: float | None = None
 
     def __post_init__(self):
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ValueError(f"minutes must be positive. Received: {self.minutes}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be in 0..2**32-1. Received: {self.seed}")
         if self.compressor is not None and self.model != "ci2p":

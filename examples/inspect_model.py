@@ -1,0 +1,110 @@
+"""What a model sees: a picture, what its compressor keeps of it, where it looks, and what it takes it for, as one PNG.
+
+python examples/inspect_model.py                               # the preset animals10, scikit-image's cat
+python examples/inspect_model.py my_model photo.jpg --out photo.png
+python examples/inspect_model.py my_model photo.jpg --data photos     # and the confusion matrix, photo_confusion.png
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+# The framework is chosen as in Keras: torch, jax or tensorflow.
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from keras_ci2p import CI2PViT, Compressor
+from keras_ci2p.cli.model import open_model
+from keras_ci2p.data import center_crop, load_image
+from keras_ci2p.layers.attention import attention_rollout
+from keras_ci2p.training import evaluate
+from keras_ci2p.training.evaluation import evaluation_size, plot_confusion
+
+
+def read_picture(path):
+    if path:
+        return load_image(path)
+    from skimage import data
+
+    return Image.fromarray(data.chelsea())
+
+
+def reconstruction(model, batch, name):
+    """The picture decoded from the model's own latents, rounded as for storing; None where nothing can decode them."""
+    if not isinstance(model, CI2PViT) or not name:
+        return None
+    try:
+        compressor = Compressor.from_preset(name)
+        pixels = compressor.decode(keras.ops.round(model.compressor.encode(batch)))
+    except (ValueError, OSError) as error:
+        print(f"No reconstruction: {error}")
+        return None
+    return np.rint(keras.ops.convert_to_numpy(pixels)[0].clip(0, 255)).astype("uint8")
+
+
+def received_attention(model, batch):
+    """How much each token counts, 1 on average: all layers' attention, as the mean of the output tokens has it."""
+    rollout = attention_rollout(model.attention_maps(batch))
+    rows, columns = (size // model.size_multiple for size in batch.shape[1:3])
+    return rollout[0].mean(axis=0).reshape(rows, columns) * rows * columns
+
+
+def probabilities(model, batch):
+    outputs = model.predict_on_batch(batch)
+    return keras.ops.convert_to_numpy(keras.ops.softmax(outputs) if model.activation is None else outputs)[0]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", nargs="?", default="animals10", help="name, directory or run; default: animals10")
+    parser.add_argument("picture", nargs="?", help="default: the cat of scikit-image")
+    parser.add_argument("--compressor", help="preset that decodes the latents; default: the one that the model names")
+    parser.add_argument("--data", help="folder of photos, one subfolder per class, for the confusion matrix")
+    parser.add_argument("--out", type=Path, default="inspection.png", help="default: inspection.png")
+    args = parser.parse_args()
+
+    model, preset = open_model(args.preset)
+    picture = center_crop(read_picture(args.picture), evaluation_size(model))
+    batch = picture[None]
+    decoded = reconstruction(model, batch, args.compressor or preset.metadata.get("compressor"))
+
+    figure = Figure(figsize=(16 if decoded is not None else 12.5, 4), layout="constrained")
+    axes = list(figure.subplots(1, 4 if decoded is not None else 3))
+    shown = [("picture", picture)]
+    if decoded is not None:
+        error = np.square(decoded.astype(float) - picture).mean()
+        shown.append((f"reconstruction, {10 * np.log10(255**2 / max(error, 1e-9)):.1f} dB", decoded))
+    shown.append(("attention rollout (1: the mean token)", picture))
+    for panel, (title, pixels) in zip(axes, shown, strict=False):
+        panel.imshow(pixels)
+        panel.set_title(title)
+        panel.set_axis_off()
+    height, width = picture.shape[:2]
+    overlay = axes[-2].imshow(
+        received_attention(model, batch), extent=(-0.5, width - 0.5, height - 0.5, -0.5), cmap="inferno", alpha=0.55
+    )
+    figure.colorbar(overlay, ax=axes[-2], shrink=0.8)
+
+    scores = probabilities(model, batch)
+    best = np.argsort(scores)[-10:]
+    names = model.class_names or [str(i) for i in range(model.num_classes)]
+    bars = axes[-1].barh([names[i] for i in best], 100 * scores[best])
+    axes[-1].bar_label(bars, fmt="%.1f", padding=3)
+    axes[-1].set_xlim(0, 115)
+    axes[-1].set_xlabel("probability (%)")
+    figure.savefig(args.out, dpi=110)
+    print(f"{names[best[-1]]}, {scores[best[-1]]:.1%}. Picture: {args.out}")
+
+    if args.data:
+        path = args.out.with_name(f"{args.out.stem}_confusion.png")
+        report = evaluate(model, args.data)
+        plot_confusion(path, report)
+        print(f"top-1 {report['top1']:.2%} of {report['images']} photos. Confusion matrix: {path}")
+
+
+if __name__ == "__main__":
+    main()

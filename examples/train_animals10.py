@@ -1,0 +1,58 @@
+"""Train CI2P-ViT on Animals-10, or on any folder with one subfolder of photos per class, in a number of minutes.
+
+keras-ci2p data animals10 --from archive.zip                   # once; then:
+python examples/train_animals10.py --minutes 60
+python examples/train_animals10.py photos --minutes 10 --out my_animals
+
+Whatever ends it, the same command goes on where it was. At the end OUT/preset is the model, OUT/run/curves.png its
+history, OUT/confusion.png what it mixes up.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+# The framework is chosen as in Keras: torch, jax or tensorflow.
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+from keras_ci2p import CI2PViT, Compressor
+from keras_ci2p.training import RECIPES, CacheSettings, TrainSettings, cache_latents, evaluate, train
+from keras_ci2p.training.evaluation import plot_confusion
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", default="tfds:animals10", help="folder or tfds:NAME; default: %(default)s")
+    parser.add_argument("--out", type=Path, default="animals10_run", help="default: animals10_run")
+    parser.add_argument("--minutes", type=float, default=60, help="of training, after the latents; default: 60")
+    parser.add_argument(
+        "--compressor", default="bmshj2018-factorized-mse-5", help="name or directory; default: %(default)s, downloaded"
+    )
+    parser.add_argument("--variant", default="tiny", help="tiny (default), small or base")
+    parser.add_argument("--image-size", type=int, default=256, help="default: 256")
+    parser.add_argument("--views", type=int, default=4, help="stored views of each photo; default: 4")
+    args = parser.parse_args()
+    recipe = RECIPES["quick"].override({"image_size": args.image_size})
+
+    # The compressor is frozen, so it needs to see each view only once: what it makes of them is stored.
+    latents = args.out / "latents"
+    cache_settings = CacheSettings(
+        views=args.views, image_size=args.image_size, augmentation=recipe.augmentation, store="rounded"
+    )
+    cache_latents(args.data, latents, Compressor.from_preset(args.compressor), cache_settings, resume=True)
+
+    # The rest of the model learns from the latents, for as many epochs as fit into the minutes.
+    settings = TrainSettings(str(latents), variant=args.variant, recipe=recipe, minutes=args.minutes)
+    train(settings, args.out / "run", resume=True)
+
+    # The weights of the best epoch, with the compressor: from photos to classes.
+    model = CI2PViT.from_preset(args.out / "run" / "best")
+    report = evaluate(model, args.data)
+    plot_confusion(args.out / "confusion.png", report)
+    scores = {key: report[key] for key in ("top1", "top5", "images")}
+    model.save_to_preset(args.out / "preset", metadata={"evaluation": scores})
+    print(f"top-1 {report['top1']:.2%} of {report['images']} photos that it has not seen. Model: {args.out / 'preset'}")
+
+
+if __name__ == "__main__":
+    main()

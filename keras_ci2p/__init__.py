@@ -11,12 +11,22 @@ else:
     _failure = None
 
     from keras_ci2p import convert, data, layers, models, presets, training
-    from keras_ci2p.models import CI2PViT, CI2PViTBackbone, Compressor, ViT, ViTBackbone
+    from keras_ci2p.models import (
+        CI2PViT,
+        CI2PViTBackbone,
+        CI2PViTDualScale,
+        CI2PViTDualScaleBackbone,
+        Compressor,
+        ViT,
+        ViTBackbone,
+    )
     from keras_ci2p.presets import list_presets
 
 __all__ = [
     "CI2PViT",
     "CI2PViTBackbone",
+    "CI2PViTDualScale",
+    "CI2PViTDualScaleBackbone",
     "Compressor",
     "ViT",
     "ViTBackbone",

@@ -13,7 +13,11 @@ def add_parser(commands):
         help="tiny, small, base, large or base_8; a training run, a preset directory or the name of a preset",
     )
     parser.add_argument(
-        "--model", choices=("ci2p", "vit"), default="ci2p", dest="kind", help="kind of a VARIANT; default: ci2p"
+        "--model",
+        choices=("ci2p", "ci2p_dual", "vit"),
+        default="ci2p",
+        dest="kind",
+        help="kind of a VARIANT; default: ci2p",
     )
     parser.add_argument("--num-classes", type=int, default=10, metavar="N", help="classes of a VARIANT; default: 10")
     parser.set_defaults(run=run)
@@ -21,7 +25,7 @@ def add_parser(commands):
 
 def run(args):
     from keras_ci2p.cli.model import open_model
-    from keras_ci2p.models import CLASSIFIERS, VARIANTS
+    from keras_ci2p.models import CLASSIFIERS, VARIANTS, CI2PViTDualScale
 
     if args.model in VARIANTS:
         model = CLASSIFIERS[args.kind](variant=args.model, num_classes=args.num_classes)
@@ -36,6 +40,8 @@ def run(args):
         f"transformer: {backbone.num_layers} blocks, {backbone.hidden_dim} wide, {backbone.num_heads} heads, "
         f"MLP {backbone.mlp_dim}"
     )
+    if isinstance(model, CI2PViTDualScale):
+        print(f"the first {backbone.merge_at} blocks, before the merge: {backbone.early_dim} wide")
     print(f"{'part':<20}{'parameters':>14}{'trainable':>14}{'frozen':>14}{'statistics':>14}")
     parts = parameters_by_part(model)
     for name, counts in [*parts.items(), ("total", tuple(map(sum, zip(*parts.values(), strict=True))))]:

@@ -4,13 +4,26 @@ import re
 
 import numpy as np
 
-from keras_ci2p.convert.assignment import Entry, assign, batch_norm, convolution, dense, transformer_entries
+from keras_ci2p.convert.assignment import (
+    Entry,
+    assign,
+    batch_norm,
+    convolution,
+    dense,
+    layer_norm,
+    transformer_entries,
+)
 from keras_ci2p.convert.checkpoints import CheckpointError, read_state_dict
 from keras_ci2p.convert.compressai import gdn_constants, transform_entries
+from keras_ci2p.layers.analysis_transform import DOWNSAMPLING
 from keras_ci2p.layers.position_embedding import resize_position_embedding
-from keras_ci2p.models import CI2PViT, ViT
+from keras_ci2p.models import CI2PViT, CI2PViTDualScale, ViT
 
 _EMBEDDING = "backbone.to_patch_embedding."
+_TRANSFORMER = "backbone.transformer."
+# Of the dual-scale model alone.
+_BLOCKS = f"{_TRANSFORMER}blocks."
+_MERGE = re.compile(re.escape(_BLOCKS) + r"(\d+)\.0\.convReshape\.")
 # Buffers that hold no weights: BatchNorm's counters, the constants of GDN's reparametrisation.
 _CONSTANTS = re.compile(r"\.(num_batches_tracked|(beta|gamma)_reparam\.(pedestal|lower_bound\.bound))$")
 
@@ -23,27 +36,28 @@ def from_mmpretrain(checkpoint, image_shape=None, num_heads=None, drop_path_rate
     Args:
         checkpoint: Path (`.pth`, `.safetensors`) or dict of arrays, with the key names of mmpretrain's
             `ImageClassifier` (`backbone. ...`, `head.fc. ...`).
-        image_shape: `(height, width, 3)`; None for (256, 256, 3), or for a square ViT what its position embedding
-            says. A position embedding is resized to it.
-        num_heads: Attention heads, which the weights do not tell; None for a head width of 64 (96 where
-            the FFN is 2304 wide, mmpretrain's "small").
+        image_shape: `(height, width, 3)`; None for what a position embedding says of a square, else (256, 256, 3). A
+            position embedding is resized to it.
+        num_heads: Attention heads (of the dual-scale model: after the merge), which the weights do not tell; None for
+            a head width of 64 (96 where the FFN is 2304 wide, mmpretrain's "small"), or that of all tokens if less.
         drop_path_rate: Stochastic depth of the last block, which the weights do not tell.
 
     Returns:
-        A `CI2PViT` or `ViT`.
+        A `CI2PViT`, `CI2PViTDualScale` or `ViT`.
 
     Raises:
         CheckpointError: Unreadable file; a key that is missing, left over or misshapen.
+        ValueError: Sizes that make no model.
     """
     state = read_state_dict(checkpoint)
-    is_ci2p = any(key.startswith(_EMBEDDING) for key in state)
-    transformer = "backbone.transformer." if is_ci2p else "backbone."
-    sizes = _transformer_sizes(state, transformer, num_heads)
-    common = {**sizes, "num_classes": _shape(state, "head.fc.weight", 2)[0], "drop_path_rate": drop_path_rate}
-    if is_ci2p:
-        model = CI2PViT(image_shape or (256, 256, 3), compressor=_compressor_sizes(state), **common)
+    common = {"num_classes": _shape(state, "head.fc.weight", 2)[0], "drop_path_rate": drop_path_rate}
+    if any(key.startswith(_BLOCKS) for key in state):
+        make = _dual_scale
+    elif any(key.startswith(_EMBEDDING) for key in state):
+        make = _ci2p
     else:
-        model, state = _vit(state, image_shape, common)
+        make = _vit
+    model, state = make(state, image_shape, num_heads, common)
     assign(mmpretrain_entries(model), state, constants=_CONSTANTS.search)
     return model
 
@@ -52,7 +66,7 @@ def to_mmpretrain(model):
     """A state dict with the key names of the paper's code, the inverse of `from_mmpretrain`.
 
     Args:
-        model: A `CI2PViT` or `ViT`.
+        model: A `CI2PViT`, `CI2PViTDualScale` or `ViT`.
 
     Returns:
         dict of str to numpy array: the weights, and the constants that the paper's code asks for.
@@ -65,9 +79,11 @@ def to_mmpretrain(model):
 
 
 def mmpretrain_entries(model):
-    """The `Entry` list of a `CI2PViT` or `ViT`: which checkpoint entry is which variable."""
+    """The `Entry` list of one of the paper's models: which checkpoint entry is which variable."""
+    if isinstance(model, CI2PViTDualScale):
+        return [*_ci2p_entries(model), *_dual_scale_entries(model)]
     if isinstance(model, CI2PViT):
-        return [*_ci2p_entries(model), *_transformer_entries(model, "backbone.transformer.")]
+        return [*_ci2p_entries(model), *_transformer_entries(model, _TRANSFORMER)]
     return [
         *convolution("backbone.patch_embed.projection", model.get_layer("patch_embedding")),
         Entry("backbone.pos_embed", model.get_layer("position_embedding").embedding),
@@ -75,17 +91,60 @@ def mmpretrain_entries(model):
     ]
 
 
-def _vit(state, image_shape, common):
+def _ci2p(state, image_shape, num_heads, common):
+    sizes = _transformer_sizes(state, _TRANSFORMER, num_heads)
+    return CI2PViT(image_shape or (256, 256, 3), compressor=_compressor_sizes(state), **sizes, **common), state
+
+
+def _vit(state, image_shape, num_heads, common):
+    sizes = _transformer_sizes(state, "backbone.", num_heads)
     patch_size = _shape(state, "backbone.patch_embed.projection.weight", 4)[-1]
-    _, tokens, _ = _shape(state, "backbone.pos_embed", 3)
+    positions = "backbone.pos_embed"
+    image_shape = image_shape or _square_image(state, positions, patch_size)
+    model = ViT(image_shape, patch_size=patch_size, **sizes, **common)
+    return model, _resize_positions(state, positions, model)
+
+
+def _dual_scale(state, image_shape, num_heads, common):
+    merges = {int(match[1]) for match in map(_MERGE.match, state) if match}
+    if len(merges) != 1:
+        raise CheckpointError(f"{_BLOCKS}N.0.convReshape, the merge, must be in one block. Found in: {sorted(merges)}")
+    [merge_at] = merges
+    positions = f"{_TRANSFORMER}pos_embed"
+    early_dim = _shape(state, positions, 3)[-1]
+    mlp_dim, hidden_dim = _shape(state, f"{_BLOCKS}{merge_at}.1.leff.up_proj.0.weight", 2)
+    model = CI2PViTDualScale(
+        image_shape or _square_image(state, positions, DOWNSAMPLING),
+        hidden_dim=hidden_dim,
+        num_layers=_num_blocks(state, _BLOCKS),
+        num_heads=num_heads or hidden_dim // _head_dim(min(early_dim, hidden_dim), hidden_dim, mlp_dim),
+        mlp_dim=mlp_dim,
+        early_dim=early_dim,
+        merge_at=merge_at,
+        compressor=_compressor_sizes(state),
+        **common,
+    )
+    return model, _resize_positions(state, positions, model)
+
+
+def _square_image(state, positions, patch_size):
+    side = _side(state, positions) * patch_size
+    return (side, side, 3)
+
+
+def _resize_positions(state, positions, model):
+    """The state dict with the position embedding, of a square grid, resized for the model."""
+    side = _side(state, positions)
+    grid = model.get_layer("position_embedding").grid
+    return {**state, positions: resize_position_embedding(state[positions], (side, side), grid)}
+
+
+def _side(state, positions):
+    _, tokens, _ = _shape(state, positions, 3)
     side = round(tokens**0.5)
     if side * side != tokens:
-        raise CheckpointError(f"backbone.pos_embed has {tokens} positions, which make no square grid.")
-    image_shape = tuple(image_shape or (side * patch_size, side * patch_size, 3))
-    model = ViT(image_shape, patch_size=patch_size, **common)
-    grid = model.get_layer("position_embedding").grid
-    resized = resize_position_embedding(state["backbone.pos_embed"], (side, side), grid)
-    return model, {**state, "backbone.pos_embed": resized}
+        raise CheckpointError(f"{positions} has {tokens} positions, which make no square grid.")
+    return side
 
 
 def _compressor_sizes(state):
@@ -99,16 +158,23 @@ def _compressor_sizes(state):
 
 
 def _transformer_sizes(state, prefix, num_heads):
-    pattern = re.compile(re.escape(prefix) + r"layers\.(\d+)\.")
-    numbers = {int(match[1]) for match in map(pattern.match, state) if match}
     mlp_dim, hidden_dim = _shape(state, f"{prefix}layers.0.ffn.layers.0.0.weight", 2)
-    head_dim = 96 if mlp_dim == 2304 and hidden_dim == 768 else 64
     return {
         "hidden_dim": hidden_dim,
-        "num_layers": max(numbers, default=0) + 1,
-        "num_heads": num_heads or max(1, hidden_dim // head_dim),
+        "num_layers": _num_blocks(state, f"{prefix}layers."),
+        "num_heads": num_heads or hidden_dim // _head_dim(hidden_dim, hidden_dim, mlp_dim),
         "mlp_dim": mlp_dim,
     }
+
+
+def _num_blocks(state, prefix):
+    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+    return 1 + max((int(match[1]) for match in map(pattern.match, state) if match), default=0)
+
+
+def _head_dim(narrowest, hidden_dim, mlp_dim):
+    """The paper's head width, or the width of the narrowest blocks if that is less."""
+    return max(1, min(narrowest, 96 if (hidden_dim, mlp_dim) == (768, 2304) else 64))
 
 
 def _shape(state, key, rank):
@@ -143,3 +209,31 @@ def _inverted_residual_entries(prefix, block):
 def _transformer_entries(model, prefix):
     names = ("ln1", "attn.qkv", "attn.proj", "ln2", "ffn.layers.0.0", "ffn.layers.1")
     return [*transformer_entries(model, f"{prefix}layers", names, f"{prefix}ln1"), *dense("head.fc", model.head)]
+
+
+def _dual_scale_entries(model):
+    backbone = model.backbone
+    entries = [Entry(f"{_TRANSFORMER}pos_embed", model.get_layer("position_embedding").embedding)]
+    for i in range(backbone.num_layers):
+        at = f"{_BLOCKS}{i}"
+        if i == backbone.merge_at:
+            entries += _inverted_residual_entries(f"{at}.0.convReshape.1", model.get_layer("merge").reduce)
+            at = f"{at}.1"
+        entries += _leff_block_entries(at, model.get_layer(f"block_{i}"))
+    return [*entries, *layer_norm(f"{_TRANSFORMER}norm", model.get_layer("norm")), *dense("head.fc", model.head)]
+
+
+def _leff_block_entries(prefix, block):
+    leff = block.leff
+    return [
+        *layer_norm(f"{prefix}.norm1", block.attention_norm),
+        *dense(f"{prefix}.attn.qkv", block.qkv),
+        *dense(f"{prefix}.attn.proj", block.attention_output),
+        *layer_norm(f"{prefix}.norm2", block.mlp_norm),
+        *dense(f"{prefix}.leff.up_proj.0", leff.expand),
+        *batch_norm(f"{prefix}.leff.up_proj.2", leff.expand_norm),
+        *convolution(f"{prefix}.leff.depth_conv.0", leff.depthwise, "depthwise"),
+        *batch_norm(f"{prefix}.leff.depth_conv.1", leff.depthwise_norm),
+        *dense(f"{prefix}.leff.down_proj.0", leff.project),
+        *batch_norm(f"{prefix}.leff.down_proj.2", leff.project_norm),
+    ]

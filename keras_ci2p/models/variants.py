@@ -9,13 +9,23 @@ VARIANTS = {
     "base_8": {"hidden_dim": 768, "num_layers": 8, "num_heads": 8, "mlp_dim": 2304},
 }
 
+# CI2P-ViT-ds, with "base" as in the paper: half of the blocks come before the merge, a quarter as wide as the others,
+# rounded up to whole heads.
+DUAL_SCALE_VARIANTS = {
+    "tiny": {**VARIANTS["tiny"], "early_dim": 64, "merge_at": 6},
+    "small": {**VARIANTS["small"], "early_dim": 128, "merge_at": 6},
+    "base": {**VARIANTS["base"], "early_dim": 192, "merge_at": 6},
+    "large": {**VARIANTS["large"], "early_dim": 256, "merge_at": 12},
+    "base_8": {**VARIANTS["base_8"], "early_dim": 192, "merge_at": 4},
+}
 
-def transformer_sizes(variant, **overrides):
-    """The sizes of `variant`, with those of `overrides` that are not None in their place.
+
+def transformer_sizes(variant, variants=VARIANTS, **overrides):
+    """The sizes of `variant` in the table `variants`, with those of `overrides` that are not None in their place.
 
     Raises:
         ValueError: Unknown variant.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"`variant` must be one of {', '.join(VARIANTS)}. Received: variant={variant!r}")
-    return {**VARIANTS[variant], **{key: value for key, value in overrides.items() if value is not None}}
+    if variant not in variants:
+        raise ValueError(f"`variant` must be one of {', '.join(variants)}. Received: variant={variant!r}")
+    return {**variants[variant], **{key: value for key, value in overrides.items() if value is not None}}

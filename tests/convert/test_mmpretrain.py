@@ -5,21 +5,24 @@ import numpy as np
 import pytest
 from golden_weights import GOLDEN, golden_weight
 
-from keras_ci2p import CI2PViT, ViT
+from keras_ci2p import CI2PViT, CI2PViTDualScale, ViT
 from keras_ci2p.convert import CheckpointError, from_mmpretrain, to_mmpretrain
 from keras_ci2p.convert.mmpretrain import mmpretrain_entries
 
+DUAL = {"early_dim": 16, "merge_at": 1}
 
-@pytest.fixture(params=["ci2p", "ci2p_relu", "vit"])
+
+@pytest.fixture(params=["ci2p", "ci2p_relu", "ci2p_dual", "vit"])
 def state(request, nano):
     """A state dict of a small model in the layout of the paper's code."""
-    nano["num_heads"] = 1
     if request.param == "vit":
         model = ViT((64, 64, 3), num_classes=3, **nano)
     else:
         relu = "-relu" if request.param == "ci2p_relu" else ""
         compressor = {"architecture": f"bmshj2018-factorized{relu}", "num_filters": 8, "latent_channels": 12}
-        model = CI2PViT((64, 64, 3), num_classes=3, compressor=compressor, **nano)
+        is_dual = request.param == "ci2p_dual"
+        make, sizes = (CI2PViTDualScale, DUAL | nano) if is_dual else (CI2PViT, nano)
+        model = make((64, 64, 3), num_classes=3, compressor=compressor, **sizes)
     return {entry.key: golden_weight(entry.key, entry.torch_shape) for entry in mmpretrain_entries(model)}
 
 
@@ -28,11 +31,11 @@ def test_sizes_are_read_off_the_weights(state):
     backbone = model.backbone
     assert (backbone.hidden_dim, backbone.num_layers, backbone.mlp_dim, backbone.num_heads) == (32, 2, 48, 2)
     assert model.num_classes == 3
-    if isinstance(model, CI2PViT):
+    assert model.image_shape == ((256, 256, 3) if isinstance(model, CI2PViT) else (64, 64, 3))
+    if not isinstance(model, ViT):
         assert model.freeze_compressor
-        assert model.image_shape == (256, 256, 3)
-    else:
-        assert model.image_shape == (64, 64, 3)
+    if isinstance(model, CI2PViTDualScale):
+        assert {name: getattr(backbone, name) for name in DUAL} == DUAL
 
 
 def test_position_embedding_is_resized(state):
@@ -85,12 +88,25 @@ def test_round_trip_is_exact(state):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(one), keras.ops.convert_to_numpy(other))
 
 
-@pytest.mark.parametrize("name", ["base_gdn", "vit_b16"])
-def test_every_key_of_the_reference_comes_back(name):
+@pytest.mark.parametrize(
+    ("name", "model_class"), [("base_gdn", CI2PViT), ("dual_scale", CI2PViTDualScale), ("vit_b16", ViT)]
+)
+def test_every_key_of_the_reference_comes_back(name, model_class):
     """The paper's code loads strictly: the same keys and shapes, no more and no less."""
     shapes = json.loads((GOLDEN / "state_dict_shapes.json").read_text())[name]
-    back = to_mmpretrain(CI2PViT() if name == "base_gdn" else ViT())
+    back = to_mmpretrain(model_class())
     assert {key: list(value.shape) for key, value in back.items()} == shapes
+
+
+@pytest.mark.parametrize("state", ["ci2p_dual"], indirect=True)
+def test_the_merge_is_in_one_block(state):
+    merge = {key: value for key, value in state.items() if ".convReshape." in key}
+    assert merge
+    with pytest.raises(CheckpointError, match=r"convReshape.*Found in: \[\]"):
+        from_mmpretrain({key: value for key, value in state.items() if key not in merge})
+    twice = {key.replace(".blocks.1.", ".blocks.0."): value for key, value in merge.items()}
+    with pytest.raises(CheckpointError, match=r"convReshape.*Found in: \[0, 1\]"):
+        from_mmpretrain({**state, **twice})
 
 
 def test_known_constants_are_no_error(state):

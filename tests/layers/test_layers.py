@@ -56,6 +56,23 @@ class LayerTests(testing.TestCase):
     def test_patch_generator(self):
         self.check(layers.PatchGenerator, {"hidden_dim": 10}, (2, 6, 4, 4), (2, 6, 10), 26, 12)
 
+    # JAX compiles slowly: what is trained as part of another layer is not trained alone.
+    def test_fine_patch_generator(self):
+        kwargs = {"hidden_dim": 10}
+        self.check(layers.FinePatchGenerator, kwargs, (2, 3, 4, 4), (2, 12, 10), 26, 12, run_training_check=False)
+
+    def test_leff(self):
+        kwargs = {"mlp_dim": 12, "grid": (2, 3)}
+        self.check(layers.LeFF, kwargs, (2, 6, 8), (2, 6, 8), 11, 6, run_training_check=False)
+
+    def test_leff_block(self):
+        kwargs = {"num_heads": 2, "mlp_dim": 12, "grid": (2, 3), "drop_path_rate": 0.2, "seed": 3}
+        self.check(layers.LeFFBlock, kwargs, (2, 6, 8), (2, 6, 8), 19, 6, seeds=1)
+
+    def test_patch_merging(self):
+        kwargs = {"hidden_dim": 10, "grid": (3, 4)}
+        self.check(layers.PatchMerging, kwargs, (2, 12, 4), (2, 4, 10), 13, 6, run_training_check=False)
+
     def test_analysis_transform(self):
         for architecture, trainable in (("bmshj2018-factorized", 14), ("bmshj2018-factorized-relu", 8)):
             kwargs = {"architecture": architecture, "num_filters": 4, "latent_channels": 6}
@@ -138,8 +155,55 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="num_heads"):
-        layers.TransformerBlock(3, 8)(np.zeros((1, 4, 8), "float32"))
+    for block in (layers.TransformerBlock(3, 8), layers.LeFFBlock(3, 8, (2, 2))):
+        with pytest.raises(ValueError, match="num_heads"):
+            block(np.zeros((1, 4, 8), "float32"))
+
+
+def test_tokens_must_fill_the_grid():
+    for layer in (layers.LeFF(8, (2, 3)), layers.LeFFBlock(2, 8, (2, 3)), layers.PatchMerging(8, (2, 3))):
+        with pytest.raises(ValueError, match=r"grid of \(2, 3\)"):
+            layer(np.zeros((1, 5, 8), "float32"))
+
+
+def test_leff_sees_the_neighbours_in_the_grid(rng):
+    """Row 1, column 2 of 4 x 5 tokens reaches the tokens around it and no others."""
+    layer = layers.LeFF(12, (4, 5))
+    tokens = rng.standard_normal((1, 20, 6)).astype("float32")
+    before = keras.ops.convert_to_numpy(layer(tokens))
+    tokens[0, 1 * 5 + 2] += 1
+    changed = (keras.ops.convert_to_numpy(layer(tokens)) != before).any(-1).reshape(4, 5)
+    expected = np.zeros((4, 5), bool)
+    expected[0:3, 1:4] = True
+    np.testing.assert_array_equal(changed, expected)
+
+
+def test_leff_ends_with_a_gelu(rng):
+    layer = layers.LeFF(12, (2, 2))
+    layer.build((None, 4, 6))
+    layer.project_norm.gamma.assign(np.full(6, 100.0))
+    outputs = keras.ops.convert_to_numpy(layer(rng.standard_normal((8, 4, 6)).astype("float32"), training=True))
+    assert outputs.max() > 10
+    assert -0.17 < outputs.min() < 0
+
+
+def test_patch_merging_works_on_the_grid(rng):
+    x = rng.standard_normal((2, 4, 6, 3)).astype("float32")
+    layer = layers.PatchMerging(5, (4, 6))
+    merged = keras.ops.convert_to_numpy(layer(x.reshape(2, 24, 3)))
+    assert layer.merged_grid == (2, 3)
+    np.testing.assert_allclose(merged.reshape(2, 2, 3, 5), keras.ops.convert_to_numpy(layer.reduce(x)), atol=1e-6)
+
+
+def test_blocks_drop_both_branches(rng):
+    """Nearly every branch is dropped: what is left is the input."""
+    x = rng.standard_normal((4, 6, 8)).astype("float32")
+    for block in (
+        layers.TransformerBlock(2, 12, drop_path_rate=0.999, seed=1),
+        layers.LeFFBlock(2, 12, (2, 3), drop_path_rate=0.999, seed=1),
+    ):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(block(x, training=True)), x)
+        assert (keras.ops.convert_to_numpy(block(x, training=False)) != x).any()
 
 
 class TestAnalysisTransform:

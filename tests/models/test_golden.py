@@ -11,10 +11,19 @@ from gradients import training_step
 from keras_ci2p.convert import from_mmpretrain
 from keras_ci2p.convert.mmpretrain import mmpretrain_entries
 
-FEATURES, LOGITS = 2e-4, 1e-4
+FEATURES, LOGITS = {"base_gdn": 2e-4, "dual_scale": 5e-4, "vit_b16": 2e-4}, 1e-4
+# Relative, of the gradients' norms. In dual_scale one activation of the merge (channel 507 of its depthwise stage) is 3
+# up to rounding errors, where hard-swish has a kink: 2.99999 on torch as in the reference, 3.00002 in float64, on whose
+# side JAX and TensorFlow are. That is worth 1.3e-3 in the layers before it.
+GRADIENTS = {"base_gdn": 1e-3, "dual_scale": 2e-3, "vit_b16": 1e-3}
+# Pixels of a batch behind each convolution of the patch generator's last block.
+PIXELS = {
+    "base_gdn": {"expand": 2 * 16 * 16, "depthwise": 2 * 8 * 8, "linear": 2 * 8 * 8},
+    "dual_scale": dict.fromkeys(("expand", "depthwise", "linear"), 2 * 16 * 16),
+}
 
 
-@pytest.fixture(scope="module", params=["base_gdn", "vit_b16"])
+@pytest.fixture(scope="module", params=["base_gdn", "dual_scale", "vit_b16"])
 def reference(request):
     """`(name, expected arrays, model)`; stochastic depth off, as the reference step was computed."""
     expected = np.load(GOLDEN / f"{request.param}.npz")
@@ -31,23 +40,24 @@ def close(actual, expected, tolerance):
 
 def test_every_stage(reference):
     name, expected, model = reference
-    names = ["patch_generator" if name == "base_gdn" else "flatten", "block_0", "block_5", "block_6", "norm", "pool"]
+    names = ["flatten" if name == "vit_b16" else "patch_generator", "block_0", "block_5", "block_6", "norm", "pool"]
     stages = keras.Model(model.input, [model.get_layer(n).output for n in names] + [model.output])
     patches, block0, block5, block6, features, pooled, logits = stages(expected["images"])
-    close(patches[:, ::4, ::4], expected["patches"], FEATURES)
-    close(block0[:, ::8, ::8], expected["block00"], FEATURES)
-    close(block5[:, ::8, ::8], expected["block05"], FEATURES)
-    close(block6[:, ::8, ::8], expected["block06"], FEATURES)
-    close(features[:, ::4, ::4], expected["features"], FEATURES)
-    close(pooled, expected["pooled"], FEATURES)
+    tolerance = FEATURES[name]
+    close(patches[:, ::4, ::4], expected["patches"], tolerance)
+    close(block0[:, ::8, ::8], expected["block00"], tolerance)
+    close(block5[:, ::8, ::8], expected["block05"], tolerance)
+    close(block6[:, ::8, ::8], expected["block06"], tolerance)
+    close(features[:, ::4, ::4], expected["features"], tolerance)
+    close(pooled, expected["pooled"], tolerance)
     close(logits, expected["logits"], LOGITS)
 
 
-@pytest.mark.parametrize("reference", ["base_gdn"], indirect=True)
+@pytest.mark.parametrize("reference", ["base_gdn", "dual_scale"], indirect=True)
 def test_latents_and_latent_classifier(reference):
-    _, expected, model = reference
+    name, expected, model = reference
     latents = model.compressor.encode(expected["images"])
-    close(latents[:, ::3, ::3, ::4], expected["latent"], FEATURES)
+    close(latents[:, ::3, ::3, ::4], expected["latent"], FEATURES[name])
     close(model.latent_classifier(latents), expected["logits"], LOGITS)
 
 
@@ -67,20 +77,19 @@ def test_training_step(reference):
     assert len(gradients) == len(expected["gradnorm_keys"])
     for key, norm in zip(expected["gradnorm_keys"], expected["gradnorm"], strict=True):
         actual = np.linalg.norm(gradient_of[id(entries[str(key)].variable)])
-        assert abs(actual - norm) <= 1e-3 * max(norm, 0.01), key
+        assert abs(actual - norm) <= GRADIENTS[name] * max(norm, 0.01), key
 
     compressor = [v for key, v in entries.items() if ".compressai." in key]
     assert not any(id(entry.variable) in gradient_of for entry in compressor)
 
     after = [key for key in expected.files if key.startswith("after/")]
-    assert len(after) == (6 if name == "base_gdn" else 0)
-    pixels = {"expand": 2 * 16 * 16, "depthwise": 2 * 8 * 8, "linear": 2 * 8 * 8}
+    assert len(after) == (0 if name == "vit_b16" else 6)
     for key in after:
         key = key.removeprefix("after/")
         increment = to_numpy(entries[key].variable) - 0.9 * before[key]
         if key.endswith("running_var"):
             # Keras keeps the biased variance, PyTorch the unbiased one.
-            n = pixels[key.split(".")[-3].removesuffix("_conv")]
+            n = PIXELS[name][key.split(".")[-3].removesuffix("_conv")]
             increment = increment * n / (n - 1)
         np.testing.assert_allclose(
             increment, expected[f"after/{key}"] - 0.9 * before[key], rtol=2e-3, atol=2e-5, err_msg=key
@@ -90,4 +99,4 @@ def test_training_step(reference):
 def test_every_key_is_wanted():
     """The reference's parameters and the model's variables are the same set, once each."""
     shapes = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
-    assert {name: len(keys) for name, keys in shapes.items()} == {"base_gdn": 218, "vit_b16": 151}
+    assert {name: len(keys) for name, keys in shapes.items()} == {"base_gdn": 218, "dual_scale": 433, "vit_b16": 151}

@@ -5,22 +5,24 @@ import keras
 import numpy as np
 import pytest
 
-import keras_ci2p
-from keras_ci2p import CI2PViT, ViT
+from keras_ci2p import CI2PViT, CI2PViTDualScale, ViT, models
 
 SMALL_COMPRESSOR = {"num_filters": 8, "latent_channels": 12}
+CI2P = ["ci2p", "ci2p_dual"]
 
 
 def to_numpy(x):
     return keras.ops.convert_to_numpy(x)
 
 
-@pytest.fixture(params=["ci2p", "vit"])
+@pytest.fixture(params=[*CI2P, "vit"])
 def make(request, nano):
     def build(image_shape=(64, 96, 3), **kwargs):
-        if request.param == "ci2p":
-            return CI2PViT(image_shape, **{"compressor": SMALL_COMPRESSOR, **nano, **kwargs})
-        return ViT(image_shape, **{**nano, **kwargs})
+        if request.param == "vit":
+            return ViT(image_shape, **{**nano, **kwargs})
+        if request.param == "ci2p_dual":
+            nano.update(early_dim=16, merge_at=1)
+        return models.CLASSIFIERS[request.param](image_shape, **{"compressor": SMALL_COMPRESSOR, **nano, **kwargs})
 
     build.kind = request.param
     return build
@@ -46,21 +48,60 @@ def test_parameter_counts_of_the_paper():
     assert parameters(ViT().weights) == 85_850_890
 
 
+def test_parameter_counts_of_the_dual_scale_model():
+    model = CI2PViTDualScale()
+    assert parameters(model.weights) == 50_939_082
+    assert parameters(model.trainable_weights) == 50_939_082 - 1_493_312
+    counts = {layer.name: parameters(layer.weights) for layer in model.layers}
+    assert counts["compressor"] == 1_493_312
+    assert counts["patch_generator"] == 1_202_304
+    assert counts["merge"] == 2_677_632
+    others = counts["compressor"] + counts["patch_generator"] + counts["head"]
+    assert sum(counts.values()) - others == 48_235_776
+
+
 def test_layer_names():
     names = [layer.name for layer in CI2PViT(variant="tiny").layers]
     blocks = [f"block_{i}" for i in range(12)]
     assert names == ["images", "compressor", "patch_generator", *blocks, "norm", "pool", "head"]
+    names = [layer.name for layer in CI2PViTDualScale(variant="tiny").layers]
+    blocks.insert(6, "merge")
+    assert names == ["images", "compressor", "patch_generator", "position_embedding", *blocks, "norm", "pool", "head"]
 
 
 @pytest.mark.parametrize("variant", ["tiny", "small", "base_8"])
-def test_variants(variant):
-    sizes = keras_ci2p.models.VARIANTS[variant]
-    backbone = CI2PViT(variant=variant).backbone
+@pytest.mark.parametrize(
+    ("model_class", "variants"), [(CI2PViT, models.VARIANTS), (CI2PViTDualScale, models.DUAL_SCALE_VARIANTS)]
+)
+def test_variants(variant, model_class, variants):
+    sizes = variants[variant]
+    backbone = model_class(variant=variant).backbone
     assert {key: getattr(backbone, key) for key in sizes} == sizes
 
 
-def test_stochastic_depth_rises_linearly(nano):
-    model = ViT((32, 32, 3), **{**nano, "num_layers": 3}, drop_path_rate=0.2)
+def test_dual_scale_blocks_keep_head_width_and_mlp_ratio():
+    for variant, sizes in models.DUAL_SCALE_VARIANTS.items():
+        assert sizes["merge_at"] == sizes["num_layers"] / 2
+        model = CI2PViTDualScale((32, 32, 3), variant=variant, num_layers=2, merge_at=1)
+        early, late = model.get_layer("block_0"), model.get_layer("block_1")
+        assert (late.num_heads, late.mlp_dim) == (sizes["num_heads"], sizes["mlp_dim"])
+        narrowing = sizes["hidden_dim"] / sizes["early_dim"]
+        assert (early.num_heads, early.mlp_dim) == (late.num_heads / narrowing, late.mlp_dim / narrowing)
+
+
+@pytest.mark.parametrize("make", ["ci2p_dual"], indirect=True)
+def test_scales_that_do_not_fit(make):
+    for merge_at in (0, 2, "1"):
+        with pytest.raises(ValueError, match="merge_at"):
+            make(merge_at=merge_at)
+    # Heads are 16 wide; a MLP of 47 / 2 is none.
+    for wrong in ({"early_dim": 24}, {"early_dim": "16"}, {"early_dim": 0}, {"mlp_dim": 47}):
+        with pytest.raises(ValueError, match="early_dim"):
+            make(**wrong)
+
+
+def test_stochastic_depth_rises_linearly(make):
+    model = make((32, 32, 3), num_layers=3, drop_path_rate=0.2)
     rates = [model.get_layer(f"block_{i}").drop_path_rate for i in range(3)]
     np.testing.assert_allclose(rates, [0, 0.1, 0.2])
 
@@ -87,6 +128,22 @@ def test_initial_weights():
     vit = ViT((256, 256, 3), num_layers=1)
     assert abs(to_numpy(vit.get_layer("patch_embedding").kernel).std() / 0.0361 - 1) < 0.05
     assert abs(to_numpy(vit.get_layer("position_embedding").embedding).std() / 0.02 - 1) < 0.05
+    dual = CI2PViTDualScale((256, 256, 3), num_layers=2, merge_at=1)
+    early, late = dual.get_layer("block_0"), dual.get_layer("block_1")
+    expected = [
+        (dual.patch_generator.reduce.depthwise.kernel, 0.0170),
+        (dual.get_layer("position_embedding").embedding, 0.02),
+        (dual.get_layer("merge").reduce.depthwise.kernel, 0.0120),
+        (early.qkv.kernel, 0.02),
+        (early.leff.expand.kernel, 0.02),
+        (early.leff.project.kernel, 0.02),
+        (late.attention_output.kernel, 0.02),
+        # Uniform up to a third.
+        (late.leff.depthwise.kernel, 1 / 3 / math.sqrt(3)),
+    ]
+    for variable, deviation in expected:
+        assert abs(to_numpy(variable).std() / deviation - 1) < 0.05, variable.path
+    assert not to_numpy(early.leff.expand.bias).any()
     # Normal, not truncated at two deviations.
     assert np.abs(to_numpy(block.qkv.kernel)).max() > 0.06
 
@@ -123,9 +180,9 @@ def test_bad_batches(make):
             model(np.zeros(shape, "float32"))
 
 
-def test_unknown_variant():
+def test_unknown_variant(make):
     with pytest.raises(ValueError, match="tiny, small, base"):
-        CI2PViT(variant="huge")
+        make(variant="huge")
 
 
 def test_any_size(nano, images):
@@ -137,8 +194,9 @@ def test_any_size(nano, images):
     assert model.predict(images, verbose=0).shape == (3, 10)
     with pytest.raises(ValueError, match="multiples of 32"):
         model(np.zeros((1, 40, 64, 3), "float32"))
-    with pytest.raises(ValueError, match="fixed"):
-        ViT((None, None, 3), **nano)
+    for model_class in (ViT, CI2PViTDualScale):
+        with pytest.raises(ValueError, match="fixed"):
+            model_class((None, None, 3))
 
 
 def test_order_of_tokens_does_not_matter_to_the_classifier(nano, images):
@@ -187,22 +245,25 @@ class TestFreezing:
             warnings.filterwarnings("error", message=".*random weights")
             self.fit(model)
 
-    @pytest.mark.parametrize("frozen", [True, False])
-    def test_survives_files(self, nano, frozen, tmp_path):
-        model = self.make(nano, freeze_compressor=not frozen)
-        model.freeze_compressor = frozen
-        model.save(tmp_path / "model.keras")
-        model.save_to_preset(tmp_path / "preset")
-        for loaded in (
-            keras.saving.load_model(tmp_path / "model.keras"),
-            CI2PViT.from_preset(tmp_path / "preset"),
-        ):
-            assert loaded.freeze_compressor is frozen
-            assert bool(loaded.compressor.trainable_weights) is not frozen
+
+@pytest.mark.parametrize("make", CI2P, indirect=True)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_freezing_survives_files(make, frozen, tmp_path):
+    model = make((32, 32, 3), freeze_compressor=not frozen)
+    model.freeze_compressor = frozen
+    model.save(tmp_path / "model.keras")
+    model.save_to_preset(tmp_path / "preset")
+    for loaded in (
+        keras.saving.load_model(tmp_path / "model.keras"),
+        type(model).from_preset(tmp_path / "preset"),
+    ):
+        assert loaded.freeze_compressor is frozen
+        assert bool(loaded.compressor.trainable_weights) is not frozen
 
 
-def test_latent_classifier_shares_the_weights(nano, images):
-    model = CI2PViT((64, 96, 3), compressor=SMALL_COMPRESSOR, num_classes=2, **nano)
+@pytest.mark.parametrize("make", CI2P, indirect=True)
+def test_latent_classifier_shares_the_weights(make, images):
+    model = make(num_classes=2)
     classifier = model.latent_classifier
     assert model.latent_classifier is classifier
     assert classifier.input_shape == (None, 4, 6, 12)
@@ -241,7 +302,7 @@ def test_learns(make, rng):
     """Bright or dark: a training that works gets it right."""
     labels = np.arange(16) % 2
     images = rng.uniform(0, 100, (16, 32, 32, 3)) + 150 * labels[:, None, None, None]
-    kwargs = {"freeze_compressor": False} if make.kind == "ci2p" else {}
+    kwargs = {"freeze_compressor": False} if make.kind in CI2P else {}
     model = make((32, 32, 3), num_classes=2, **kwargs)
     model.compile(
         keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]

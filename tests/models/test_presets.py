@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import keras_ci2p
-from keras_ci2p import CI2PViT, ViT, presets
+from keras_ci2p import CI2PViT, CI2PViTDualScale, ViT, presets
 from keras_ci2p.presets import PresetError
 
 FORMAT_TEST = Path(__file__).parents[1] / "golden" / "preset_v1"
 SMALL_COMPRESSOR = {"num_filters": 8, "latent_channels": 12}
+DUAL = {"early_dim": 16, "merge_at": 1}
 
 
 def to_numpy(x):
@@ -19,8 +20,12 @@ def to_numpy(x):
 
 
 @pytest.fixture
-def model(nano):
-    return CI2PViT(
+def model(request, nano):
+    """A `CI2PViT`, or of the class that a test asks for."""
+    model_class = getattr(request, "param", CI2PViT)
+    if model_class is CI2PViTDualScale:
+        nano.update(DUAL)
+    return model_class(
         (64, 64, 3),
         num_classes=3,
         class_names=["a", "b", "c"],
@@ -53,8 +58,9 @@ def test_layout(preset):
     assert [path.name for path in preset.parent.iterdir()] == ["preset"]
 
 
+@pytest.mark.parametrize("model", [CI2PViT, CI2PViTDualScale], indirect=True)
 def test_round_trip(model, preset, images):
-    loaded = CI2PViT.from_preset(preset)
+    loaded = type(model).from_preset(preset)
     assert loaded.get_config() == model.get_config()
     np.testing.assert_array_equal(to_numpy(loaded(images)), to_numpy(model(images)))
 
@@ -84,16 +90,22 @@ def test_arguments(preset, model):
     np.testing.assert_array_equal(to_numpy(other.get_layer("block_0").qkv.kernel), kernels[1])
 
 
-def test_position_embedding_is_resized_with_the_image(nano, tmp_path, rng):
+@pytest.mark.parametrize("model_class", [ViT, CI2PViTDualScale])
+def test_position_embedding_is_resized_with_the_image(model_class, nano, tmp_path):
     from keras_ci2p.layers.position_embedding import resize_position_embedding
 
-    vit = ViT((64, 64, 3), **nano)
-    vit.save_to_preset(tmp_path / "vit")
-    larger = ViT.from_preset(tmp_path / "vit", image_shape=(96, 64, 3))
-    stored = to_numpy(vit.get_layer("position_embedding").embedding)
-    expected = resize_position_embedding(stored, (4, 4), (6, 4))
-    np.testing.assert_allclose(to_numpy(larger.get_layer("position_embedding").embedding), expected, atol=1e-7)
-    np.testing.assert_array_equal(to_numpy(larger.head.kernel), to_numpy(vit.head.kernel))
+    if model_class is CI2PViTDualScale:
+        nano.update(DUAL, compressor=SMALL_COMPRESSOR)
+    model = model_class((64, 64, 3), **nano)
+    model.save_to_preset(tmp_path / "preset")
+    larger = model_class.from_preset(tmp_path / "preset", image_shape=(96, 64, 3))
+    for layer, stored in zip(larger.layers, model.layers, strict=True):
+        expected = [to_numpy(weight) for weight in stored.weights]
+        if layer.name == "position_embedding":
+            expected = [resize_position_embedding(expected[0], (4, 4), (6, 4))]
+        for weight, value in zip(layer.weights, expected, strict=True):
+            np.testing.assert_allclose(to_numpy(weight), value, atol=1e-7)
+    assert larger(np.zeros((1, 96, 64, 3), "uint8")).shape == (1, 10)
 
 
 def test_names():
@@ -147,8 +159,9 @@ class TestBadPresets:
             CI2PViT.from_preset(preset)
 
     def test_another_model(self, preset):
-        with pytest.raises(PresetError, match="does not describe a ViT"):
-            ViT.from_preset(preset)
+        for other in (ViT, CI2PViTDualScale):
+            with pytest.raises(PresetError, match=f"does not describe a {other.__name__}"):
+                other.from_preset(preset)
 
     def test_metadata(self, preset):
         path = preset / "metadata.json"

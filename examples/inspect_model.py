@@ -17,12 +17,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from keras_ci2p import CI2PViT, Compressor
+from keras_ci2p import ViT
 from keras_ci2p.cli.model import open_model
 from keras_ci2p.data import center_crop, load_image
 from keras_ci2p.layers.attention import attention_rollout
 from keras_ci2p.training import evaluate
 from keras_ci2p.training.evaluation import evaluation_size, plot_confusion
+from keras_ci2p.training.model import read_compressor
 
 
 def read_picture(path):
@@ -35,11 +36,10 @@ def read_picture(path):
 
 def reconstruction(model, batch, name):
     """The picture decoded from the model's own latents, rounded as for storing; None where nothing can decode them."""
-    if not isinstance(model, CI2PViT) or not name:
+    if isinstance(model, ViT) or not name:
         return None
     try:
-        compressor = Compressor.from_preset(name)
-        pixels = compressor.decode(keras.ops.round(model.compressor.encode(batch)))
+        pixels = read_compressor(name).decode(keras.ops.round(model.compressor.encode(batch)))
     except (ValueError, OSError) as error:
         print(f"No reconstruction: {error}")
         return None
@@ -62,7 +62,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", nargs="?", default="animals10", help="name, directory or run; default: animals10")
     parser.add_argument("picture", nargs="?", help="default: the cat of scikit-image")
-    parser.add_argument("--compressor", help="preset that decodes the latents; default: the one that the model names")
+    parser.add_argument("--compressor", help="preset, run or checkpoint that decodes the latents; default: the model's")
     parser.add_argument("--data", help="folder of photos, one subfolder per class, for the confusion matrix")
     parser.add_argument("--out", type=Path, default="inspection.png", help="default: inspection.png")
     args = parser.parse_args()
@@ -78,9 +78,9 @@ def main():
     if decoded is not None:
         error = np.square(decoded.astype(float) - picture).mean()
         shown.append((f"reconstruction, {10 * np.log10(255**2 / max(error, 1e-9)):.1f} dB", decoded))
-    shown.append(("attention rollout (1: the mean token)", picture))
+    shown.append(("attention rollout (1: the mean token)", picture.mean(axis=-1)))
     for panel, (title, pixels) in zip(axes, shown, strict=False):
-        panel.imshow(pixels)
+        panel.imshow(pixels, cmap="gray")
         panel.set_title(title)
         panel.set_axis_off()
     height, width = picture.shape[:2]

@@ -15,9 +15,10 @@ from pathlib import Path
 # The framework is chosen as in Keras: torch, jax or tensorflow.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-from keras_ci2p import CI2PViT, Compressor
+from keras_ci2p import CI2PViT
 from keras_ci2p.training import RECIPES, CacheSettings, TrainSettings, cache_latents, evaluate, train
 from keras_ci2p.training.evaluation import plot_confusion
+from keras_ci2p.training.model import read_compressor
 
 
 def main():
@@ -26,7 +27,9 @@ def main():
     parser.add_argument("--out", type=Path, default="animals10_run", help="default: animals10_run")
     parser.add_argument("--minutes", type=float, default=60, help="of training, after the latents; default: 60")
     parser.add_argument(
-        "--compressor", default="bmshj2018-factorized-mse-5", help="name or directory; default: %(default)s, downloaded"
+        "--compressor",
+        default="bmshj2018-factorized-mse-5",
+        help="name, run or checkpoint; default: %(default)s, downloaded",
     )
     parser.add_argument("--variant", default="tiny", help="tiny (default), small or base")
     parser.add_argument("--image-size", type=int, default=256, help="default: 256")
@@ -39,7 +42,7 @@ def main():
     cache_settings = CacheSettings(
         views=args.views, image_size=args.image_size, augmentation=recipe.augmentation, store="rounded"
     )
-    cache_latents(args.data, latents, Compressor.from_preset(args.compressor), cache_settings, resume=True)
+    cache_latents(args.data, latents, read_compressor(args.compressor), cache_settings, resume=True)
 
     # The rest of the model learns from the latents, for as many epochs as fit into the minutes.
     settings = TrainSettings(str(latents), variant=args.variant, recipe=recipe, minutes=args.minutes)

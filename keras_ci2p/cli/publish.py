@@ -54,7 +54,7 @@ def run(args):
     )
     original = report["original"]
     print(f"weights: {report['bytes']:,} bytes ({report['storage']}), before {original['bytes']:,}")
-    for key, label, unit in (("top1", "top-1", 100), ("psnr", "PSNR in dB", 1), ("bpp", "bits per pixel", 1)):
+    for key, label, form in (("top1", "top-1", ".2%"), ("psnr", "PSNR in dB", ".2f"), ("bpp", "bits per pixel", ".4f")):
         if key in report:
-            print(f"{label}: {unit * report[key]:.4g}, before {unit * original[key]:.4g}")
+            print(f"{label}: {report[key]:{form}}, before {original[key]:{form}}")
     print(f"written: {args.dest}")

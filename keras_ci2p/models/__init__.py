@@ -1,5 +1,6 @@
 """The models: CI2P-ViT, its dual-scale form, and the Vision Transformer that they are compared with."""
 
+from keras_ci2p.models.ci2p_classifier import CI2PClassifier
 from keras_ci2p.models.ci2p_vit import CI2PViT, CI2PViTBackbone
 from keras_ci2p.models.ci2p_vit_dual_scale import CI2PViTDualScale, CI2PViTDualScaleBackbone
 from keras_ci2p.models.compressor import Compressor
@@ -13,6 +14,7 @@ __all__ = [
     "CLASSIFIERS",
     "DUAL_SCALE_VARIANTS",
     "VARIANTS",
+    "CI2PClassifier",
     "CI2PViT",
     "CI2PViTBackbone",
     "CI2PViTDualScale",

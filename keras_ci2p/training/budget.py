@@ -14,7 +14,7 @@ from keras_ci2p.training.interrupt import RaiseInterrupt
 
 # Of the budget, training is measured for this share, but for so many seconds at least and at most; validation for a
 # quarter of that. Compilation comes on top.
-_SHARE = 0.02
+_SHARE = 0.03
 _SHORTEST, _LONGEST = 3.0, 60.0
 # Steps that may compile, or are the first after it.
 _FIRST = 2

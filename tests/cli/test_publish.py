@@ -95,7 +95,7 @@ def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     assert {key: report[key] for key in measured} == measured
     assert report["original"]["top1"] == evaluate(ViT.from_preset(best), photos, verbose=0)["top1"]
     assert report["bytes"] < report["original"]["bytes"]
-    assert f"{report['bytes']:,} bytes (int8)" in printed
+    assert f"{report['bytes']:,} bytes (int8)" in printed and f"top-1: {report['top1']:.2%}" in printed
 
     head, text = read_card(dest)
     assert head["license"] == "apache-2.0" and head["library_name"] == "keras"
@@ -153,14 +153,19 @@ MEASURED = {
 
 
 def test_a_preset_that_comes_from_no_run(nano, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(classifier, "evaluate", lambda *_, **__: MEASURED)
+    stored = {**MEASURED, "top1": 2 / 6, "confusion": [[2, 0, 0], [2, 0, 0], [0, 2, 0]]}
+    measurements = iter([MEASURED, stored])
+    monkeypatch.setattr(classifier, "evaluate", lambda *_, **__: next(measurements))
     model = ViT((32, 32, 3), num_classes=3, **nano)
     model.save_to_preset(tmp_path / "preset", metadata={"note": "kept"})
     assert main(["publish", str(tmp_path / "preset"), str(tmp_path / "out"), "--data", str(photos)]) == 0
     assert open_preset(tmp_path / "out").metadata["note"] == "kept"
     _, text = read_card(tmp_path / "out")
     assert "No record of the training" in text
-    assert row(text, "top-1") == ["50.00 % of 6 validation photos"]
+    assert row(text, "top-1") == ["33.33 % of 6 validation photos"]
+    assert row(text, "this preset, float16")[0] == "33.33 %"
+    assert row(text, "what it was made from, float32")[0] == "50.00 %"
+    assert "differ by 1; up to 1 were allowed" in text
     assert rows(text, "dog") == [["2", "0.00 %", "-"], ["2"]]
 
 

@@ -114,7 +114,7 @@ def training_section(report, more_facts):
     ]
     commands = training_commands(record)
     needed = [assignment(report["data"])]
-    needed += [f"{name}=...  # {text}" for name, text in _NEEDED.items() if any(f'"${name}"' in c for c in commands)]
+    needed += [f"{name}=...  # {text}" for name, text in _needed(report) if any(f'"${name}"' in c for c in commands)]
     parts = [facts(rows), f"![curves]({CURVES})", "Commands, given in this directory:"]
     parts.append(code("\n".join([*needed, *commands]), "sh"))
     recipe = recipe_of(record)
@@ -123,10 +123,12 @@ def training_section(report, more_facts):
     return "\n\n".join(parts)
 
 
-_NEEDED = {
-    "INIT": "the preset or run that training began with",
-    "COMPRESSOR": "the trained compressor that training began with",
-}
+def _needed(report):
+    """What the commands name besides the data, with an explanation."""
+    origin = (report["model"].get("compressor") or {}).get("origin")
+    known = f" ({', '.join(f'{key} {value}' for key, value in origin.items())})" if origin else ""
+    yield "INIT", "the preset or run that training began with"
+    yield "COMPRESSOR", f"the trained compressor that training began with{known}"
 
 
 def join(*parts):

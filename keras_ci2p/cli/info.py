@@ -41,7 +41,7 @@ def run(args):
         f"MLP {backbone.mlp_dim}"
     )
     if isinstance(model, CI2PViTDualScale):
-        print(f"the first {backbone.merge_at} blocks, before the merge: {backbone.early_dim} wide")
+        print(f"before the merge ({backbone.merge_at} of the blocks): {backbone.early_dim} wide")
     print(f"{'part':<20}{'parameters':>14}{'trainable':>14}{'frozen':>14}{'statistics':>14}")
     parts = parameters_by_part(model)
     for name, counts in [*parts.items(), ("total", tuple(map(sum, zip(*parts.values(), strict=True))))]:

@@ -5,6 +5,7 @@ from keras_ci2p.training.cache_settings import CacheSettings
 from keras_ci2p.training.caching import cache_latents
 from keras_ci2p.training.compression import CompressorSettings, evaluate_compressor, train_compressor
 from keras_ci2p.training.evaluation import evaluate
+from keras_ci2p.training.publishing import PublishError, publish
 from keras_ci2p.training.recipe import RECIPES, Recipe, read_recipe
 from keras_ci2p.training.recorder import RunError
 from keras_ci2p.training.run import train
@@ -15,12 +16,14 @@ __all__ = [
     "AugmentedClassifier",
     "CacheSettings",
     "CompressorSettings",
+    "PublishError",
     "Recipe",
     "RunError",
     "TrainSettings",
     "cache_latents",
     "evaluate",
     "evaluate_compressor",
+    "publish",
     "read_recipe",
     "train",
     "train_compressor",

@@ -1,9 +1,10 @@
 """What differs between the backends while training; nothing else in the package knows which one it runs on."""
 
 import importlib.metadata
-import os
 
 import keras
+
+from keras_ci2p.training.hardware import hardware
 
 
 def make_deterministic():
@@ -21,12 +22,12 @@ def make_deterministic():
 
 
 def environment():
-    """Backend, versions and cores, for the record of a run."""
+    """Backend, versions, processor and device, for the record of a run."""
     backend = keras.backend.backend()
     packages = ("keras_ci2p", "keras", backend, "numpy", "pillow", "grain")
     return {
         "backend": backend,
-        "cores": os.cpu_count(),
+        **hardware(),
         "versions": {package: _version(package) for package in packages},
     }
 

@@ -8,7 +8,6 @@ from keras_ci2p.extras import require
 from keras_ci2p.presets import check_writable, open_preset
 from keras_ci2p.presets.storage import check_storage
 from keras_ci2p.training.backend import environment
-from keras_ci2p.training.hardware import hardware
 from keras_ci2p.training.publishing.classifier import ClassifierSubject
 from keras_ci2p.training.publishing.compressor import CompressorSubject
 from keras_ci2p.training.publishing.run_record import CURVES, HISTORY, REPORT, read_record, recipe_of
@@ -75,7 +74,6 @@ def publish(source, dest, data, storage="float16", name=None, notes="", batch_si
             "training": preset.metadata.get("training"),
             "run": record,
             **environment(),
-            **hardware(),
         }
         subject.draw(temporary, report)
         if record is not None:

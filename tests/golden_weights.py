@@ -49,7 +49,7 @@ def golden_weight(key, shape, seed=1):
 
 
 def golden_state_dict(name):
-    """The state dict of the reference model `name`: "base_gdn" or "vit_b16"."""
+    """The state dict of the reference model `name`: "base_gdn", "dual_scale" or "vit_b16"."""
     shapes = json.loads((GOLDEN / "state_dict_shapes.json").read_text())[name]
     return {
         key: np.zeros(shape, "float32") if key.endswith(NO_WEIGHTS) else golden_weight(key, shape)

@@ -5,9 +5,10 @@ import sys
 from conftest import NANO
 
 from keras_ci2p.cli import main
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
 
 VARIANTS["nano"] = NANO
+DUAL_SCALE_VARIANTS["nano"] = {**NANO, "early_dim": 16, "merge_at": 1}
 
 if __name__ == "__main__":
     sys.exit(main())

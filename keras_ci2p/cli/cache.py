@@ -101,7 +101,7 @@ def run(args):
 def _read_compressor(source):
     from keras_ci2p.cli.model import open_model
     from keras_ci2p.convert import from_compressai
-    from keras_ci2p.models import CI2PViT, Compressor
+    from keras_ci2p.models import CI2PClassifier, Compressor
     from keras_ci2p.presets import PresetError, open_preset
     from keras_ci2p.training.run_directory import preset_of
 
@@ -111,6 +111,6 @@ def _read_compressor(source):
     if preset.registered_name() == "keras_ci2p>Compressor":
         return Compressor.from_preset(preset)
     model, _ = open_model(preset)
-    if not isinstance(model, CI2PViT):
+    if not isinstance(model, CI2PClassifier):
         raise PresetError(f"{source} has no compressor: it is a {type(model).__name__}.")
     return model.compressor

@@ -32,7 +32,7 @@ def add_parser(commands):
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--model", choices=("ci2p", "vit"), default="ci2p", help="default: ci2p")
+    model.add_argument("--model", choices=("ci2p", "ci2p_dual", "vit"), default="ci2p", help="default: ci2p")
     model.add_argument("--variant", help="tiny (default), small, base, large or base_8")
     model.add_argument(
         "--init", metavar="RUN|PRESET", help="fine-tune these weights; the head is kept where the classes are the same"

@@ -8,7 +8,7 @@ import numpy as np
 from keras_ci2p.convert.assignment import Entry, assign, convolution, transformer_entries
 from keras_ci2p.convert.checkpoints import CheckpointError, read_state_dict
 from keras_ci2p.layers.position_embedding import resize_position_embedding
-from keras_ci2p.models import CI2PViT
+from keras_ci2p.models import CI2PViT, ViT
 
 _TIMM = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 # Other libraries' names in timm's words.
@@ -39,7 +39,10 @@ def from_vit(checkpoint, model):
 
     Raises:
         CheckpointError: Unknown layout; another width, depth or kind of block.
+        ValueError: A model whose blocks are not those of a ViT.
     """
+    if not isinstance(model, (CI2PViT, ViT)):
+        raise ValueError(f"`model` must be a CI2PViT or ViT, whose blocks are those of a ViT. Received: {model!r}")
     state = _keras_hub(checkpoint) if isinstance(checkpoint, keras.Model) else _to_timm(read_state_dict(checkpoint))
     ignored = {}
     wanted = transformer_entries(model, "blocks", _TIMM, "norm")

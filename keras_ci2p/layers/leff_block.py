@@ -2,10 +2,8 @@
 
 import keras
 
-from keras_ci2p.layers.drop_path import DropPath
 from keras_ci2p.layers.leff import LeFF
-from keras_ci2p.layers.pointwise import Dense
-from keras_ci2p.layers.transformer_block import LAYER_NORM_EPSILON, TransformerBlock
+from keras_ci2p.layers.transformer_block import TransformerBlock
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -28,35 +26,12 @@ class LeFFBlock(TransformerBlock):
         super().__init__(num_heads, mlp_dim, drop_path_rate=drop_path_rate, seed=seed, **kwargs)
         self.grid = tuple(grid)
 
-    def build(self, input_shape):
-        hidden_dim = input_shape[-1]
-        if hidden_dim % self.num_heads:
-            raise ValueError(
-                f"`num_heads` must divide the width of the tokens. Received: num_heads={self.num_heads}, "
-                f"input_shape={input_shape}"
-            )
-        dtype = self.dtype_policy
+    def _build_mlp(self, input_shape):
+        self.leff = LeFF(self.mlp_dim, self.grid, dtype=self.dtype_policy, name="leff")
+        self.leff.build(input_shape)
 
-        def norm(name):
-            return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
-
-        def dense(units, name):
-            normal = keras.initializers.RandomNormal(stddev=0.02)
-            return Dense(units, kernel_initializer=normal, dtype=dtype, name=name)
-
-        self.attention_norm = norm("attention_norm")
-        self.qkv = dense(3 * hidden_dim, "qkv")
-        self.attention_output = dense(hidden_dim, "attention_output")
-        self.mlp_norm = norm("mlp_norm")
-        self.leff = LeFF(self.mlp_dim, self.grid, dtype=dtype, name="leff")
-        self.drop_path = DropPath(self.drop_path_rate, seed=self.seed, dtype=dtype, name="drop_path")
-        for layer in (self.attention_norm, self.qkv, self.attention_output, self.mlp_norm, self.leff):
-            layer.build(input_shape)
-
-    def call(self, inputs, training=None):
-        x = inputs + self.drop_path(self._attention(self.attention_norm(inputs)), training=training)
-        leff = self.leff(self.mlp_norm(x), training=training)
-        return x + self.drop_path(leff, training=training)
+    def _mlp(self, x, training):
+        return self.leff(x, training=training)
 
     def get_config(self):
         config = super().get_config()

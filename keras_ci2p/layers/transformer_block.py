@@ -47,34 +47,40 @@ class TransformerBlock(keras.layers.Layer):
         def norm(name):
             return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
 
-        def mlp(units, name, activation=None):
-            return Dense(
-                units,
-                activation=activation,
-                kernel_initializer="glorot_uniform",
-                bias_initializer=keras.initializers.RandomNormal(stddev=1e-6),
-                dtype=dtype,
-                name=name,
-            )
-
         self.attention_norm = norm("attention_norm")
         self.qkv = Dense(3 * hidden_dim, kernel_initializer=normal, dtype=dtype, name="qkv")
         self.attention_output = Dense(
             hidden_dim, kernel_initializer=normal.clone(), dtype=dtype, name="attention_output"
         )
         self.mlp_norm = norm("mlp_norm")
-        self.mlp_hidden = mlp(self.mlp_dim, "mlp_hidden", activation="gelu")
-        self.mlp_output = mlp(hidden_dim, "mlp_output")
         self.drop_path = DropPath(self.drop_path_rate, seed=self.seed, dtype=dtype, name="drop_path")
 
-        for layer in (self.attention_norm, self.qkv, self.attention_output, self.mlp_norm, self.mlp_hidden):
+        for layer in (self.attention_norm, self.qkv, self.attention_output, self.mlp_norm):
             layer.build(input_shape)
+        self._build_mlp(input_shape)
+
+    def _build_mlp(self, input_shape):
+        def dense(units, name, activation=None):
+            return Dense(
+                units,
+                activation=activation,
+                kernel_initializer="glorot_uniform",
+                bias_initializer=keras.initializers.RandomNormal(stddev=1e-6),
+                dtype=self.dtype_policy,
+                name=name,
+            )
+
+        self.mlp_hidden = dense(self.mlp_dim, "mlp_hidden", activation="gelu")
+        self.mlp_output = dense(input_shape[-1], "mlp_output")
+        self.mlp_hidden.build(input_shape)
         self.mlp_output.build((*input_shape[:-1], self.mlp_dim))
 
     def call(self, inputs, training=None):
         x = inputs + self.drop_path(self._attention(self.attention_norm(inputs)), training=training)
-        mlp = self.mlp_output(self.mlp_hidden(self.mlp_norm(x)))
-        return x + self.drop_path(mlp, training=training)
+        return x + self.drop_path(self._mlp(self.mlp_norm(x), training), training=training)
+
+    def _mlp(self, x, training):
+        return self.mlp_output(self.mlp_hidden(x))
 
     def attention_scores(self, inputs):
         """The softmax weights by which this block's tokens are mixed, as `MultiHeadAttention` calls them.

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_ci2p.layers.position_embedding import PositionEmbedding, resize_position_embedding
+
 
 class Backbone(keras.Model):
     """A functional model, images to tokens, that keeps its constructor's arguments.
@@ -28,5 +30,15 @@ class Backbone(keras.Model):
         return cls(**config)
 
     def load_pretrained(self, filepath, image_shape):
-        """Loads weights that were saved at `image_shape`, which may not be this model's."""
-        self.load_weights(filepath)
+        """Loads weights saved at `image_shape`; a position embedding is resized if that is not ours."""
+        has_positions = any(isinstance(layer, PositionEmbedding) for layer in self.layers)
+        if not has_positions or tuple(image_shape) == self.image_shape:
+            self.load_weights(filepath)
+            return
+        source = self.from_config({**self.get_config(), "image_shape": tuple(image_shape)})
+        source.load_weights(filepath)
+        for layer, source_layer in zip(self.layers, source.layers, strict=True):
+            weights = source_layer.get_weights()
+            if isinstance(layer, PositionEmbedding):
+                weights = [resize_position_embedding(weights[0], source_layer.grid, layer.grid)]
+            layer.set_weights(weights)

@@ -9,7 +9,6 @@ from keras_ci2p.layers.position_embedding import PositionEmbedding
 from keras_ci2p.models.ci2p_classifier import CI2PBackbone, CI2PClassifier, model_compressor
 from keras_ci2p.models.encoder import dual_scale_encoder
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, transformer_sizes
-from keras_ci2p.models.vit import ViTBackbone
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -72,9 +71,6 @@ class CI2PViTDualScaleBackbone(CI2PBackbone):
             merge_at=merge_at,
             drop_path_rate=drop_path_rate,
         )
-
-    # With the position embedding resized.
-    load_pretrained = ViTBackbone.load_pretrained
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")

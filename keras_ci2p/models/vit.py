@@ -4,7 +4,7 @@ import keras
 
 from keras_ci2p.layers.analysis_transform import check_images
 from keras_ci2p.layers.image_normalization import ImageNormalization
-from keras_ci2p.layers.position_embedding import PositionEmbedding, resize_position_embedding
+from keras_ci2p.layers.position_embedding import PositionEmbedding
 from keras_ci2p.models.backbone import Backbone
 from keras_ci2p.models.encoder import transformer_encoder
 from keras_ci2p.models.image_classifier import ImageClassifier
@@ -72,19 +72,6 @@ class ViTBackbone(Backbone):
             mlp_dim=mlp_dim,
             drop_path_rate=drop_path_rate,
         )
-
-    def load_pretrained(self, filepath, image_shape):
-        """Loads weights saved at `image_shape`; the position embedding is resized if that is not ours."""
-        if tuple(image_shape) == self.image_shape:
-            self.load_weights(filepath)
-            return
-        source = self.from_config({**self.get_config(), "image_shape": tuple(image_shape)})
-        source.load_weights(filepath)
-        for layer, source_layer in zip(self.layers, source.layers, strict=True):
-            weights = source_layer.get_weights()
-            if isinstance(layer, PositionEmbedding):
-                weights = [resize_position_embedding(weights[0], source_layer.grid, layer.grid)]
-            layer.set_weights(weights)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from keras_ci2p.convert import from_compressai
 from keras_ci2p.data.latent_cache import is_latent_cache, open_cache
-from keras_ci2p.models import CLASSIFIERS, Compressor
+from keras_ci2p.models import CLASSIFIERS, CI2PClassifier, Compressor
 from keras_ci2p.training.augmented_model import AugmentedClassifier
 from keras_ci2p.training.cached_compressor import cached_compressor
 from keras_ci2p.training.run_directory import preset_of
@@ -49,8 +49,10 @@ class ModelParts:
 
     def _check_fits_cache(self):
         where = f"{self._settings.data} is a latent cache"
-        if self._settings.model != "ci2p":
-            raise ValueError(f"{where}; train the model ci2p on it. Received: model={self._settings.model!r}")
+        if not issubclass(self._class, CI2PClassifier):
+            raise ValueError(
+                f"{where}; train the model ci2p or ci2p_dual on it. Received: model={self._settings.model!r}"
+            )
         if not self._freeze:
             raise ValueError(f"{where}: its compressor cannot be trained. Received: freeze_compressor=False")
         if self._settings.augment == "device":
@@ -68,7 +70,7 @@ class ModelParts:
             "drop_path_rate": settings.recipe.drop_path_rate,
             "dtype": settings.dtype,
         }
-        if settings.model == "ci2p":
+        if issubclass(self._class, CI2PClassifier):
             arguments.update(freeze_compressor=self._freeze, compressor=self._compressor)
         if settings.init is None:
             model = self._class(variant=settings.variant, num_classes=len(names), class_names=names, **arguments)

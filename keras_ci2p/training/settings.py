@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 
+from keras_ci2p.models import CLASSIFIERS, CI2PClassifier
 from keras_ci2p.training.recipe import RECIPES, Recipe
 
 AUGMENTED_ON = ("host", "device")
@@ -16,7 +17,7 @@ class TrainSettings:
 
     Attributes:
         data: Folder with one subfolder of photos per class, "tfds:NAME", or a latent cache.
-        model: "ci2p" or "vit".
+        model: "ci2p", "ci2p_dual" or "vit".
         variant: Size of the transformer (`keras_ci2p.models.VARIANTS`); None with `init`, whose size it is.
         recipe: `Recipe`.
         seed: In 0..2**32-1.
@@ -59,8 +60,10 @@ class TrainSettings:
             raise ValueError(f"minutes must be positive. Received: {self.minutes}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be in 0..2**32-1. Received: {self.seed}")
-        if self.compressor is not None and self.model != "ci2p":
-            raise ValueError(f"A compressor goes with the model ci2p. Received: model={self.model!r}")
+        if self.model not in CLASSIFIERS:
+            raise ValueError(f"model must be one of {', '.join(CLASSIFIERS)}. Received: {self.model!r}")
+        if self.compressor is not None and not issubclass(CLASSIFIERS[self.model], CI2PClassifier):
+            raise ValueError(f"A compressor goes with the models ci2p and ci2p_dual. Received: model={self.model!r}")
         if self.init is not None and self.variant is not None:
             raise ValueError(f"The size is that of init={self.init!r}. Received also: variant={self.variant!r}")
         if self.init is None and self.variant is None:

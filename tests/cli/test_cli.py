@@ -83,6 +83,8 @@ def test_info(run_dir, capsys):
     assert "88,964,010" in table and "87,470,698" in table and "1,493,312" in table
     assert main(["info", "base", "--model", "vit"]) == 0
     assert "85,850,890" in capsys.readouterr().out
+    assert main(["info", "base", "--model", "ci2p_dual"]) == 0
+    assert "50,939,082" in capsys.readouterr().out
     assert main(["info", str(run_dir)]) == 0
     assert "bird, cat, dog" in capsys.readouterr().out
 

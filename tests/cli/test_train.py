@@ -5,7 +5,7 @@ import json
 import pytest
 
 from keras_ci2p.cli import main
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
 from keras_ci2p.training import RECIPES, read_recipe
 
 
@@ -59,3 +59,16 @@ def test_errors(capsys, tmp_path, options, message):
 def test_the_directory_is_asked_for(capsys):
     assert main(["train", "photos"]) == 2
     assert "--out" in capsys.readouterr().err
+
+
+def test_dual_scale_on_photos_and_on_latents(photos, nano, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(DUAL_SCALE_VARIANTS, "nano", {**nano, "early_dim": 16, "merge_at": 1})
+    run, latents, second = (str(tmp_path / name) for name in ("run", "latents", "second"))
+    model = ["--model", "ci2p_dual", "--variant", "nano", "--epochs", "1", "--batch-size", "8"]
+    assert main(["train", str(photos), "--out", run, "--image-size", "32", *model]) == 0
+    assert main(["cache", str(photos), latents, "--compressor", run, "--views", "1", "--image-size", "32"]) == 0
+    assert main(["train", latents, "--out", second, *model]) == 0
+    assert main(["evaluate", second, str(photos)]) == 0
+    assert "of 6 photos (val)" in capsys.readouterr().out
+    preset = json.loads((tmp_path / "second" / "best" / "config.json").read_text())
+    assert preset["class_name"] == "CI2PViTDualScaleBackbone"

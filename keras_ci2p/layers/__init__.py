@@ -1,6 +1,7 @@
 """Keras layers of CI2P-ViT. They know nothing of models, files or data."""
 
 from keras_ci2p.layers.analysis_transform import AnalysisTransform
+from keras_ci2p.layers.attention import attention_rollout
 from keras_ci2p.layers.batch_augmentation import BatchAugmentation
 from keras_ci2p.layers.batch_mixing import BatchMixing
 from keras_ci2p.layers.ci2p_patch_embedding import CI2PPatchEmbedding
@@ -45,4 +46,5 @@ __all__ = [
     "SymmetricDepthwiseConv2D",
     "SynthesisTransform",
     "TransformerBlock",
+    "attention_rollout",
 ]

@@ -78,7 +78,7 @@ class ImageClassifier(keras.Model):
         The fused attention of the model itself does not give them, so they are computed again from its weights. The
         last axis reshaped to `token_grid` (height and width divided by `size_multiple`) can be laid over the image.
         There is no class token; what is classified is the mean of the tokens, so take the mean over the queries.
-        `keras_ci2p.layers.attention.attention_rollout` makes one map of all layers. Of a model that merges its tokens
+        `keras_ci2p.layers.attention_rollout` makes one map of all layers. Of a model that merges its tokens
         on the way, these are the layers after the merge.
 
         Args:

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 
 from keras_ci2p.training.checkpoint import Checkpoints
+from keras_ci2p.training.history import plot_curves
 from keras_ci2p.training.interrupt import RaiseInterrupt
 
 # Of the budget, training is measured for this share, but for so many seconds at least and at most; validation for a
@@ -62,7 +63,7 @@ def within_budget(settings, began, make_learner, train_data, val_data, devices, 
     measured = _measure(*make_learner(settings.recipe), settings.minutes * 60, train_data, val_data, devices, run_dir)
     # Keras models are cycles of references, which would keep the device's memory.
     gc.collect()
-    left = devices.mean({"seconds": began + settings.minutes * 60 - time.perf_counter()})["seconds"]
+    left = max(0.0, devices.mean({"seconds": began + settings.minutes * 60 - time.perf_counter()})["seconds"])
     epochs = measured.epochs_within(left)
     if verbose:
         print(
@@ -100,7 +101,7 @@ def _measure(model, learner, budget, train_data, val_data, devices, run_dir):
     stopwatch = _Stopwatch(min(max(_SHARE * budget, _SHORTEST), _LONGEST), devices.mean)
     interrupt = RaiseInterrupt()
     with interrupt.watching():
-        learner.fit(
+        history = learner.fit(
             train_data.repeated(),
             steps_per_epoch=train_data.steps_per_epoch,
             validation_data=devices.validation(val_data.repeated(), len(val_data.manifest)),
@@ -109,22 +110,25 @@ def _measure(model, learner, budget, train_data, val_data, devices, run_dir):
             callbacks=[stopwatch, interrupt],
             shuffle=False,
             verbose=0,
-        )
+        ).history
     first_training, first_validation, training, validation = stopwatch.laps
     seconds = {
         "training": training.seconds_for(train_data.steps_per_epoch),
         "validation": validation.seconds_for(val_data.steps_per_epoch),
-        "saving": _saving_seconds(model, learner, run_dir),
+        "saving": _saving_seconds(model, learner, history, run_dir),
         "starting": first_training.seconds_beyond(training) + first_validation.seconds_beyond(validation),
     }
     return EpochTime(**devices.mean(seconds))
 
 
-def _saving_seconds(model, learner, run_dir):
+def _saving_seconds(model, learner, history, run_dir):
+    """What the files of an epoch take that is the best so far."""
+    rows = [{"epoch": i + 1, **{key: values[i] for key, values in history.items()}} for i in range(2)]
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=run_dir.parent, prefix=f".{run_dir.name}-") as directory:
         began = time.perf_counter()
         model.save_to_preset(Path(directory, "preset"))
+        plot_curves(Path(directory, "curves.png"), rows, "measured")
         Checkpoints(directory).save(1, learner, {})
         return time.perf_counter() - began
 

@@ -1,9 +1,12 @@
 """Where named presets lie: in the wheel beside the code, in a checkout under `weights/`."""
 
+import json
 import tomllib
 from pathlib import Path
 
 METADATA = "metadata.json"
+# Second names: `{"animals10": "the preset that it stands for"}`.
+ALIASES = "aliases.json"
 
 
 def weights_directory():
@@ -35,12 +38,24 @@ def add_source(names, fetch):
 
 def named_preset(name):
     """The directory of a named preset, None for an unknown name."""
-    if name in list_presets():
+    name = _aliases().get(name, name)
+    if name in _directories():
         return weights_directory() / name
     return _SOURCES[name](name) if name in _SOURCES else None
 
 
 def list_presets():
     """Names that `from_preset` knows, sorted."""
+    directories = _directories()
+    return sorted(directories | {name for name, target in _aliases().items() if target in directories})
+
+
+def _directories():
     directory = weights_directory()
-    return sorted(path.parent.name for path in directory.glob(f"*/{METADATA}")) if directory else []
+    return {path.parent.name for path in directory.glob(f"*/{METADATA}")} if directory else set()
+
+
+def _aliases():
+    directory = weights_directory()
+    path = directory / ALIASES if directory else None
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}

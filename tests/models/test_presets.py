@@ -114,6 +114,18 @@ def test_names():
         CI2PViT.from_preset("ci2p_vit_bass")
 
 
+def test_second_names(tmp_path, monkeypatch, model):
+    from keras_ci2p.presets import locations
+
+    model.save_to_preset(tmp_path / "one")
+    (tmp_path / "aliases.json").write_text('{"best": "one", "dangling": "absent"}')
+    monkeypatch.setattr(locations, "weights_directory", lambda: tmp_path)
+    assert keras_ci2p.list_presets() == ["best", "one"]
+    assert CI2PViT.from_preset("best").class_names == ["a", "b", "c"]
+    with pytest.raises(PresetError, match="Unknown preset 'dangling'"):
+        CI2PViT.from_preset("dangling")
+
+
 def test_architecture_preset():
     with pytest.warns(UserWarning, match="without weights"):
         model = CI2PViT.from_preset("ci2p_vit_base", num_classes=4)

@@ -213,7 +213,8 @@ def _read(cls, name, value):
     expected = types[name]
     try:
         if expected is tuple:
-            parts = value.split(",") if isinstance(value, str) else value
+            # Brackets too, as --show-recipe prints them.
+            parts = value.strip("[] ").split(",") if isinstance(value, str) else value
             return tuple(float(part) for part in parts)
         if value is None or str(value).lower() == "none":
             if expected in (int | None, float | None):

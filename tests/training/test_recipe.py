@@ -51,6 +51,7 @@ def test_strings_from_the_command_line():
             "patience": "5",
             "cosine_steps": "batch",
             "augmentation.crop_area": "0.3,1",
+            "augmentation.crop_aspect": "[0.8, 1.25]",
             "augmentation.solarize_threshold": "100",
         }
     )
@@ -60,7 +61,7 @@ def test_strings_from_the_command_line():
         warmup_epochs=1.0,
         patience=5,
         cosine_steps="batch",
-        augmentation=Augmentation(crop_area=(0.3, 1.0), solarize_threshold=100),
+        augmentation=Augmentation(crop_area=(0.3, 1.0), crop_aspect=(0.8, 1.25), solarize_threshold=100),
     )
 
 

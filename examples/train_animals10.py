@@ -28,8 +28,8 @@ def main():
     parser.add_argument("--minutes", type=float, default=60, help="of training, after the latents; default: 60")
     parser.add_argument(
         "--compressor",
-        default="bmshj2018-factorized-mse-5",
-        help="name, run or checkpoint; default: %(default)s, downloaded",
+        default="bmshj2018-factorized-mse-5-photos",
+        help="name, run or checkpoint; default: %(default)s",
     )
     parser.add_argument("--variant", default="tiny", help="tiny (default), small or base")
     parser.add_argument("--image-size", type=int, default=256, help="default: 256")

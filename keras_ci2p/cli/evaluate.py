@@ -31,6 +31,12 @@ def add_parser(commands):
     compressors.add_argument(
         "--size", type=int, default=256, metavar="N", help="height and width of the central crops; default: 256"
     )
+    compressors.add_argument(
+        "--lmbda",
+        type=float,
+        metavar="X",
+        help="weight of the squared error in the cost; default: that of the compressor's quality",
+    )
     parser.set_defaults(run=run)
 
 
@@ -91,7 +97,8 @@ def _measure_compressor(args, preset, out):
         args.split,
         args.pictures,
         args.size,
-        batch_size=args.batch_size,
+        args.lmbda,
+        args.batch_size,
         verbose=int(sys.stdout.isatty()),
     )
     files.write_json(out / "report.json", {"model": str(args.model), **report, **environment()})

@@ -84,6 +84,11 @@ def test_evaluate(run, pictures, tmp_path, capsys):
     assert measured["cost"] == pytest.approx(report["cost"], rel=1e-5)
     assert f"{report['psnr']:.2f} dB" in capsys.readouterr().out
     assert (tmp_path / "reconstructions.png").is_file()
+    # The same pictures with twice the weight of the error.
+    arguments = ["--size", "48", "--lmbda", str(2 * report["lmbda"]), "--out", str(tmp_path)]
+    assert main(["evaluate", str(run), str(pictures), *arguments]) == 0
+    doubled = json.loads((tmp_path / "report.json").read_text())
+    assert doubled["cost"] - doubled["bpp"] == pytest.approx(2 * (report["cost"] - report["bpp"]), rel=1e-4)
 
 
 def test_the_compressor_of_a_run_goes_into_a_classifier(run, photos, tmp_path, nano):

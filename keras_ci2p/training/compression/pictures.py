@@ -54,7 +54,10 @@ def plot_compressor_curves(path, rows, title):
             axes.plot(steps, [row[prefix + key] for row in rows], label=name, marker="o", markersize=3)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.3, which="both")
+        if key == "cost":
+            # It begins a hundred times as high as it ends.
+            axes.set_yscale("log")
     axes.legend(frameon=False)
     figure.suptitle(title)
     with files.atomic_file(path) as temporary:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Sets up everything in .venv and runs the tests on all three backends (or those in $BACKENDS); arguments go to pytest.
+# Sets up everything in .venv and runs the tests on all three backends (or those in $BACKENDS), a file at a time in each
+# of $WORKERS processes; arguments go to pytest.
 set -eu
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
@@ -8,9 +9,12 @@ cd "$(dirname "$0")/.."
 .venv/bin/python -m pip install --quiet -c constraints.txt --no-deps timm torchvision keras-hub
 # Many tests compile the same small models.
 export JAX_COMPILATION_CACHE_DIR="$PWD/.venv/jax-cache" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+workers=${WORKERS:-2}
+# The models are too small to share out their products, and the processes would wait for each other.
+[ "$workers" = 1 ] || export OMP_NUM_THREADS=1
 failed=
 for backend in ${BACKENDS:-torch jax tensorflow}; do
     echo "== tests on $backend"
-    KERAS_BACKEND=$backend .venv/bin/python -m pytest "$@" || failed="$failed $backend"
+    KERAS_BACKEND=$backend .venv/bin/python -m pytest -n "$workers" --dist loadfile "$@" || failed="$failed $backend"
 done
 [ -z "$failed" ] || { echo "Failed on:$failed"; exit 1; }

@@ -9,7 +9,7 @@ from keras_ci2p.layers.analysis_transform import AnalysisTransform, check_images
 from keras_ci2p.layers.entropy_bottleneck import EntropyBottleneck
 from keras_ci2p.layers.synthesis_transform import SynthesisTransform
 from keras_ci2p.models.rate_distortion import RateDistortionModel
-from keras_ci2p.presets import WEIGHTS, PresetError, open_preset, serialize, write_preset
+from keras_ci2p.presets import WEIGHTS, PresetError, name_of, open_preset, serialize, write_preset
 
 
 def _by_quality(first, low, high):
@@ -248,6 +248,11 @@ class Compressor(RateDistortionModel):
             raise PresetError(f"The configuration in {files.directory} does not fit a Compressor: {error}") from error
         with files.reading(WEIGHTS) as path:
             compressor.load_weights(path)
+        name = name_of(files.directory)
+        if name is not None and compressor.origin is None:
+            # A preset cannot hold its own hash.
+            origin = {"name": name, "sha256": files.metadata["files"][WEIGHTS]}
+            compressor.origin = compressor.analysis.origin = origin
         return compressor
 
 

@@ -10,7 +10,7 @@ from keras_ci2p.presets.directory import (
     serialize,
     write_preset,
 )
-from keras_ci2p.presets.locations import add_source, list_presets
+from keras_ci2p.presets.locations import add_source, list_presets, name_of
 from keras_ci2p.presets.storage import STORAGES, compact_weights
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "check_writable",
     "compact_weights",
     "list_presets",
+    "name_of",
     "open_preset",
     "serialize",
     "write_preset",

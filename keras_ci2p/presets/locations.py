@@ -44,6 +44,12 @@ def named_preset(name):
     return _SOURCES[name](name) if name in _SOURCES else None
 
 
+def name_of(directory):
+    """The name of a named preset's directory, None for any other directory."""
+    directory = Path(directory).resolve()
+    return directory.name if directory.parent == weights_directory() and directory.name in _directories() else None
+
+
 def list_presets():
     """Names that `from_preset` knows, sorted."""
     directories = _directories()

@@ -102,8 +102,8 @@ class InvertedResidual(keras.layers.Layer):
         self.has_residual = self.strides == 1 and input_shape[-1] == self.filters
 
     def call(self, inputs, training=None):
-        x = keras.activations.hard_silu(self.expand_norm(self.expand(inputs), training=training))
-        x = keras.activations.hard_silu(self.depthwise_norm(self.depthwise(x), training=training))
+        x = ops.hard_silu(self.expand_norm(self.expand(inputs), training=training))
+        x = ops.hard_silu(self.depthwise_norm(self.depthwise(x), training=training))
         scale = self.excite(self.squeeze(ops.mean(x, axis=(1, 2))))
         x = x * scale[:, None, None, :]
         x = self.project_norm(self.project(x), training=training)

@@ -1,0 +1,76 @@
+"""Each benchmark of the models runs, on tiny ones, and writes what it says."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="one backend is enough, and torch compiles nothing"
+)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs a benchmark; `(its result, what it printed)`."""
+    import torch
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    # Two threads that wait for each other are slow where others compute too.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run_benchmark(name, *arguments, written=None):
+        script = str(BENCHMARKS / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [script, "--small", "--out", str(tmp_path), *arguments])
+        runpy.run_path(script, run_name="__main__")
+        result = tmp_path / f"{written or name}-torch"
+        with Image.open(result.with_suffix(".png")) as picture:
+            assert min(picture.size) > 300 and np.asarray(picture.convert("L")).std() > 10
+        return json.loads(result.with_suffix(".json").read_text()), capsys.readouterr().out
+
+    yield run_benchmark
+    torch.set_num_threads(threads)
+
+
+def test_train_step(run):
+    result, printed = run("train_step", "--contestants", "CI2P-ViT base", "ViT-B/16")
+    row, vit = result["contestants"].values()
+    assert len(row["seconds"]) == 2 and row["first_step"] > 0
+    assert row["less_work_than_vit"] == vit["training_macs"] / row["training_macs"]
+    ratios = [b / a for a, b in zip(row["seconds"], vit["seconds"], strict=True)]
+    assert row["times_as_fast_as_vit"]["most"] == max(ratios)
+    memory = row["memory"]
+    assert memory["peak"] == memory["imported"] + memory["resident"] + memory["rest"]
+    # Weights twice, frozen ones once; and AdamW's two moments.
+    assert 4 * row["parameters"] < memory["resident"] < 17 * row["parameters"]
+    assert result["threads"] >= 1 and "| CI2P-ViT base |" in printed
+
+
+def test_inference_of_all_contestants(run):
+    result, printed = run("inference", "--no-memory")
+    assert list(result["batch_sizes"]) == ["1", "2"]
+    for rows in result["batch_sizes"].values():
+        assert len(rows) == 7 and all(row["images_per_second"]["median"] > 0 for row in rows.values())
+    assert printed.count("| timm ViT-B/16 |") == 2
+    assert result["parameters"]["plain PyTorch CI2P-ViT"] == result["parameters"]["CI2P-ViT base"]
+
+
+def test_scaling(run):
+    result, printed = run("scaling", "--train", written="scaling_train")
+    names = ["CI2P-ViT base", "CI2P-ViT-ds base", "ViT-B/16"]
+    assert list(result["by_size"]) == ["64", "96"] and list(result["by_batch"]) == ["1", "2"]
+    for name in names:
+        small, large = (result["by_size"][size][name] for size in ("64", "96"))
+        assert 2.2 < large["macs"] / small["macs"] < 3, "of an image of 2.25 times the size"
+        assert result["by_batch"]["2"][name]["macs"] == result["by_batch"]["1"][name]["macs"]
+        assert large["seconds"]["median"] > 0
+    assert printed.count("| 64 |") == 1 and f"| px | {' | '.join(names)} |" in printed

@@ -18,7 +18,7 @@ def model_compressor(compressor, frozen, dtype):
     return make_compressor(compressor, frozen, dtype)
 
 
-class _CI2PParts:
+class CI2PParts:
     """Access by name to the parts that backbone and classifier share."""
 
     size_multiple = PATCH_SIZE
@@ -48,7 +48,7 @@ class _CI2PParts:
         return super().call(inputs, training=training, mask=mask)
 
 
-class CI2PBackbone(_CI2PParts, Backbone):
+class CI2PBackbone(CI2PParts, Backbone):
     """Base class: its layers `compressor` and `patch_generator` make the tokens."""
 
     def get_config(self):
@@ -59,7 +59,7 @@ class CI2PBackbone(_CI2PParts, Backbone):
         }
 
 
-class CI2PClassifier(_CI2PParts, ImageClassifier):
+class CI2PClassifier(CI2PParts, ImageClassifier):
     """Base class: an `ImageClassifier` over a `CI2PBackbone`, whose layers follow one another."""
 
     @classmethod

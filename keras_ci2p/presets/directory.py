@@ -2,7 +2,8 @@
 
 `config.json` and `model.weights.h5`: the backbone. `task.json` and `task.weights.h5`: the head and class names.
 `metadata.json`: versions and the SHA-256 of each file that a model is loaded from. Other files, such as a README.md,
-may lie beside them and be edited. A preset without weight files is an architecture.
+may lie beside them and be edited. A preset without weight files is an architecture. The JSON files name the classes of
+`keras_ci2p.hub` (`keras_ci2p.presets.kerashub`).
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from pathlib import Path
 import keras
 
 from keras_ci2p import files as disk
+from keras_ci2p.presets.kerashub import from_kerashub, to_kerashub
 from keras_ci2p.presets.locations import METADATA, list_presets, named_preset
 from keras_ci2p.presets.storage import check_storage, compact_weights
 from keras_ci2p.version import __version__
@@ -23,6 +25,9 @@ CONFIG = "config.json"
 TASK = "task.json"
 WEIGHTS = "model.weights.h5"
 TASK_WEIGHTS = "task.weights.h5"
+# KerasHub shares out the weights of a large backbone among several files; this one lists them.
+SHARDED_WEIGHTS = "model.weights.json"
+SHARDS = "model_*.weights.h5"
 _OWN_METADATA = ("format_version", "keras_ci2p_version", "keras_version", "date_saved", "storage", "files")
 
 
@@ -39,7 +44,7 @@ class Preset:
 
     @property
     def has_weights(self):
-        return WEIGHTS in self.metadata["files"]
+        return not {WEIGHTS, SHARDED_WEIGHTS}.isdisjoint(self.metadata["files"])
 
     @property
     def storage(self):
@@ -52,11 +57,11 @@ class Preset:
 
     def registered_name(self):
         """Registered name of the backbone's class, for example "keras_ci2p>CI2PViTBackbone"."""
-        return self._json(CONFIG).get("registered_name")
+        return from_kerashub(self._json(CONFIG)).get("registered_name")
 
     def config(self, registered_name, kind):
         """Constructor arguments of the backbone; PresetError unless its class is `registered_name`, `kind` in words."""
-        stored = self._json(CONFIG)
+        stored = from_kerashub(self._json(CONFIG))
         if stored.get("registered_name") != registered_name or not isinstance(stored.get("config"), dict):
             raise PresetError(
                 f"{self.directory / CONFIG} does not describe {kind}: its class is "
@@ -76,6 +81,8 @@ class Preset:
     @contextlib.contextmanager
     def reading(self, name):
         """Yields the path of the file `name`; what goes wrong with it becomes a PresetError."""
+        if name == WEIGHTS and SHARDED_WEIGHTS in self.metadata["files"]:
+            name = SHARDED_WEIGHTS
         path = self.directory / name
         if name not in self.metadata["files"]:
             raise PresetError(f"The preset {self.directory} has no {name}.")
@@ -147,19 +154,33 @@ def write_preset(directory, config, task, weights, metadata, files=None, storage
             compact_weights(temporary / name, storage)
         for name, content in (files or {}).items():
             (temporary / name).write_bytes(content)
-        written = sorted(path.name for path in temporary.iterdir())
-        disk.write_json(
-            temporary / METADATA,
-            {
-                "format_version": FORMAT_VERSION,
-                "keras_ci2p_version": __version__,
-                "keras_version": keras.__version__,
-                "date_saved": datetime.now(UTC).strftime("%Y-%m-%d@%H:%M:%S"),
-                **metadata,
-                "storage": storage,
-                "files": {name: disk.sha256(temporary / name) for name in written},
-            },
-        )
+        _write_metadata(temporary, metadata, storage, temporary.iterdir())
+
+
+def complete_metadata(directory):
+    """Adds to the `metadata.json` of a preset that KerasHub has written what ours say: format and checksums."""
+    directory = Path(directory)
+    weights = [directory / WEIGHTS]
+    if not weights[0].is_file():
+        weights = [directory / SHARDED_WEIGHTS, *directory.glob(SHARDS)]
+    paths = [directory / CONFIG, directory / TASK, directory / TASK_WEIGHTS, *weights]
+    metadata = _read_json(directory / METADATA)
+    _write_metadata(directory, metadata, "float32", [path for path in paths if path.is_file()])
+
+
+def _write_metadata(directory, metadata, storage, paths):
+    disk.write_json(
+        directory / METADATA,
+        {
+            "format_version": FORMAT_VERSION,
+            "keras_ci2p_version": __version__,
+            "keras_version": keras.__version__,
+            "date_saved": datetime.now(UTC).strftime("%Y-%m-%d@%H:%M:%S"),
+            **metadata,
+            "storage": storage,
+            "files": {path.name: disk.sha256(path) for path in sorted(paths)},
+        },
+    )
 
 
 def check_writable(directory):
@@ -171,12 +192,14 @@ def check_writable(directory):
 
 def serialize(model):
     """What `config.json` and `task.json` say of a model: its class and its configuration."""
-    return {
-        "module": type(model).__module__,
-        "class_name": type(model).__name__,
-        "config": model.get_config(),
-        "registered_name": keras.saving.get_registered_name(type(model)),
-    }
+    return to_kerashub(
+        {
+            "module": type(model).__module__,
+            "class_name": type(model).__name__,
+            "config": model.get_config(),
+            "registered_name": keras.saving.get_registered_name(type(model)),
+        }
+    )
 
 
 def _resolve(name_or_directory):

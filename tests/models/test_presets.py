@@ -52,7 +52,7 @@ def test_layout(preset):
     metadata = json.loads((preset / "metadata.json").read_text())
     assert metadata["format_version"] == 1 and metadata["note"] == "kept"
     assert set(metadata["files"]) == names - {"metadata.json"}
-    assert json.loads((preset / "config.json").read_text())["registered_name"] == "keras_ci2p>CI2PViTBackbone"
+    assert json.loads((preset / "config.json").read_text())["registered_name"] == "keras_ci2p.hub>CI2PViTBackbone"
     task = json.loads((preset / "task.json").read_text())
     assert task["config"]["class_names"] == ["a", "b", "c"]
     assert [path.name for path in preset.parent.iterdir()] == ["preset"]

@@ -1,0 +1,200 @@
+"""Presets that both libraries read and write."""
+
+import json
+
+import keras_hub
+import numpy as np
+import pytest
+from keras_hub.src.utils import preset_utils
+from nano_models import DUAL, PLAIN, assert_same_weights, our_model, to_numpy
+
+from keras_ci2p import CI2PViT, CI2PViTDualScale, hub
+from keras_ci2p.files import sha256
+from keras_ci2p.presets import STORAGES, PresetError, open_preset
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("uint8")
+
+
+@pytest.fixture
+def preset(tmp_path):
+    """One that `CI2PViT` has saved."""
+    our_model().save_to_preset(tmp_path / "ours")
+    return str(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("our_class", [CI2PViT, CI2PViTDualScale])
+def test_there_and_back(our_class, tmp_path):
+    ours = our_model(our_class, freeze_compressor=False, activation="softmax")
+    ours.save_to_preset(tmp_path / "ours")
+    theirs = keras_hub.models.ImageClassifier.from_preset(str(tmp_path / "ours"))
+    assert type(theirs).__name__ == f"{our_class.__name__}ImageClassifier"
+    assert theirs.class_names == ["cat", "dog", "owl"] and theirs.activation == "softmax"
+    assert not theirs.freeze_compressor and theirs.preprocessor.image_size == (64, 64)
+    assert_same_weights(theirs, ours)
+
+    theirs.save_to_preset(tmp_path / "theirs")
+    again = our_class.from_preset(tmp_path / "theirs")
+    assert {**again.get_config(), "name": ""} == {**ours.get_config(), "name": ""}
+    assert_same_weights(again, ours)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_stored_in_fewer_bits(storage, tmp_path):
+    ours = our_model(hidden_dim=64)
+    ours.save_to_preset(tmp_path / "ours", storage=storage)
+    theirs = keras_hub.models.ImageClassifier.from_preset(str(tmp_path / "ours"))
+    assert_same_weights(theirs, CI2PViT.from_preset(tmp_path / "ours"))
+    rounded = any((to_numpy(a) != to_numpy(b)).any() for a, b in zip(theirs.weights, ours.weights, strict=True))
+    assert rounded == (storage != "float32")
+
+
+def test_quantised(tmp_path):
+    ours = our_model()
+    ours.quantize("int8")
+    ours.save_to_preset(tmp_path / "ours")
+    theirs = keras_hub.models.ImageClassifier.from_preset(str(tmp_path / "ours"))
+    assert theirs.get_layer("block_1").qkv.quantization_mode == "int8"
+    np.testing.assert_allclose(to_numpy(theirs(IMAGES)), to_numpy(ours(IMAGES)), atol=1e-5)
+    theirs.save_to_preset(tmp_path / "theirs")
+    assert_same_weights(CI2PViT.from_preset(tmp_path / "theirs"), ours)
+
+
+def test_predictions_of_images_of_any_size(preset):
+    theirs = keras_hub.models.ImageClassifier.from_preset(preset)
+    large = np.full((1, 100, 80, 3), 200, "uint8")
+    expected = to_numpy(theirs(np.full((1, 64, 64, 3), 200, "uint8")))
+    np.testing.assert_allclose(theirs.predict(large, verbose=0), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="multiples of 32"):
+        hub.CI2PViTBackbone(**{**PLAIN, "image_shape": (None, None, 3)})(np.zeros((1, 48, 48, 3)))
+
+
+def test_arguments(preset):
+    theirs = keras_hub.models.ImageClassifier.from_preset(
+        preset, num_classes=5, image_shape=(96, 32, 3), dtype="mixed_bfloat16"
+    )
+    assert theirs.num_classes == 5 and theirs.class_names is None
+    assert theirs.backbone.image_shape == (96, 32, 3) and theirs.preprocessor.image_size == (96, 32)
+    assert theirs.dtype_policy.name == "mixed_bfloat16" and theirs.get_layer("head").compute_dtype == "float32"
+    assert_same_weights(theirs.backbone, CI2PViT.from_preset(preset).backbone)
+
+
+def test_a_backbone_alone(tmp_path):
+    backbone = hub.CI2PViTBackbone(**PLAIN, dtype="mixed_bfloat16")
+    backbone.save_to_preset(tmp_path / "preset")
+    ours = CI2PViT.from_preset(tmp_path / "preset", num_classes=4, dtype="float32")
+    assert_same_weights(ours.backbone, backbone)
+    theirs = keras_hub.models.ImageClassifier.from_preset(str(tmp_path / "preset"), num_classes=4)
+    assert isinstance(theirs, hub.CI2PViTImageClassifier) and theirs.preprocessor.image_size == (64, 64)
+
+
+def test_theirs_have_checksums(preset, tmp_path):
+    theirs = keras_hub.models.ImageClassifier.from_preset(preset)
+    theirs.save_to_preset(tmp_path / "theirs")
+    names = {path.name for path in (tmp_path / "theirs").iterdir()}
+    assert names >= {"preprocessor.json", "image_converter.json"}
+    # The preprocessor may be edited.
+    assert set(open_preset(tmp_path / "theirs").metadata["files"]) == {
+        "config.json",
+        "task.json",
+        "model.weights.h5",
+        "task.weights.h5",
+    }
+    path = tmp_path / "theirs" / "model.weights.h5"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(PresetError, match="model.weights.h5 is damaged"):
+        CI2PViT.from_preset(tmp_path / "theirs")
+
+
+def test_weights_in_several_files(tmp_path):
+    backbone = hub.CI2PViTBackbone(**PLAIN)
+    backbone.save_to_preset(tmp_path / "preset", max_shard_size=1e-4)
+    shards = list((tmp_path / "preset").glob("model_*.weights.h5"))
+    assert len(shards) > 1
+    ours = CI2PViT.from_preset(tmp_path / "preset", num_classes=3)
+    assert_same_weights(ours.backbone, backbone)
+    shards[0].unlink()
+    with pytest.raises(PresetError, match=f"lacks its file {shards[0].name}"):
+        CI2PViT.from_preset(tmp_path / "preset", num_classes=3)
+
+
+def test_presets_that_name_our_own_classes(preset, tmp_path):
+    """As those are that were written before `keras_ci2p.hub`."""
+    expected = CI2PViT.from_preset(preset)
+    directory = tmp_path / "ours"
+    config = json.loads((directory / "config.json").read_text())
+    assert config["registered_name"] == "keras_ci2p.hub>CI2PViTBackbone"
+    config["registered_name"] = "keras_ci2p>CI2PViTBackbone"
+    config["config"]["dtype"] = "float32"
+    (directory / "config.json").write_text(json.dumps(config))
+    metadata = json.loads((directory / "metadata.json").read_text())
+    metadata["files"] = {name: sha256(directory / name) for name in metadata["files"]}
+    (directory / "metadata.json").write_text(json.dumps(metadata))
+    assert open_preset(directory).registered_name() == "keras_ci2p>CI2PViTBackbone"
+    assert CI2PViT.from_preset(directory).get_config() == expected.get_config()
+
+
+def test_another_kind(preset):
+    with pytest.raises(ValueError, match="Unable to find a subclass of CI2PViTDualScaleImageClassifier"):
+        hub.CI2PViTDualScaleImageClassifier.from_preset(preset)
+    with pytest.raises(PresetError, match="does not describe a CI2PViTDualScale"):
+        CI2PViTDualScale.from_preset(preset)
+
+
+class TestOnline:
+    """Handles of Hugging Face and Kaggle, whose clients are stood in for by a directory."""
+
+    def test_hugging_face(self, preset, monkeypatch):
+        asked = []
+
+        def download(repo_id, filename):
+            asked.append((repo_id, filename))
+            return existing(preset, filename, preset_utils.EntryNotFoundError("404"))
+
+        monkeypatch.setattr(preset_utils.huggingface_hub, "hf_hub_download", download)
+        self.check("hf://someone/animals", preset)
+        assert ("someone/animals", "model.weights.h5") in asked
+
+    def test_kaggle(self, preset, monkeypatch):
+        asked = []
+
+        def download(handle, path):
+            asked.append((handle, path))
+            return existing(preset, path, preset_utils.KaggleApiHTTPError("404 Client Error"))
+
+        monkeypatch.setattr(preset_utils.kagglehub, "model_download", download)
+        self.check("kaggle://someone/ci2p/keras/animals", preset)
+        assert ("someone/ci2p/keras/animals", "model.weights.h5") in asked
+
+    def check(self, handle, preset):
+        theirs = keras_hub.models.ImageClassifier.from_preset(handle)
+        assert isinstance(theirs, hub.CI2PViTImageClassifier)
+        assert_same_weights(theirs, CI2PViT.from_preset(preset))
+
+
+def existing(directory, name, error):
+    path = f"{directory}/{name}"
+    try:
+        open(path).close()
+    except FileNotFoundError:
+        raise error from None
+    return path
+
+
+def test_frozen_and_lora(preset):
+    theirs = keras_hub.models.ImageClassifier.from_preset(preset)
+    compressor = {weight.path for weight in theirs.get_layer("compressor").weights}
+    assert compressor.isdisjoint(weight.path for weight in theirs.trainable_weights)
+    theirs.freeze_compressor = False
+    assert compressor <= {weight.path for weight in theirs.trainable_weights}
+    theirs.backbone.enable_lora(2)
+    assert {weight.path.split("/")[-2] for weight in theirs.backbone.trainable_weights} == {"qkv"}
+
+
+def test_dual_scale_positions_are_not_resized_by_kerashub(tmp_path):
+    our_model(CI2PViTDualScale).save_to_preset(tmp_path / "preset")
+    with pytest.raises(ValueError):
+        keras_hub.models.Backbone.from_preset(str(tmp_path / "preset"), image_shape=(96, 96, 3))
+    larger = CI2PViTDualScale.from_preset(tmp_path / "preset", image_shape=(96, 96, 3))
+    larger.save_to_preset(tmp_path / "larger")
+    theirs = keras_hub.models.Backbone.from_preset(str(tmp_path / "larger"))
+    assert theirs.image_shape == (96, 96, 3) and theirs.early_dim == DUAL["early_dim"]

@@ -10,7 +10,8 @@ except (ModuleNotFoundError, ValueError) as error:
 else:
     _failure = None
 
-    from keras_ci2p import convert, data, layers, models, presets, training
+    from keras_ci2p import convert, data, export, flops, layers, models, presets, training
+    from keras_ci2p.flops import count_macs
     from keras_ci2p.models import (
         CI2PViT,
         CI2PViTBackbone,
@@ -32,7 +33,10 @@ __all__ = [
     "ViTBackbone",
     "__version__",
     "convert",
+    "count_macs",
     "data",
+    "export",
+    "flops",
     "layers",
     "list_presets",
     "models",

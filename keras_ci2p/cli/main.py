@@ -6,9 +6,37 @@ import sys
 import warnings
 
 import keras_ci2p
-from keras_ci2p.cli import cache, convert, data, evaluate, info, predict, publish, train, train_compressor
+from keras_ci2p.cli import (
+    cache,
+    compare,
+    convert,
+    data,
+    evaluate,
+    export,
+    flops,
+    info,
+    predict,
+    publish,
+    quantize,
+    train,
+    train_compressor,
+)
 
-COMMANDS = (data, train_compressor, cache, train, evaluate, predict, publish, info, convert)
+COMMANDS = (
+    data,
+    train_compressor,
+    cache,
+    train,
+    evaluate,
+    predict,
+    publish,
+    quantize,
+    export,
+    info,
+    flops,
+    compare,
+    convert,
+)
 INTERRUPTED = 130
 
 DESCRIPTION = """\

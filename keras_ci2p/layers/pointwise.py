@@ -16,6 +16,16 @@ class Dense(keras.layers.Dense):
             return as_rows(lambda rows: call(rows, training=training), inputs)
         return call(inputs, training=training)
 
+    @property
+    def dtype_policy(self):
+        """Of a `DTypePolicyMap` this layer's own; Keras's would save a quantised kernel without its scale."""
+        policy = super().dtype_policy
+        return policy[self.path] if isinstance(policy, keras.dtype_policies.DTypePolicyMap) and self.path else policy
+
+    @dtype_policy.setter
+    def dtype_policy(self, policy):
+        keras.layers.Dense.dtype_policy.fset(self, policy)
+
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class PointwiseConv2D(keras.layers.Conv2D):

@@ -23,7 +23,17 @@ class Backbone(keras.Model):
 
     def get_config(self):
         arguments = {argument: getattr(self, argument) for argument in self._arguments}
-        return {"name": self.name, **arguments, "dtype": self.dtype_policy.name}
+        return {"name": self.name, **arguments, "dtype": self._dtype_config()}
+
+    def _dtype_config(self):
+        """The name of the policy; of a quantised model, a serialised `DTypePolicyMap` of its layers by path."""
+        policy = self.dtype_policy
+        if not isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+            quantised = {layer.path: layer.dtype_policy for layer in self._flatten_layers() if layer.quantization_mode}
+            if not quantised:
+                return policy.name
+            policy = keras.dtype_policies.DTypePolicyMap(policy.name, quantised)
+        return keras.dtype_policies.serialize(policy)
 
     @classmethod
     def from_config(cls, config):

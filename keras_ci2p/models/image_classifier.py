@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_ci2p.layers.analysis_transform import check_images
+from keras_ci2p.layers.pointwise import Dense
 from keras_ci2p.layers.transformer_block import TransformerBlock
 from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, PresetError, open_preset, serialize, write_preset
 
@@ -99,6 +100,33 @@ class ImageClassifier(keras.Model):
         tokens = keras.Model(self.input, {block.name: block.input for block in blocks}, name=self.name)(images)
         maps = [ops.convert_to_numpy(block.attention_scores(tokens[block.name])) for block in blocks]
         return np.stack(maps, axis=1)
+
+    def quantize(self, mode, config=None):
+        """Quantises the transformer's products after training, by `keras.Model.quantize`.
+
+        These are the weights of the attention and of the MLPs, most of the model; compressor, patch generator and head
+        stay as they are. Inference only: integers do not learn. Saved presets load as they were saved.
+
+        Args:
+            mode: "int8": weights in eight bits, a scale for each output channel, and each token rounded likewise
+                when it is multiplied.
+            config: None, or a `keras.quantizers.Int8QuantizationConfig` that rounds tokens as that: a preset could
+                not tell of another way.
+
+        Raises:
+            ValueError: Another mode or way to round tokens, or a model that is quantised already.
+        """
+        # Keras itself gives a `config` where there is none.
+        rounding = config.activation_quantizer
+        if mode != "int8" or not rounding or rounding.get_config() != keras.quantizers.AbsMaxQuantizer().get_config():
+            raise ValueError(
+                "`mode` must be int8, with the tokens rounded by `AbsMaxQuantizer()`. "
+                f"Received: mode={mode!r}, config={config}"
+            )
+        if any(layer.quantization_mode for layer in self._flatten_layers()):
+            raise ValueError(f"{self.name} is quantised already.")
+        # Keras leaves subclasses of its Dense alone unless told not to; ours computes the same.
+        super().quantize(mode, config, filters=lambda layer: isinstance(layer, Dense), type_check=False)
 
     def get_config(self):
         backbone = self.backbone.get_config()

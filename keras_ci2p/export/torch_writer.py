@@ -1,0 +1,91 @@
+"""What PyTorch writes: .pt2, ONNX, OpenVINO. Imported where torch is Keras's backend."""
+
+import warnings
+
+import keras
+import torch
+
+from keras_ci2p.export.batch_norm import fold_batch_norm
+from keras_ci2p.export.formats import output_name
+
+# A protobuf file ends at 2 GB; torch moves weights to a second file from here on.
+LARGEST_ONNX = 3 * 2**29
+
+
+def write(model, path, format, opset):
+    """Writes `model` with its batch norms folded to `path`; any batch size can be run.
+
+    Args:
+        model: A classifier of fixed image size.
+        path: File, or directory that exists.
+        format: "torch", "onnx" or "openvino".
+        opset: Of ONNX; None for torch's default.
+    """
+    with warnings.catch_warnings():
+        # Of torch about itself.
+        warnings.simplefilter("ignore")
+        program = _program(model)
+        if format == "torch":
+            _write_torch(program, path)
+        elif format == "onnx":
+            _write_onnx(program, path, output_name(model), opset)
+        else:
+            import openvino
+
+            from keras_ci2p.export.openvino_file import write_openvino
+
+            write_openvino(openvino.convert_model(program), path, model)
+
+
+def _program(model):
+    # The program remembers devices.
+    with keras.device("cpu"):
+        folded = fold_batch_norm(model)
+        # Two, since torch takes a batch of one for a constant.
+        images = torch.zeros(2, *folded.image_shape)
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.export.export(_Inference(folded).eval(), (images,), dynamic_shapes=({0: batch},), strict=False)
+    for node in program.graph.nodes:
+        # Paths of this machine.
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+class _Inference(torch.nn.Module):
+    """A Keras model whose weights torch can see: `torch.export` takes those of Keras for nameless constants."""
+
+    def __init__(self, model):
+        super().__init__()
+        # In a tuple, so that it is no submodule.
+        self._model = (model,)
+        for weight in model.weights:
+            self.register_buffer(weight.path, weight.value.detach())
+
+    def forward(self, images):
+        (model,) = self._model
+        with keras.StatelessScope(state_mapping=list(zip(model.weights, self.buffers(), strict=True))):
+            return model(images, training=False)
+
+
+def _write_torch(program, path):
+    # Else it would be stored too.
+    program.example_inputs = None
+    torch.export.save(program, path)
+
+
+def _write_onnx(program, path, output, opset):
+    size = sum(weight.nbytes for weight in program.state_dict.values())
+    if size > LARGEST_ONNX:
+        raise ValueError(f"The weights are too large for one ONNX file: {size:,} bytes, at most {LARGEST_ONNX:,}.")
+    onnx_program = torch.onnx.export(
+        program,
+        dynamo=True,
+        dynamic_shapes=({0: "batch"},),
+        input_names=["images"],
+        output_names=[output],
+        opset_version=opset,
+        verbose=False,
+    )
+    for node in onnx_program.model.graph:
+        node.metadata_props.clear()
+    onnx_program.save(path, external_data=False)

@@ -1,0 +1,81 @@
+"""Int8 quantisation of the transformer, and presets of quantised models."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from test_batch_norm import models
+
+from keras_ci2p import ViT
+from keras_ci2p.layers.pointwise import Dense
+
+
+@pytest.fixture(params=["ci2p", "dual", "vit"])
+def kind(request):
+    return request.param
+
+
+def logits(model, rng):
+    return model.predict(rng.uniform(0, 255, (3, 64, 64, 3)).astype("float32"), verbose=0)
+
+
+def quantised_layers(model):
+    return {layer.path for layer in model._flatten_layers() if layer.quantization_mode}
+
+
+def test_saved_model_gives_the_same_logits_bit_for_bit(kind, tmp_path, nano):
+    model = models(nano)[kind]()
+    exact = logits(model, np.random.default_rng(0))
+    model.quantize("int8")
+    expected = logits(model, np.random.default_rng(0))
+    difference = np.abs(expected - exact).max()
+    assert 0 < difference < 0.1 * np.ptp(exact)
+
+    # Only the transformer's products: four in each block.
+    products = {layer.path for layer in model._flatten_layers() if isinstance(layer, Dense)}
+    assert quantised_layers(model) == products
+    assert len(products) == 4 * nano["num_layers"]
+    for layer in model._flatten_layers():
+        if layer.path in products:
+            assert keras.backend.standardize_dtype(layer._kernel.dtype) == "int8"
+
+    model.save_to_preset(tmp_path / "preset")
+    reloaded = type(model).from_preset(tmp_path / "preset")
+    assert quantised_layers(reloaded) == products
+    np.testing.assert_array_equal(logits(reloaded, np.random.default_rng(0)), expected)
+
+    # Once more, from the reloaded one, and through Keras's own format.
+    reloaded.save_to_preset(tmp_path / "again")
+    config, again = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("preset", "again"))
+    assert config == again
+    assert config["config"]["dtype"]["class_name"] == "DTypePolicyMap"
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(logits(loaded, np.random.default_rng(0)), expected)
+
+
+def test_quantised_preset_at_another_image_size(tmp_path, nano):
+    model = ViT((64, 64, 3), 3, **nano)
+    model.quantize("int8")
+    model.save_to_preset(tmp_path / "preset")
+    larger = ViT.from_preset(tmp_path / "preset", image_shape=(96, 96, 3))
+    assert quantised_layers(larger) == quantised_layers(model)
+    for name in ("block_0", "block_1"):
+        for ours, theirs in zip(larger.get_layer(name).weights, model.get_layer(name).weights, strict=True):
+            np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(weight) for weight in (ours, theirs)))
+
+
+def test_config_of_a_model_that_is_not_quantised_names_its_policy(nano):
+    assert ViT((64, 64, 3), 3, dtype="mixed_bfloat16", **nano).get_config()["dtype"] == "mixed_bfloat16"
+
+
+def test_refused(nano):
+    model = ViT((64, 64, 3), 3, **{**nano, "num_layers": 1})
+    with pytest.raises(ValueError, match="must be int8"):
+        model.quantize("float8")
+    with pytest.raises(ValueError, match="must be int8"):
+        model.quantize(config=keras.quantizers.Int8QuantizationConfig(activation_quantizer=None))
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="quantised already"):
+        model.quantize("int8")

@@ -54,6 +54,8 @@ def run(args):
     # What is made there gets no weights, which would take gigabytes.
     with keras.StatelessScope(initialize_variables=False):
         results = [_count(name, make, args.image_size) for name, make in makers.items()]
+    # Keras would make up for it at the next occasion.
+    keras.utils.clear_session(free_memory=False)
     print("\n\n".join(_table(result) for result in results))
     if args.json:
         files.write_json(args.json, results)

@@ -63,7 +63,9 @@ class _Inference(torch.nn.Module):
 
     def forward(self, images):
         (model,) = self._model
-        with keras.StatelessScope(state_mapping=list(zip(model.weights, self.buffers(), strict=True))):
+        state = list(zip(model.weights, self.buffers(), strict=True))
+        # Else variables that wait for their values elsewhere would get them here, as a part of the program.
+        with keras.StatelessScope(state_mapping=state, initialize_variables=False):
             return model(images, training=False)
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from keras.src.backend.common import global_state
 
 from keras_ci2p import CI2PViT
 from keras_ci2p.cli import main
@@ -42,3 +43,9 @@ def test_errors_are_sentences(size, message, capsys):
         assert main(["flops", "--image-size", size]) == 2
         assert message in capsys.readouterr().err
     assert main(["flops", "absent"]) == 2
+
+
+def test_no_variables_are_left_waiting(capsys):
+    assert main(["flops", "tiny", "--image-size", "64"]) == 0
+    # Keras would initialise them wherever a StatelessScope ends, also while a function is traced.
+    assert not global_state.get_global_attribute("uninitialized_variables")

@@ -65,6 +65,14 @@ def check_onnx(path, report):
     assert not [node for node in model.graph.node if node.metadata_props]
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="of torch's tracing")
+def test_variables_of_others_may_wait_for_their_values(tmp_path, nano):
+    with keras.StatelessScope(initialize_variables=False):
+        keras.layers.Dropout(0.5)
+    assert export(models(nano)["vit"](), tmp_path / "model.pt2", "torch").difference <= 1e-5
+    keras.utils.clear_session(free_memory=False)
+
+
 @pytest.fixture
 def vit(nano):
     return models(nano)["vit"]()

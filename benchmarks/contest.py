@@ -7,11 +7,11 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import contestants
 import keras
+from common import settings_of
 
 from keras_ci2p import files
 from keras_ci2p.comparison.arithmetic import arithmetic
@@ -63,10 +63,12 @@ def alternate(actions, rounds):
     return seconds
 
 
-def timed(action):
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
+def within(values, form):
+    """A spread as text, "-" for None."""
+    if values is None:
+        return "-"
+    median, least, most = (format(values[key], form) for key in ("median", "least", "most"))
+    return f"{median} ({least}..{most})"
 
 
 def spread(values):
@@ -152,9 +154,7 @@ def write(name, args, result, plot):
     """
     from matplotlib.figure import Figure
 
-    hidden = ("out", "memory_of")
-    settings = {key: value for key, value in vars(args).items() if key not in hidden}
-    result = {"settings": settings, **environment(), **arithmetic(), **result}
+    result = {"settings": settings_of(args), **environment(), **arithmetic(), **result}
     path = args.out / "-".join([name, result["backend"], *([args.dtype] if args.dtype != "float32" else [])])
     files.write_json(path.with_suffix(".json"), result)
     figure = Figure(figsize=(12, 4.6), layout="constrained")

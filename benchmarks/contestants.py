@@ -7,6 +7,7 @@ import time
 
 import keras
 import numpy as np
+from common import Stopwatch
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT, count_macs
 from keras_ci2p.comparison.compare import count_parameters
@@ -100,17 +101,6 @@ class KerasContestant:
     def training_bytes(self):
         """Of gradients and optimizer state."""
         return _bytes(self._model.trainable_variables) + _bytes(self._model.optimizer.variables)
-
-
-class Stopwatch(keras.callbacks.Callback):
-    """Seconds of an epoch, until its loss is known: without what `fit` does before and after."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        float(logs["loss"])
-        self.seconds = time.perf_counter() - self._began
 
 
 def _bytes(variables):

@@ -21,7 +21,7 @@ from pathlib import Path
 import keras
 import keras_hub
 import numpy as np
-from PIL import Image
+from common import noise_photos, settings_of
 
 from keras_ci2p import Compressor, files
 from keras_ci2p.data import image_folder, scan_folder
@@ -47,7 +47,7 @@ def main():
         models = make_models(args, len(manifest.class_names))
         results = {name: train(name, models[name], manifest, recipe, args.seed) for name in NAMES}
         measure_speed(models, next(iter(images_of(manifest, "train", recipe, args.seed))), args, results)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings = settings_of(args)
     result = {"settings": settings, "recipe": recipe.as_dict(), **environment(), "models": results}
     print_table(result)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -77,15 +77,6 @@ def parse():
     if args.small:
         args.epochs, args.image_size, args.batch_size, args.steps, args.rounds = 2, 64, 4, 2, 2
     return args
-
-
-def noise_photos(root):
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (root / name).mkdir(parents=True)
-        for i in range(10):
-            Image.fromarray(rng.integers(0, 256, (80, 80, 3), "uint8")).save(root / name / f"{i}.png")
-    return root
 
 
 def make_models(args, num_classes):

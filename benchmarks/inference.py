@@ -10,6 +10,7 @@ import json
 
 import contest
 import contestants
+from common import timed
 
 
 def main():
@@ -62,9 +63,9 @@ def measure(made, batch_size, args):
             for _ in range(calls):
                 contestant.predict(images)
 
-        first = contest.timed(lambda contestant=contestant: contestant.predict(images))
+        first = timed(lambda contestant=contestant: contestant.predict(images))
         rows[name] = {"macs": contestant.macs and contestant.macs.macs, "first_prediction": first}
-        actions[name] = lambda predict=predict: contest.timed(predict)
+        actions[name] = lambda predict=predict: timed(predict)
     seconds = contest.alternate(actions, args.rounds)
     for name, row in rows.items():
         row["images_per_second"] = contest.spread([calls * batch_size / value for value in seconds[name]])
@@ -87,8 +88,8 @@ def table(parameters, by_batch):
                     batch_size,
                     f"{parameters[name] / 1e6:.1f} M",
                     f"{row['first_prediction']:.1f} s",
-                    f"{speed['median']:.3g} ({speed['least']:.3g}..{speed['most']:.3g})",
-                    "-" if ratio is None else f"{ratio['median']:.2f} ({ratio['least']:.2f}..{ratio['most']:.2f})",
+                    contest.within(speed, ".3g"),
+                    contest.within(ratio, ".2f"),
                     "-" if work is None else f"{work:.2f}",
                     "-" if memory is None else f"{memory['peak'] / 1e9:.2f} GB",
                 )

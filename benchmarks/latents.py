@@ -19,8 +19,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from common import Stopwatch, noise_photos, settings_of, timed
 from matplotlib.figure import Figure
-from PIL import Image
 
 from keras_ci2p import CI2PViT, Compressor, files
 from keras_ci2p.data import CROP_AND_FLIP, image_folder, scan_folder
@@ -60,7 +60,7 @@ def main():
         for variant in args.variants:
             models[variant] = measure_training(variant, manifest, compressor, caches[args.store], args)
         loaders = measure_loaders(manifest, caches, args)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings = settings_of(args)
     result = {"settings": settings, **environment(), "stores": stores, "loaders": loaders, "training": models}
     print_tables(result)
     name = f"latents-{result['backend']}"
@@ -87,15 +87,6 @@ def parse():
     if args.small:
         args.variants, args.image_size, args.batch_size, args.steps, args.rounds = ["tiny"], 64, 4, 2, 2
     return args
-
-
-def noise_photos(root):
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (root / name).mkdir(parents=True)
-        for i in range(10):
-            Image.fromarray(rng.integers(0, 256, (80, 80, 3), "uint8")).save(root / name / f"{i}.png")
-    return root
 
 
 def some_photos(source, root, count):
@@ -198,21 +189,6 @@ def epoch_seconds(learner, batches, steps):
     stopwatch = Stopwatch()
     learner.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[stopwatch])
     return stopwatch.seconds
-
-
-class Stopwatch(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        float(logs["loss"])
-        self.seconds = time.perf_counter() - self._began
-
-
-def timed(action):
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
 
 
 def print_tables(result):

@@ -12,6 +12,7 @@ import warnings
 
 import contest
 import contestants
+from common import timed
 
 # On every backend the same.
 COMPARED = ("CI2P-ViT base", "CI2P-ViT-ds base", contestants.BASELINE)
@@ -58,7 +59,7 @@ def measure(names, image_size, batch_size, args):
         def act(contestant=contestant):
             if args.train:
                 return contestant.train(images, labels, 1)
-            return contest.timed(lambda: contestant.predict(images))
+            return timed(lambda: contestant.predict(images))
 
         # Compiles.
         act()

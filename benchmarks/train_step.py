@@ -14,6 +14,7 @@ import warnings
 
 import contest
 import contestants
+from common import timed
 
 
 def main():
@@ -36,7 +37,7 @@ def main():
     rows, actions = {}, {}
     for name in names:
         contestant = contest.make(name, args, args.image_size)
-        first = contest.timed(lambda contestant=contestant: contestant.train(images, labels, 1))
+        first = timed(lambda contestant=contestant: contestant.train(images, labels, 1))
         print(f"{name}, first step: {first:.1f} s", flush=True)
         macs = contestant.macs and contestant.macs.training
         rows[name] = {
@@ -89,8 +90,8 @@ def table(rows):
                 name,
                 f"{row['parameters'] / 1e6:.1f} M",
                 f"{row['first_step']:.1f} s",
-                f"{speed['median']:.3g} ({speed['least']:.3g}..{speed['most']:.3g})",
-                "-" if ratio is None else f"{ratio['median']:.2f} ({ratio['least']:.2f}..{ratio['most']:.2f})",
+                contest.within(speed, ".3g"),
+                contest.within(ratio, ".2f"),
                 "-" if work is None else f"{work:.2f}",
                 "-" if memory is None else f"{memory['peak'] / 1e9:.2f} GB",
                 share(row, "peak"),

@@ -1,0 +1,48 @@
+"""What several benchmarks need."""
+
+import os
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+from PIL import Image
+
+
+def settings_of(args):
+    """The command line as a result file records it: of paths only the last part, without where results go."""
+    hidden = ("out", "memory_of")
+    return {key: _recorded(value) for key, value in vars(args).items() if key not in hidden}
+
+
+def _recorded(value):
+    is_path = isinstance(value, Path) or (isinstance(value, str) and os.sep in value)
+    return Path(value).name if is_path else value
+
+
+def noise_photos(root):
+    """A folder of two classes of ten pictures of noise."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 256, (80, 80, 3), "uint8")).save(root / name / f"{i}.png")
+    return root
+
+
+def timed(action):
+    """Seconds that it takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+class Stopwatch(keras.callbacks.Callback):
+    """Seconds of an epoch, until its loss is known: without what `fit` does before and after."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        float(logs["loss"])
+        self.seconds = time.perf_counter() - self._began

@@ -34,9 +34,8 @@ def run(args):
     from keras_ci2p.cli.model import open_model
     from keras_ci2p.export import export
 
-    model, preset = open_model(args.model)
-    if args.image_size:
-        model = type(model).from_preset(preset, image_shape=(args.image_size, args.image_size, 3))
+    arguments = {"image_shape": (args.image_size, args.image_size, 3)} if args.image_size else {}
+    model, _ = open_model(args.model, **arguments)
     args.on_interrupt = f"Nothing is written to {args.dest}."
     report = export(model, args.dest, args.format, opset=args.opset, overwrite=args.overwrite)
     backend = keras.backend.backend()

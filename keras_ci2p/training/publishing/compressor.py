@@ -65,5 +65,8 @@ class CompressorSubject(Subject):
         splits = {name: len(self._pictures.split(name)) for name in ("train", "val")}
         return {"name": self.data_name, "sha256": self._pictures.sha256, **splits}
 
+    def draw(self, directory, report):
+        """None besides the curves."""
+
     def card(self, report, notes):
         return compressor_card(report, notes)

@@ -1,5 +1,6 @@
 """What can be published."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from keras_ci2p.data.tfds import PREFIX
@@ -9,7 +10,7 @@ class PublishError(ValueError):
     """A model that is not to be published as asked."""
 
 
-class Subject:
+class Subject(ABC):
     """A model with the data that it is measured on; a subclass for each kind of model.
 
     Args:
@@ -39,33 +40,34 @@ class Subject:
         """ "tfds:NAME", or the last part of a folder's path."""
         return self.data if self.data.startswith(PREFIX) else Path(self.data).resolve().name
 
+    @abstractmethod
     def load(self, preset):
         """The model of a `Preset`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, directory, storage):
         """Writes the model as a preset with what its own preset holds besides."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measure(self, model):
         """The measurements of a model, a dict of plain values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compare(self, original, stored):
         """What the report says of the original's measurements; PublishError where the stored model's are not alike."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self):
         """Architecture and sizes, a dict of plain values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe_data(self):
         """The data, a dict of plain values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, directory, report):
-        """Writes pictures for the card."""
+        """Writes what pictures the card shows besides the curves."""
 
+    @abstractmethod
     def card(self, report, notes):
         """The model card, Markdown."""
-        raise NotImplementedError

@@ -31,6 +31,7 @@ from keras_ci2p.training import RECIPES
 from keras_ci2p.training.backend import environment
 from keras_ci2p.training.model import read_compressor
 from keras_ci2p.training.optimizer import make_optimizer
+from keras_ci2p.training.settings import DEFAULT_COMPRESSOR
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -61,8 +62,8 @@ def parse():
     parser.add_argument("photos", nargs="?", type=Path, default=SHARED / "data/animals10/raw-img")
     parser.add_argument(
         "--compressor",
-        default=str(SHARED / "weights/bmshj2018-factorized-5-animals.pth.tar"),
-        help="preset, run or checkpoint; none for random weights that learn",
+        default=DEFAULT_COMPRESSOR,
+        help="preset, run or checkpoint; none for random weights that learn; default: %(default)s",
     )
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="tiny", help="sizes of the ViT; default: tiny")
     parser.add_argument("--epochs", type=int, default=10)
@@ -84,10 +85,7 @@ def make_models(args, num_classes):
     sizes = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 48} if args.small else VARIANTS[args.variant]
     vit = keras_hub.models.ViTBackbone(image_shape=(args.image_size, args.image_size, 3), patch_size=16, **sizes)
     before = keras_hub.models.ViTImageClassifier(backbone=vit, num_classes=num_classes)
-    if args.small:
-        compressor = Compressor(quality=None, channels=(8, 12))
-    else:
-        compressor = None if args.compressor == "none" else read_compressor(args.compressor)
+    compressor = Compressor(quality=None, channels=(8, 12)) if args.small else read_compressor(args.compressor)
     after = replace_patch_embedding(before, compressor, freeze_compressor=compressor is not None)
     # Past KerasHub's `fit`, which would map its preprocessing over the data on the host.
     images = before.input

@@ -30,10 +30,10 @@ def add_parser(commands):
     )
     parser.add_argument(
         "--compressor",
-        required=True,
+        default="bmshj2018-factorized-mse-5-photos",
         metavar="NAME|PATH",
         help="a preset, a name such as bmshj2018-factorized-mse-5, a CompressAI checkpoint, or a training run, whose "
-        "compressor is taken",
+        "compressor is taken; default: %(default)s",
     )
     parser.add_argument(
         "--store",

@@ -41,7 +41,8 @@ def add_parser(commands):
         "--compressor",
         metavar="NAME|PATH",
         help="trained compressor to begin with: a preset, a name such as bmshj2018-factorized-mse-5, or a CompressAI "
-        "checkpoint; default: random weights",
+        "checkpoint; none: random weights; default: that of --init or of the latents, else "
+        "bmshj2018-factorized-mse-5-photos, trained on photos",
     )
     model.add_argument(
         "--freeze-compressor",

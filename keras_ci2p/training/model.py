@@ -8,11 +8,15 @@ from keras_ci2p.models import CLASSIFIERS, CI2PClassifier, Compressor
 from keras_ci2p.training.augmented_model import AugmentedClassifier
 from keras_ci2p.training.cached_compressor import cached_compressor
 from keras_ci2p.training.run_directory import preset_of
+from keras_ci2p.training.settings import NO_COMPRESSOR
 
 
 def read_compressor(source):
-    """A `Compressor` from a preset's name or directory, its training run or a CompressAI checkpoint; None for None."""
-    if source is None:
+    """A `Compressor` from a preset's name or directory, its training run or a CompressAI checkpoint.
+
+    None for None and "none".
+    """
+    if source in (None, NO_COMPRESSOR):
         return None
     return from_compressai(source) if Path(source).is_file() else Compressor.from_preset(preset_of(source))
 
@@ -37,7 +41,7 @@ class ModelParts:
         self._compressor = read_compressor(settings.compressor)
         self._freeze = settings.freeze_compressor
         if self._freeze is None:
-            begins_trained = (settings.compressor, settings.init, self.cache)
+            begins_trained = (self._compressor, settings.init, self.cache)
             self._freeze = any(part is not None for part in begins_trained)
         size = settings.recipe.image_size
         self._image_size = (size, size)

@@ -2,10 +2,15 @@
 
 from dataclasses import asdict, dataclass, field
 
+from keras_ci2p.data.latent_cache import is_latent_cache
 from keras_ci2p.models import CLASSIFIERS, CI2PClassifier
 from keras_ci2p.training.recipe import RECIPES, Recipe
 
 AUGMENTED_ON = ("host", "device")
+
+# The compressor of a new CI2P-ViT, and the word for none.
+DEFAULT_COMPRESSOR = "bmshj2018-factorized-mse-5-photos"
+NO_COMPRESSOR = "none"
 
 # What changes where a run is computed, not what: it may differ when the run is taken up again.
 FREE_TO_CHANGE = ("devices", "in_memory", "num_workers", "tensorboard")
@@ -22,8 +27,8 @@ class TrainSettings:
         recipe: `Recipe`.
         seed: In 0..2**32-1.
         init: Preset or training run to begin with; its head is kept where it has the same classes.
-        compressor: Trained compressor to begin with: a preset's name or directory, or a CompressAI checkpoint; None for
-            random weights, those of `init`, or those of the latent cache.
+        compressor: Trained compressor to begin with: a preset's name or directory, or a CompressAI checkpoint; "none"
+            for random weights; None for that of `init` or of the latent cache, else `DEFAULT_COMPRESSOR`.
         freeze_compressor: Whether the compressor keeps its weights; None: where it begins with trained ones.
         dtype: Keras dtype policy.
         augment: "host" augments with Pillow while photos are loaded, "device" inside the compiled training step.
@@ -62,8 +67,7 @@ class TrainSettings:
             raise ValueError(f"seed must be in 0..2**32-1. Received: {self.seed}")
         if self.model not in CLASSIFIERS:
             raise ValueError(f"model must be one of {', '.join(CLASSIFIERS)}. Received: {self.model!r}")
-        if self.compressor is not None and not issubclass(CLASSIFIERS[self.model], CI2PClassifier):
-            raise ValueError(f"A compressor goes with the models ci2p and ci2p_dual. Received: model={self.model!r}")
+        self._check_compressor()
         if self.init is not None and self.variant is not None:
             raise ValueError(f"The size is that of init={self.init!r}. Received also: variant={self.variant!r}")
         if self.init is None and self.variant is None:
@@ -74,6 +78,17 @@ class TrainSettings:
             raise ValueError(f"num_workers must not be negative. Received: {self.num_workers}")
         if isinstance(self.class_weights, str) and self.class_weights != "balanced":
             raise ValueError(f'class_weights must be "balanced" or a dict. Received: {self.class_weights!r}')
+
+    def _check_compressor(self):
+        if not issubclass(CLASSIFIERS[self.model], CI2PClassifier):
+            if self.compressor not in (None, NO_COMPRESSOR):
+                raise ValueError(f"A compressor goes with ci2p and ci2p_dual. Received: model={self.model!r}")
+            return
+        has_one = self.init is not None or is_latent_cache(self.data)
+        if has_one and self.compressor == NO_COMPRESSOR:
+            raise ValueError(f"The compressor is that of init or data. Received also: compressor={NO_COMPRESSOR!r}")
+        if not has_one and self.compressor is None:
+            object.__setattr__(self, "compressor", DEFAULT_COMPRESSOR)
 
     def as_dict(self):
         return {**asdict(self), "recipe": self.recipe.as_dict()}

@@ -23,6 +23,7 @@ from keras_ci2p.training import (
     read_recipe,
     train,
 )
+from keras_ci2p.training.settings import DEFAULT_COMPRESSOR
 
 
 @pytest.fixture
@@ -31,12 +32,12 @@ def settings(photos, nano, monkeypatch):
 
     def make(**kwargs):
         """Keyword arguments of `TrainSettings` and numbers of the recipe, mixed."""
-        own = {"variant": "nano", "model": "vit"}
+        own = {"data": str(photos), "variant": "nano", "model": "vit"}
         recipe = {"image_size": 32, "epochs": 2, "batch_size": 8, "warmup_epochs": 0.5}
         names = {field.name for field in dataclasses.fields(TrainSettings)}
         for key, value in kwargs.items():
             (own if key in names else recipe)[key] = value
-        return TrainSettings(str(photos), recipe=RECIPES["quick"].override(recipe), **own)
+        return TrainSettings(recipe=RECIPES["quick"].override(recipe), **own)
 
     return make
 
@@ -55,6 +56,7 @@ def test_a_run_leaves_its_record(settings, photos, tmp_path):
     assert float(rows[1]["val_top1"]) == history[1]["val_top1"]
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["variant"] == "nano"
+    assert model.freeze_compressor and model.compressor.origin["name"] == DEFAULT_COMPRESSOR
     assert config["backend"] == keras.backend.backend() and config["versions"]["keras"] == keras.__version__
     assert config["data"]["photos"] == {"bird": 10, "cat": 10, "dog": 10}
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -68,6 +70,20 @@ def test_a_run_leaves_its_record(settings, photos, tmp_path):
     metadata = json.loads((run / "best" / "metadata.json").read_text())
     assert metadata["training"]["val_top1"] == max(row["val_top1"] for row in history)
     assert metadata["training"]["train_photos"] == 24
+
+
+def test_which_compressor(settings, tmp_path):
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "latents.json").touch()
+    assert settings(model="ci2p_dual").compressor == DEFAULT_COMPRESSOR
+    assert settings(model="ci2p", compressor="my.pth").compressor == "my.pth"
+    assert settings(model="ci2p", variant=None, init="my_preset").compressor is None
+    assert settings(model="vit").compressor is None
+    assert TrainSettings(str(tmp_path / "latents")).compressor is None
+    with pytest.raises(ValueError, match="that of init or data"):
+        TrainSettings(str(tmp_path / "latents"), compressor="none")
+    model, _ = train(settings(model="ci2p", compressor="none", epochs=1), tmp_path / "run", verbose=0)
+    assert not model.freeze_compressor and model.compressor.origin is None
 
 
 def test_learns_what_is_easy(settings, tmp_path):
@@ -205,7 +221,7 @@ def test_training_on_latents(settings, photos, tmp_path, small_compressor):
     cache, run = tmp_path / "cache", tmp_path / "run"
     views = CacheSettings(views=2, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
     cache_latents(photos, cache, small_compressor, views, verbose=0)
-    on_latents = dataclasses.replace(settings(model="ci2p", mixup=0.8, epochs=2), data=str(cache))
+    on_latents = settings(model="ci2p", data=str(cache), mixup=0.8, epochs=2)
     model, history = train(on_latents, run, verbose=0)
     # The model is whole: it has the compressor of the cache and classifies photos as it classified latents.
     assert model.freeze_compressor and model.compressor.latent_channels == 12

@@ -11,6 +11,7 @@ from common import Stopwatch
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT, count_macs
 from keras_ci2p.comparison.compare import count_parameters
+from keras_ci2p.training.fused_adamw import adamw
 
 CLASSES = 10
 # Of a rate at which nothing is learned, so that rounds are alike.
@@ -76,7 +77,7 @@ class KerasContestant:
         self._model = model_class(shape, CLASSES, variant=variant, dtype=dtype, **sizes)
         jit_compile = True if compiled and keras.backend.backend() == "torch" else "auto"
         self._model.compile(
-            keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+            adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
             keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
             jit_compile=jit_compile,
         )

@@ -18,6 +18,7 @@ from keras_ci2p.comparison.arithmetic import arithmetic
 from keras_ci2p.comparison.memory import peak_device_memory, peak_memory
 from keras_ci2p.models import CLASSIFIERS
 from keras_ci2p.training.backend import environment
+from keras_ci2p.training.fused_adamw import adamw
 from keras_ci2p.training.loss import SoftTargetCrossentropy
 
 # The paper's, without its schedule.
@@ -45,7 +46,7 @@ def measure(directory, model, dtype):
         images, labels, held_out = (arrays[name] for name in ("images", "labels", "held_out"))
     logits = classifier.predict(held_out.astype("float32"), batch_size=len(held_out), verbose=0)
     classifier.compile(
-        keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, epsilon=1e-8),
+        adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, epsilon=1e-8),
         SoftTargetCrossentropy(LABEL_SMOOTHING),
         metrics=[BatchLoss()],
     )

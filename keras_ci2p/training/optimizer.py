@@ -1,7 +1,6 @@
 """The optimizer of a recipe."""
 
-import keras
-
+from keras_ci2p.training.fused_adamw import adamw
 from keras_ci2p.training.schedule import WarmupCosine
 
 
@@ -23,7 +22,7 @@ def make_optimizer(recipe, steps_per_epoch):
         final=recipe.final_learning_rate,
         by_epoch=recipe.cosine_steps == "epoch",
     )
-    return keras.optimizers.AdamW(
+    return adamw(
         schedule,
         weight_decay=recipe.weight_decay,
         beta_1=recipe.beta_1,

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from keras_ci2p.training import RECIPES, Recipe
+from keras_ci2p.training.fused_adamw import FusedAdamW
 from keras_ci2p.training.optimizer import make_optimizer
 
 STEPS = 10
@@ -100,3 +101,67 @@ def test_the_average_of_the_weights(accumulate):
     stored = float(optimizer._model_variables_moving_average[0].numpy()[0])
     np.testing.assert_allclose(stored, average, rtol=1e-5)
     assert abs(stored - values[-1]) > 0.01
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"weight_decay": 0.5, "epsilon": 1e-2, "global_clipnorm": 0.5},
+        {"gradient_accumulation_steps": 2, "use_ema": True, "ema_momentum": 0.9},
+    ],
+    ids=["clipped", "accumulated"],
+)
+def test_the_fused_steps_are_those_of_keras(arguments):
+    rng = np.random.default_rng(0)
+    start = [rng.normal(size=shape).astype("float32") for shape in ((3, 4), (5,), (1,))]
+    gradients = [[rng.normal(size=x.shape).astype("float32") for x in start] for _ in range(6)]
+    found = []
+    for optimizer_class in (keras.optimizers.AdamW, FusedAdamW):
+        variables = [keras.Variable(x, name=f"x{i}") for i, x in enumerate(start)]
+        optimizer = optimizer_class(keras.optimizers.schedules.CosineDecay(0.1, 8), **arguments)
+        optimizer.exclude_from_weight_decay(var_names=["x1"])
+        optimizer.build(variables)
+        apply = optimizer.apply
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            apply = tf.function(optimizer.apply)
+        for step in gradients:
+            apply([keras.ops.convert_to_tensor(x) for x in step])
+        found.append([keras.ops.convert_to_numpy(x) for x in (*variables, *optimizer.variables)])
+    for x, theirs, own in zip(start, *found, strict=False):
+        assert np.abs(theirs - x).max() > 0.03
+        # Of the bias correction in float32 3e-5 are rounding.
+        np.testing.assert_allclose(own, theirs, atol=5e-6)
+    for theirs, own in zip(*found, strict=True):
+        np.testing.assert_allclose(own, theirs, rtol=5e-5, atol=5e-6)
+
+
+def test_the_kernels_are_used(monkeypatch):
+    variable = keras.Variable(np.ones(3, "float32"))
+    optimizer = FusedAdamW(0.1)
+    optimizer.build([variable])
+    backend = keras.backend.backend()
+    calls = []
+    if backend == "torch":
+        import torch as owner
+
+        name = "_fused_adamw_"
+    elif backend == "tensorflow":
+        from tensorflow import raw_ops as owner
+
+        name = "ResourceApplyAdam"
+    else:
+        pytest.skip("JAX's compiler needs no help")
+    kernel = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: calls.append(1) or kernel(*args, **kwargs))
+    optimizer.apply([keras.ops.ones(3)])
+    assert calls == [1] and float(keras.ops.max(variable)) < 1
+
+
+def test_the_fused_optimizer_can_be_stored():
+    optimizer = make_optimizer(RECIPES["paper"], STEPS)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    assert type(again) is FusedAdamW and again.get_config() == optimizer.get_config()
+    with pytest.raises(ValueError, match="amsgrad"):
+        FusedAdamW(0.1, amsgrad=True)

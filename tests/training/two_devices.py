@@ -17,6 +17,7 @@ from conftest import NANO
 import keras_ci2p
 from keras_ci2p.training.devices import Devices, open_devices
 from keras_ci2p.training.devices.base import batch_normalizations, random_states
+from keras_ci2p.training.fused_adamw import FusedAdamW
 
 SIZE = 32
 BATCH = 8
@@ -74,7 +75,7 @@ def ci2p():
 # Model, optimizer, steps. Adam divides by the gradient's size: without epsilon it would magnify rounding.
 CASES = {
     "sgd": (vit, lambda: keras.optimizers.SGD(1.0), 1),
-    "adamw": (vit, lambda: keras.optimizers.AdamW(1e-2, epsilon=1e-4, global_clipnorm=0.01, use_ema=True), 4),
+    "adamw": (vit, lambda: FusedAdamW(1e-2, epsilon=1e-4, global_clipnorm=0.01, use_ema=True), 4),
     "batch_norm": (ci2p, lambda: keras.optimizers.SGD(1e-3), 1),
     "drop_path": (lambda: vit(drop_path_rate=0.5), lambda: keras.optimizers.SGD(1.0), 2),
 }

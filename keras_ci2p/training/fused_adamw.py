@@ -1,0 +1,81 @@
+"""AdamW that passes over the weights once."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class FusedAdamW(keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW` with the kernels that PyTorch, on a CPU, and TensorFlow have for it.
+
+    Keras makes the update of a dozen operations, each with a pass over all weights, on torch with copies of them. The
+    steps are the same, arguments and variables too. JAX's compiler needs no help.
+
+    Raises:
+        ValueError: `amsgrad=True`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.amsgrad:
+            raise ValueError("FusedAdamW has no amsgrad; take keras.optimizers.AdamW. Received: amsgrad=True")
+
+    if keras.backend.backend() == "torch":
+
+        def _backend_update_step(self, grads, trainable_variables, learning_rate):
+            if trainable_variables[0].value.device.type != "cpu":
+                super()._backend_update_step(grads, trainable_variables, learning_rate)
+                return
+            import torch
+
+            step = float(ops.convert_to_tensor(self.iterations)) + 1
+            indices = [self._get_variable_index(variable) for variable in trainable_variables]
+            with torch.no_grad():
+                torch._fused_adamw_(
+                    [variable.value for variable in trainable_variables],
+                    list(grads),
+                    [self._momentums[i].value for i in indices],
+                    [self._velocities[i].value for i in indices],
+                    [],
+                    [torch.tensor(step)] * len(indices),
+                    lr=float(learning_rate),
+                    beta1=self.beta_1,
+                    beta2=self.beta_2,
+                    # Keras has decayed the weights, and adds epsilon before it corrects the bias, PyTorch after.
+                    weight_decay=0.0,
+                    eps=self.epsilon / (1 - self.beta_2**step) ** 0.5,
+                    amsgrad=False,
+                    maximize=False,
+                )
+
+    elif keras.backend.backend() == "tensorflow":
+
+        def update_step(self, gradient, variable, learning_rate):
+            import tensorflow as tf
+
+            dtype = variable.dtype
+            i = self._get_variable_index(variable)
+            step = ops.cast(self.iterations + 1, dtype)
+            beta_1, beta_2 = (tf.constant(beta, dtype) for beta in (self.beta_1, self.beta_2))
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=self._momentums[i].value.handle,
+                v=self._velocities[i].value.handle,
+                beta1_power=tf.pow(beta_1, step),
+                beta2_power=tf.pow(beta_2, step),
+                lr=tf.cast(learning_rate, dtype),
+                beta1=beta_1,
+                beta2=beta_2,
+                epsilon=tf.constant(self.epsilon, dtype),
+                grad=tf.cast(gradient, dtype),
+            )
+
+
+def adamw(*args, **kwargs):
+    """`FusedAdamW`, on a GPU under torch `keras.optimizers.AdamW`, which passes over all weights together there."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            return keras.optimizers.AdamW(*args, **kwargs)
+    return FusedAdamW(*args, **kwargs)

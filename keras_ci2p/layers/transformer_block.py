@@ -105,7 +105,8 @@ class TransformerBlock(keras.layers.Layer):
         _, tokens, hidden_dim = x.shape
         tokens = -1 if tokens is None else tokens
         qkv = ops.reshape(self.qkv(x), (ops.shape(x)[0], tokens, 3, self.num_heads, hidden_dim // self.num_heads))
-        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        # Slices would have their gradients padded with zeros and added.
+        return ops.unstack(qkv, 3, axis=2)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -50,10 +50,16 @@ class FusedAdamW(keras.optimizers.AdamW):
 
     elif keras.backend.backend() == "tensorflow":
 
+        def _apply_weight_decay(self, variables):
+            """Nothing: `update_step` does it, where Keras needs three passes."""
+
         def update_step(self, gradient, variable, learning_rate):
             import tensorflow as tf
 
             dtype = variable.dtype
+            learning_rate = tf.cast(learning_rate, dtype)
+            if self.weight_decay and self._use_weight_decay(variable):
+                variable.assign(variable * (1 - self.weight_decay * learning_rate))
             i = self._get_variable_index(variable)
             step = ops.cast(self.iterations + 1, dtype)
             beta_1, beta_2 = (tf.constant(beta, dtype) for beta in (self.beta_1, self.beta_2))
@@ -63,7 +69,7 @@ class FusedAdamW(keras.optimizers.AdamW):
                 v=self._velocities[i].value.handle,
                 beta1_power=tf.pow(beta_1, step),
                 beta2_power=tf.pow(beta_2, step),
-                lr=tf.cast(learning_rate, dtype),
+                lr=learning_rate,
                 beta1=beta_1,
                 beta2=beta_2,
                 epsilon=tf.constant(self.epsilon, dtype),

@@ -9,5 +9,5 @@ if [ -n "$data" ]; then
     set -- "$data" "$@"
 fi
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
-.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[jax,train]' scikit-learn
+.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[jax,train]' scikit-image scikit-learn
 exec .venv/bin/python examples/quickstart.py "$@"

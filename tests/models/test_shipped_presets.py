@@ -15,10 +15,13 @@ import keras_ci2p
 from keras_ci2p import CI2PViT, Compressor
 from keras_ci2p.data import center_crop
 from keras_ci2p.presets import open_preset
+from keras_ci2p.training.evaluation import evaluation_size
 
+WEIGHTS = Path(__file__).parents[2] / "weights"
 EXPECTED = json.loads((Path(__file__).parents[1] / "golden" / "shipped_presets.json").read_text())
 NAMES = {name: open_preset(name) for name in keras_ci2p.list_presets()}
 WITH_WEIGHTS = sorted({preset.directory.name for preset in NAMES.values() if preset.has_weights})
+CLASSIFIERS = [name for name, expected in EXPECTED.items() if "scores" in expected]
 COMPRESSORS = [name for name, expected in EXPECTED.items() if "bpp" in expected]
 
 
@@ -38,6 +41,20 @@ def cat(size):
 def test_what_is_shipped():
     assert sorted(EXPECTED) == WITH_WEIGHTS
     assert "bmshj2018-factorized-mse-5-photos" in COMPRESSORS
+    # The best of them, by the validation photos.
+    best = max(CLASSIFIERS, key=lambda name: json.loads((WEIGHTS / name / "report.json").read_text())["top1"])
+    assert NAMES["animals10"].directory.name == best
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_classifier(name):
+    model = CI2PViT.from_preset(name)
+    assert model.class_names == EXPECTED[name]["class_names"]
+    logits = keras.ops.convert_to_numpy(model(cat(evaluation_size(model))))[0]
+    np.testing.assert_allclose(logits, EXPECTED[name]["scores"], atol=1e-3)
+    assert model.class_names[logits.argmax()] == "cat"
+    # Its compressor is a preset of ours too, the one that decodes its latents.
+    assert open_preset(name).metadata["compressor"] in WITH_WEIGHTS
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)
@@ -66,7 +83,8 @@ def test_model_card(name):
     directory = open_preset(name).directory
     card = (directory / "README.md").read_text(encoding="utf-8")
     report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
-    for text in ('license: "apache-2.0"', f"{report['psnr']:.2f}", "keras-ci2p evaluate", "## Notes"):
+    measured = f"{100 * report['top1']:.2f} %" if "top1" in report else f"{report['psnr']:.2f}"
+    for text in ('license: "apache-2.0"', measured, "keras-ci2p evaluate", "## Notes"):
         assert text in card
     links = [part.split(")")[0] for part in card.split("](")[1:]]
     assert all("://" in link or (directory / link).is_file() for link in links)

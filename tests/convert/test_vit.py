@@ -1,4 +1,5 @@
 import re
+import sys
 
 import keras
 import numpy as np
@@ -148,10 +149,11 @@ def test_each_block_of_timm():
     """The same tokens through timm's ViT-B/16 and ours: every block within 2e-4."""
     import torch
 
-    # The CPU build of torchvision does not define its operators, which timm imports for.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    if "torchvision" not in sys.modules:
+        # The CPU build of torchvision does not define its operators, which timm imports for.
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import timm
 
     torch.manual_seed(0)

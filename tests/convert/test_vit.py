@@ -1,9 +1,9 @@
 import re
-import sys
 
 import keras
 import numpy as np
 import pytest
+from torchvision_operators import define_torchvision_operators
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.convert import CheckpointError, from_vit, to_mmpretrain
@@ -149,11 +149,7 @@ def test_each_block_of_timm():
     """The same tokens through timm's ViT-B/16 and ours: every block within 2e-4."""
     import torch
 
-    if "torchvision" not in sys.modules:
-        # The CPU build of torchvision does not define its operators, which timm imports for.
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    define_torchvision_operators()
     import timm
 
     torch.manual_seed(0)

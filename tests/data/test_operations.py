@@ -1,11 +1,10 @@
 """Each operation against its formula, and against timm."""
 
-import sys
-
 import keras
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision_operators import define_torchvision_operators
 
 from keras_ci2p.data.augmentation import MAX_MAGNITUDE, OPERATIONS
 from keras_ci2p.data.operations import FILL, FUNCTIONS
@@ -178,13 +177,7 @@ def test_whole_pixels_are_moved_as_they_are(picture):
 def timm_operations():
     if keras.backend.backend() != "torch":
         pytest.skip("timm runs on torch")
-    import torch
-
-    if "torchvision" not in sys.modules:
-        # The CPU build of torchvision does not define its operators, which timm imports for.
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    define_torchvision_operators()
     from timm.data import auto_augment
 
     return auto_augment

@@ -8,10 +8,15 @@ import keras
 import numpy as np
 from PIL import Image
 
+from keras_ci2p.training import keep_freed_memory
+
+# As the command line does; others' models gain from it too.
+KEEPS_FREED_MEMORY = keep_freed_memory()
+
 
 def settings_of(args):
     """The command line as a result file records it: of paths only the last part, without where results go."""
-    hidden = ("out", "memory_of")
+    hidden = ("out", "memory_of", "case")
     return {key: _recorded(value) for key, value in vars(args).items() if key not in hidden}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import contestants
 import keras
-from common import settings_of
+from common import KEEPS_FREED_MEMORY, settings_of
 
 from keras_ci2p import files
 from keras_ci2p.comparison.arithmetic import arithmetic
@@ -48,7 +48,7 @@ def make(name, args, image_size):
 
 
 def alternate(actions, rounds):
-    """Seconds of each action in each round, `{name: [seconds]}`.
+    """Seconds of each action in each round, `{name: [seconds]}`, in turns.
 
     Args:
         actions: dict of functions that return the seconds they took; each round begins with another.
@@ -154,7 +154,8 @@ def write(name, args, result, plot):
     """
     from matplotlib.figure import Figure
 
-    result = {"settings": settings_of(args), **environment(), **arithmetic(), **result}
+    settings = {"settings": settings_of(args), "keeps_freed_memory": KEEPS_FREED_MEMORY}
+    result = {**settings, **environment(), **arithmetic(), **result}
     path = args.out / "-".join([name, result["backend"], *([args.dtype] if args.dtype != "float32" else [])])
     files.write_json(path.with_suffix(".json"), result)
     figure = Figure(figsize=(12, 4.6), layout="constrained")

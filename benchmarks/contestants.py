@@ -75,14 +75,20 @@ class KerasContestant:
             sizes.update(early_dim=16, merge_at=1)
         shape = (image_size, image_size, 3)
         self._model = model_class(shape, CLASSES, variant=variant, dtype=dtype, **sizes)
-        jit_compile = True if compiled and keras.backend.backend() == "torch" else "auto"
-        self._model.compile(
-            adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
-            keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
-            jit_compile=jit_compile,
-        )
+        self._jit_compile = True if compiled and keras.backend.backend() == "torch" else "auto"
+        self.compile()
         self.parameters = count_parameters(self._model)
         self.macs = count_macs(self._model)
+
+    def compile(self, optimizer=adamw, freeze_compressor=True):
+        """Anew, with another maker of optimizers or gradients of the compressor."""
+        if not freeze_compressor:
+            self._model.freeze_compressor = False
+        self._model.compile(
+            optimizer(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+            keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
+            jit_compile=self._jit_compile,
+        )
 
     def train(self, images, labels, steps):
         """Seconds of so many steps, until the loss of the last is known."""

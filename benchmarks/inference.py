@@ -66,6 +66,9 @@ def measure(made, batch_size, args):
         first = timed(lambda contestant=contestant: contestant.predict(images))
         rows[name] = {"macs": contestant.macs and contestant.macs.macs, "first_prediction": first}
         actions[name] = lambda predict=predict: timed(predict)
+    # Memory and caches are settled only after each has had a turn.
+    for action in actions.values():
+        action()
     seconds = contest.alternate(actions, args.rounds)
     for name, row in rows.items():
         row["images_per_second"] = contest.spread([calls * batch_size / value for value in seconds[name]])

@@ -17,6 +17,7 @@ from keras_ci2p import files
 from keras_ci2p.comparison.arithmetic import arithmetic
 from keras_ci2p.comparison.memory import peak_device_memory, peak_memory
 from keras_ci2p.models import CLASSIFIERS
+from keras_ci2p.training.allocator import keep_freed_memory
 from keras_ci2p.training.backend import environment
 from keras_ci2p.training.fused_adamw import adamw
 from keras_ci2p.training.loss import SoftTargetCrossentropy
@@ -29,6 +30,7 @@ LABEL_SMOOTHING = 0.1
 
 def main(directory, result):
     job = json.loads((directory / "job.json").read_text(encoding="utf-8"))
+    keep_freed_memory()
     files.write_json(result, measure(directory, **job))
 
 

@@ -1,5 +1,6 @@
 """Training runs that can be interrupted, and their evaluation."""
 
+from keras_ci2p.training.allocator import keep_freed_memory
 from keras_ci2p.training.augmented_model import AugmentedClassifier
 from keras_ci2p.training.cache_settings import CacheSettings
 from keras_ci2p.training.caching import cache_latents
@@ -23,6 +24,7 @@ __all__ = [
     "cache_latents",
     "evaluate",
     "evaluate_compressor",
+    "keep_freed_memory",
     "publish",
     "read_recipe",
     "train",

@@ -55,6 +55,13 @@ def test_train_step(run):
     assert result["threads"] >= 1 and "| CI2P-ViT base |" in printed
 
 
+def test_optimizations(run):
+    result, printed = run("optimizations")
+    cases = result["cases"]
+    assert len(cases) == 4 and cases["as it is"]["of_as_it_is"]["median"] == 1
+    assert all(row["seconds"]["least"] > 0 and f"| {case} |" in printed for case, row in cases.items())
+
+
 def test_inference_of_all_contestants(run):
     result, printed = run("inference", "--no-memory")
     assert list(result["batch_sizes"]) == ["1", "2"]

@@ -1,0 +1,97 @@
+"""What each optimisation gains: training steps of CI2P-ViT base with it and without.
+
+    KERAS_BACKEND=jax python benchmarks/optimizations.py
+    KERAS_BACKEND=jax python benchmarks/optimizations.py --small        # seconds: only that it runs
+
+In each round each case has a process of its own, and each round begins with another case. Ratios are those of the same
+round. The table is printed; benchmarks/results gets optimizations-BACKEND.json and .png.
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import contest
+import contestants
+import keras
+
+CONTESTANT = "CI2P-ViT base"
+AS_IT_IS = "as it is"
+# What `training.keep_freed_memory` leaves alone.
+WITHOUT_MEMORY = "freed memory goes back to the system"
+WITHOUT_FUSED_ADAMW = "AdamW of Keras"
+WITHOUT_FREEZING = "gradients of the compressor"
+CASES = (AS_IT_IS, WITHOUT_MEMORY, WITHOUT_FUSED_ADAMW, WITHOUT_FREEZING)
+
+
+def main():
+    args = parse()
+    # That a random compressor is frozen.
+    warnings.simplefilter("ignore")
+    if args.case:
+        print(measure(args.case, args))
+        return
+    seconds = contest.alternate({case: lambda case=case: in_own_process(case) for case in CASES}, args.rounds)
+    rows = {}
+    for case in CASES:
+        pairs = zip(seconds[case], seconds[AS_IT_IS], strict=True)
+        rows[case] = {
+            "seconds": contest.spread(seconds[case]),
+            "of_as_it_is": contest.spread([a / b for a, b in pairs]),
+        }
+    print(table(rows))
+    contest.write("optimizations", args, {"cases": rows}, plot)
+
+
+def parse():
+    parser = contest.parser(__doc__, rounds=3)
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--case", choices=CASES, help="only this one, in this process: seconds of a step")
+    args = parser.parse_args()
+    if args.small:
+        args.image_size, args.batch_size, args.steps, args.rounds = 64, 2, 1, 1
+    return args
+
+
+def in_own_process(case):
+    """Seconds of a step."""
+    environment = {**os.environ, "GLIBC_TUNABLES": ""} if case == WITHOUT_MEMORY else os.environ
+    command = [sys.executable, *sys.argv, "--case", case]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if process.returncode:
+        raise RuntimeError(f"{case}: {process.stderr[-2000:]}")
+    return float(process.stdout.splitlines()[-1])
+
+
+def measure(case, args):
+    contestant = contest.make(CONTESTANT, args, args.image_size)
+    if case == WITHOUT_FREEZING:
+        contestant.compile(freeze_compressor=False)
+    if case == WITHOUT_FUSED_ADAMW:
+        contestant.compile(optimizer=keras.optimizers.AdamW)
+    images, labels = contestants.batch(args.image_size, args.batch_size)
+    # Compiles, and fills what stays.
+    for _ in range(2):
+        contestant.train(images, labels, 1)
+    return contestant.train(images, labels, args.steps) / args.steps
+
+
+def table(rows):
+    def lines():
+        for case, row in rows.items():
+            yield case, contest.within(row["seconds"], ".3g"), contest.within(row["of_as_it_is"], ".2f")
+
+    return contest.markdown(("case", "seconds a step", "times as long"), list(lines()))
+
+
+def plot(figure, result):
+    contest.bars(
+        figure.subplots(), {case: row["seconds"] for case, row in result["cases"].items()}, "seconds a training step"
+    )
+
+
+if __name__ == "__main__":
+    main()

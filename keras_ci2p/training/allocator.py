@@ -1,0 +1,33 @@
+"""How the process gets memory for activations on a CPU."""
+
+import ctypes
+import os
+import sys
+
+# Of glibc's malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_NEVER = 2**31 - 1
+_AHEAD = 64 * 2**20
+
+
+def keep_freed_memory():
+    """Keeps the memory of one training step for the next, where the C library would return it to the system.
+
+    glibc gives each large block pages of its own and returns them when it is freed, so that every step of training
+    has all its activations' pages cleared and mapped anew; on JAX that is up to half of the time
+    (`benchmarks/optimizations.py`). Afterwards large blocks come from one heap that does not shrink. Call it before the
+    first computation. It holds for the whole process, which is why `import keras_ci2p` does not do it; the command line
+    does.
+
+    Returns:
+        Whether it was done: on Linux with glibc, unless the environment sets `MALLOC_...` or `GLIBC_TUNABLES`.
+    """
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return False
+    library = ctypes.CDLL(None)
+    # Other C libraries have no mallopt; musl is one.
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    # Heaps other than the first cannot hold large blocks.
+    options = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _AHEAD, _ARENA_MAX: 1}
+    return all([library.mallopt(key, value) == 1 for key, value in options.items()])

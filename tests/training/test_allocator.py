@@ -1,0 +1,63 @@
+"""Freed memory stays with the process."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import ctypes, resource, threading
+from keras_ci2p.training.allocator import keep_freed_memory
+
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+kept = keep_freed_memory()
+
+def use():
+    blocks = [ctypes.c_void_p(library.malloc(100_000_000)) for _ in range(2)]
+    for block in blocks:
+        ctypes.memset(block, 1, 100_000_000)
+        library.free(block)
+
+def use_in_thread():
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+
+for action in (use, use_in_thread):
+    action()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    action()
+    print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(**variables):
+    """`[(kept, page faults)]` of 200 MB used again, in the main thread and in one of its own."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    process = subprocess.run(
+        [sys.executable, "-c", FAULTS], env={**clean, **variables}, capture_output=True, text=True, check=True
+    )
+    return [(kept == "True", int(faults)) for kept, faults in map(str.split, process.stdout.splitlines()[-2:])]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's memory")
+def test_memory_is_used_again():
+    for kept, faults in run():
+        assert kept and faults < 2000, "200 MB are 48,828 pages"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's memory")
+@pytest.mark.parametrize("variables", [{"GLIBC_TUNABLES": ""}, {"MALLOC_ARENA_MAX": "0"}])
+def test_what_the_user_has_set_stays(variables):
+    for kept, faults in run(**variables):
+        assert not kept and faults > 40_000
+
+
+def test_elsewhere_nothing_is_done(monkeypatch):
+    from keras_ci2p.training import keep_freed_memory
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False

@@ -6,6 +6,7 @@ from keras_ci2p.training.cache_settings import CacheSettings
 from keras_ci2p.training.caching import cache_latents
 from keras_ci2p.training.compression import CompressorSettings, evaluate_compressor, train_compressor
 from keras_ci2p.training.evaluation import evaluate
+from keras_ci2p.training.fused_adamw import FusedAdamW
 from keras_ci2p.training.publishing import PublishError, publish
 from keras_ci2p.training.recipe import RECIPES, Recipe, read_recipe
 from keras_ci2p.training.recorder import RunError
@@ -17,6 +18,7 @@ __all__ = [
     "AugmentedClassifier",
     "CacheSettings",
     "CompressorSettings",
+    "FusedAdamW",
     "PublishError",
     "Recipe",
     "RunError",

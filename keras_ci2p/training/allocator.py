@@ -30,4 +30,5 @@ def keep_freed_memory():
         return False
     # Heaps other than the first cannot hold large blocks.
     options = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _AHEAD, _ARENA_MAX: 1}
-    return all([library.mallopt(key, value) == 1 for key, value in options.items()])
+    accepted = [library.mallopt(key, value) for key, value in options.items()]
+    return all(accepted)

@@ -21,7 +21,7 @@ from pathlib import Path
 import keras
 import keras_hub
 import numpy as np
-from common import noise_photos, settings_of
+from common import KEEPS_FREED_MEMORY, noise_photos, settings_of
 
 from keras_ci2p import Compressor, files
 from keras_ci2p.data import image_folder, scan_folder
@@ -48,8 +48,8 @@ def main():
         models = make_models(args, len(manifest.class_names))
         results = {name: train(name, models[name], manifest, recipe, args.seed) for name in NAMES}
         measure_speed(models, next(iter(images_of(manifest, "train", recipe, args.seed))), args, results)
-    settings = settings_of(args)
-    result = {"settings": settings, "recipe": recipe.as_dict(), **environment(), "models": results}
+    settings = {"settings": settings_of(args), "keeps_freed_memory": KEEPS_FREED_MEMORY}
+    result = {**settings, "recipe": recipe.as_dict(), **environment(), "models": results}
     print_table(result)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"drop_in-{result['backend']}.json"

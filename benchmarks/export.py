@@ -21,6 +21,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from common import KEEPS_FREED_MEMORY
 
 from keras_ci2p import CI2PViT, files
 from keras_ci2p.cli.model import open_model
@@ -45,6 +46,7 @@ def main():
         rows = keras_rows(model, work, args) + exported_rows(model, work, args)
     settings = {"image_size": args.image_size, "batch_sizes": args.batch_sizes, "seconds": args.seconds}
     described = {"model": type(model).__name__, "parameters": model.count_params(), "preset": args.preset}
+    described["keeps_freed_memory"] = KEEPS_FREED_MEMORY
     result = {**described, "settings": settings, **environment(), "rows": rows}
     print_table(result)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from common import Stopwatch, noise_photos, settings_of, timed
+from common import KEEPS_FREED_MEMORY, Stopwatch, noise_photos, settings_of, timed
 from matplotlib.figure import Figure
 
 from keras_ci2p import CI2PViT, Compressor, files
@@ -60,8 +60,8 @@ def main():
         for variant in args.variants:
             models[variant] = measure_training(variant, manifest, compressor, caches[args.store], args)
         loaders = measure_loaders(manifest, caches, args)
-    settings = settings_of(args)
-    result = {"settings": settings, **environment(), "stores": stores, "loaders": loaders, "training": models}
+    settings = {"settings": settings_of(args), "keeps_freed_memory": KEEPS_FREED_MEMORY}
+    result = {**settings, **environment(), "stores": stores, "loaders": loaders, "training": models}
     print_tables(result)
     name = f"latents-{result['backend']}"
     args.out.mkdir(parents=True, exist_ok=True)

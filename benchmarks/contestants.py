@@ -169,7 +169,7 @@ class TorchContestant:
 
 def timm_vit(image_size, small):
     import torch
-    from input import define_torchvision_operators
+    from input_one_core import define_torchvision_operators
 
     define_torchvision_operators(torch)
     import timm

@@ -21,7 +21,6 @@ from keras_ci2p.cli import (
     train,
     train_compressor,
 )
-from keras_ci2p.training import keep_freed_memory
 
 COMMANDS = (
     data,
@@ -72,7 +71,7 @@ def main(argv=None):
     warnings.showwarning = _show_warning
     try:
         keras_ci2p.check_backend()
-        keep_freed_memory()
+        keras_ci2p.training.keep_freed_memory()
         return args.run(args) or 0
     except KeyboardInterrupt:
         print("\nInterrupted.", getattr(args, "on_interrupt", ""), file=sys.stderr)

@@ -25,6 +25,7 @@ from common import KEEPS_FREED_MEMORY
 
 from keras_ci2p import CI2PViT, files
 from keras_ci2p.cli.model import open_model
+from keras_ci2p.comparison.compare import count_parameters
 from keras_ci2p.export import FORMATS, export, open_exported
 from keras_ci2p.presets import WEIGHTS
 from keras_ci2p.training.backend import environment
@@ -45,7 +46,7 @@ def main():
         work = Path(directory)
         rows = keras_rows(model, work, args) + exported_rows(model, work, args)
     settings = {"image_size": args.image_size, "batch_sizes": args.batch_sizes, "seconds": args.seconds}
-    described = {"model": type(model).__name__, "parameters": model.count_params(), "preset": args.preset}
+    described = {"model": type(model).__name__, "parameters": count_parameters(model), "preset": args.preset}
     described["keeps_freed_memory"] = KEEPS_FREED_MEMORY
     result = {**described, "settings": settings, **environment(), "rows": rows}
     print_table(result)

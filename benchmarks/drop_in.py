@@ -1,6 +1,7 @@
 """CI2P in a KerasHub ViT: top-1 and speed before and after, both trained from random weights with the same budget.
 
     KERAS_BACKEND=jax python benchmarks/drop_in.py [PHOTOS --epochs 10 --image-size 128 --variant tiny]
+    KERAS_BACKEND=jax python benchmarks/drop_in.py --speed-only --variant base --image-size 256 --batch-size 8
     KERAS_BACKEND=jax python benchmarks/drop_in.py --small        # seconds, noise for photos: only that it runs
 
 A `ViTImageClassifier` with patches of 16x16 pixels, and what `replace_patch_embedding` makes of it: they begin with the
@@ -8,7 +9,8 @@ same random transformer and see the same photos in the same order, in as many ep
 The compressor is trained and stays frozen; with `--compressor none` it is random and learns with the rest.
 
 Images a second are those of `fit` and `predict` on one batch that stays in memory, without loading, after training, in
-turns. The table is printed; benchmarks/results gets drop_in-BACKEND.json.
+turns. The table is printed; benchmarks/results gets drop_in-BACKEND.json, or
+drop_in_speed-BACKEND.json.
 """
 
 import argparse
@@ -46,13 +48,13 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         manifest = scan_folder(noise_photos(Path(directory) / "photos") if args.small else args.photos)
         models = make_models(args, len(manifest.class_names))
-        results = {name: train(name, models[name], manifest, recipe, args.seed) for name in NAMES}
+        results = {name: train(name, models[name], manifest, recipe, args) for name in NAMES}
         measure_speed(models, next(iter(images_of(manifest, "train", recipe, args.seed))), args, results)
     settings = {"settings": settings_of(args), "keeps_freed_memory": KEEPS_FREED_MEMORY}
     result = {**settings, "recipe": recipe.as_dict(), **environment(), "models": results}
     print_table(result)
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"drop_in-{result['backend']}.json"
+    path = args.out / f"drop_in{'_speed' if args.speed_only else ''}-{result['backend']}.json"
     files.write_json(path, result)
     print(f"written: {path}")
 
@@ -67,6 +69,7 @@ def parse():
     )
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="tiny", help="sizes of the ViT; default: tiny")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--speed-only", action="store_true", help="without training: no top-1")
     parser.add_argument("--image-size", type=int, default=128, help="multiple of 32; default: 128")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=10, help="of each measurement of speed")
@@ -106,11 +109,18 @@ def images_of(manifest, split, recipe, seed):
     )
 
 
-def train(name, model, manifest, recipe, seed):
-    """What the training gave; the model is trained."""
-    photos, val = (images_of(manifest, split, recipe, seed) for split in ("train", "val"))
+def train(name, model, manifest, recipe, args):
+    """What the model is and what the training gave; the model is trained, or compiled only with `args.speed_only`."""
+    photos, val = (images_of(manifest, split, recipe, args.seed) for split in ("train", "val"))
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=recipe.label_smoothing)
     model.compile(make_optimizer(recipe, photos.steps_per_epoch), loss, metrics=["accuracy"])
+    described = {
+        "tokens": classifier_of(model).backbone.output.shape[1],
+        "parameters": model.count_params(),
+        "trained_parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights),
+    }
+    if args.speed_only:
+        return described
     began = time.perf_counter()
     history = model.fit(
         photos.repeated(),
@@ -125,9 +135,7 @@ def train(name, model, manifest, recipe, seed):
     print(f"{name}: {seconds:.0f} s", flush=True)
     top1 = [round(100 * value, 2) for value in history["val_accuracy"]]
     return {
-        "tokens": classifier_of(model).backbone.output.shape[1],
-        "parameters": model.count_params(),
-        "trained_parameters": sum(math.prod(weight.shape) for weight in model.trainable_weights),
+        **described,
         "validation_photos": len(manifest.split("val").labels),
         "top1": top1[-1],
         "top1_by_epoch": top1,
@@ -176,13 +184,14 @@ def print_table(result):
     settings = result["settings"]
     print(
         f"\n{result['backend']}, {result['cores']} cores, {settings['variant']}, {settings['image_size']} px, "
-        f"{settings['epochs']} epochs"
+        f"{0 if settings['speed_only'] else settings['epochs']} epochs"
     )
     print(f"\n{'':<15}{'tokens':>8}{'parameters':>13}{'trained':>13}{'top-1':>9}{'fit/s':>9}{'predict/s':>11}")
     for name, row in result["models"].items():
         speed = row["images_per_second"]
+        top1 = f"{row['top1']:.2f} %" if "top1" in row else "-"
         print(
-            f"{name:<15}{row['tokens']:>8}{row['parameters']:>13,}{row['trained_parameters']:>13,}{row['top1']:>8.2f} %"
+            f"{name:<15}{row['tokens']:>8}{row['parameters']:>13,}{row['trained_parameters']:>13,}{top1:>10}"
             f"{speed['fit']['median']:>8}{speed['predict']['median']:>11}"
         )
 

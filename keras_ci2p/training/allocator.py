@@ -13,10 +13,10 @@ _AHEAD = 64 * 2**20
 def keep_freed_memory():
     """Keeps the memory of one training step for the next, where the C library would return it to the system.
 
-    glibc gives each large block pages of its own and returns them when it is freed, so that in every step of training the
-    pages of all activations are cleared and mapped anew; `benchmarks/optimizations.py` measures what that costs. Afterwards
-    large blocks come from one heap that does not shrink. Call it before the first computation. It holds for the whole
-    process, which is why `import keras_ci2p` does not do it; the command line does.
+    glibc gives each large block pages of its own and returns them when it is freed, so that each step of training has
+    the pages of all its activations cleared and mapped anew; `benchmarks/optimizations.py` measures what that costs.
+    Afterwards large blocks come from one heap that does not shrink. Call it before the first computation. It holds for
+    the whole process, which is why `import keras_ci2p` does not do it; the command line does.
 
     Returns:
         Whether it was done: on Linux with glibc, unless the environment sets `MALLOC_...` or `GLIBC_TUNABLES`.

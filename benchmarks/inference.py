@@ -43,7 +43,7 @@ def main():
 def parse():
     parser = contest.parser(__doc__, rounds=7)
     parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--images", type=int, default=32, help="of a contestant in a round, at least")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory")
     args = parser.parse_args()

@@ -15,6 +15,7 @@ import warnings
 import contest
 import contestants
 import keras
+from common import KEEPS_FREED_MEMORY
 
 CONTESTANT = "CI2P-ViT base"
 AS_IT_IS = "as it is"
@@ -22,7 +23,9 @@ AS_IT_IS = "as it is"
 WITHOUT_MEMORY = "freed memory goes back to the system"
 WITHOUT_FUSED_ADAMW = "AdamW of Keras"
 WITHOUT_FREEZING = "gradients of the compressor"
-CASES = (AS_IT_IS, WITHOUT_MEMORY, WITHOUT_FUSED_ADAMW, WITHOUT_FREEZING)
+HUGE_PAGES = "huge pages, as the environment may ask for"
+CASES = (AS_IT_IS, WITHOUT_MEMORY, WITHOUT_FUSED_ADAMW, WITHOUT_FREEZING, HUGE_PAGES)
+TUNABLES = {WITHOUT_MEMORY: "", HUGE_PAGES: "glibc.malloc.hugetlb=1"}
 
 
 def main():
@@ -32,9 +35,11 @@ def main():
     if args.case:
         print(measure(args.case, args))
         return
-    seconds = contest.alternate({case: lambda case=case: in_own_process(case) for case in CASES}, args.rounds)
+    # Under JAX it does so as it is.
+    cases = [case for case in CASES if case != WITHOUT_MEMORY or KEEPS_FREED_MEMORY]
+    seconds = contest.alternate({case: lambda case=case: in_own_process(case) for case in cases}, args.rounds)
     rows = {}
-    for case in CASES:
+    for case in cases:
         pairs = zip(seconds[case], seconds[AS_IT_IS], strict=True)
         rows[case] = {
             "seconds": contest.spread(seconds[case]),
@@ -58,7 +63,7 @@ def parse():
 
 def in_own_process(case):
     """Seconds of a step."""
-    environment = {**os.environ, "GLIBC_TUNABLES": ""} if case == WITHOUT_MEMORY else os.environ
+    environment = {**os.environ, "GLIBC_TUNABLES": TUNABLES[case]} if case in TUNABLES else os.environ
     command = [sys.executable, *sys.argv, "--case", case]
     process = subprocess.run(command, capture_output=True, text=True, env=environment)
     if process.returncode:

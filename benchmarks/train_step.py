@@ -69,7 +69,7 @@ def parse():
     parser = contest.parser(__doc__, rounds=5)
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=2, help="of a contestant in a round")
+    parser.add_argument("--steps", type=int, default=6, help="of a contestant in a round")
     parser.add_argument("--no-memory", action="store_true", help="leave out the memory")
     args = parser.parse_args()
     if args.small:

@@ -4,9 +4,12 @@ import ctypes
 import os
 import sys
 
+import keras
+
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
-_NEVER = 2**31 - 1
+# As the largest unsigned number; one of 31 bits is reached by the steps of larger models.
+_NEVER = -1
 _AHEAD = 64 * 2**20
 
 
@@ -18,9 +21,16 @@ def keep_freed_memory():
     Afterwards large blocks come from one heap that does not shrink. Call it before the first computation. It holds for
     the whole process, which is why `import keras_ci2p` does not do it; the command line does.
 
+    Not under JAX: it takes the memory of a step as one block, which soon no longer fits between the others, so that
+    the heap grows to twice the size. There `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` in the environment makes new pages
+    cheap.
+
     Returns:
-        Whether it was done: on Linux with glibc, unless the environment sets `MALLOC_...` or `GLIBC_TUNABLES`.
+        Whether it was done: on Linux with glibc, under PyTorch or TensorFlow, unless the environment sets
+        `MALLOC_...` or `GLIBC_TUNABLES`.
     """
+    if keras.backend.backend() == "jax":
+        return False
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
     library = ctypes.CDLL(None)

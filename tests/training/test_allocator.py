@@ -5,7 +5,11 @@ import platform
 import subprocess
 import sys
 
+import keras
 import pytest
+
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's memory")
+not_on_jax = pytest.mark.skipif(keras.backend.backend() == "jax", reason="left alone under JAX")
 
 FAULTS = """
 import ctypes, resource, threading
@@ -26,6 +30,16 @@ def use_in_thread():
     thread.start()
     thread.join()
 
+def address_of_the_end():
+    library.sbrk.restype = ctypes.c_void_p
+    return library.sbrk(0)
+
+# Not written to, so that it takes no memory.
+block = ctypes.c_void_p(library.malloc(ctypes.c_size_t(2**31 + 2**28)))
+end = address_of_the_end()
+library.free(block)
+print("shrinks" if address_of_the_end() < end else "stays")
+
 for action in (use, use_in_thread):
     action()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -35,24 +49,35 @@ for action in (use, use_in_thread):
 
 
 def run(**variables):
-    """`[(kept, page faults)]` of 200 MB used again, in the main thread and in one of its own."""
+    """Whether the heap shrinks below 2 GiB, and `[(kept, page faults)]` of 200 MB used again, in two threads."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     process = subprocess.run(
         [sys.executable, "-c", FAULTS], env={**clean, **variables}, capture_output=True, text=True, check=True
     )
-    return [(kept == "True", int(faults)) for kept, faults in map(str.split, process.stdout.splitlines()[-2:])]
+    heap, *uses = process.stdout.splitlines()[-3:]
+    return heap, [(kept == "True", int(faults)) for kept, faults in map(str.split, uses)]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's memory")
+@needs_glibc
+@not_on_jax
 def test_memory_is_used_again():
-    for kept, faults in run():
+    heap, uses = run()
+    assert heap == "stays"
+    for kept, faults in uses:
         assert kept and faults < 2000, "200 MB are 48,828 pages"
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's memory")
+@needs_glibc
 @pytest.mark.parametrize("variables", [{"GLIBC_TUNABLES": ""}, {"MALLOC_ARENA_MAX": "0"}])
 def test_what_the_user_has_set_stays(variables):
-    for kept, faults in run(**variables):
+    for kept, faults in run(**variables)[1]:
+        assert not kept and faults > 40_000
+
+
+@needs_glibc
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX alone")
+def test_under_jax_nothing_is_done():
+    for kept, faults in run()[1]:
         assert not kept and faults > 40_000
 
 

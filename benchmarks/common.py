@@ -43,10 +43,23 @@ def timed(action):
 
 
 class Stopwatch(keras.callbacks.Callback):
-    """Seconds of an epoch, until its loss is known: without what `fit` does before and after."""
+    """Seconds of an epoch, until its loss is known: without what `fit` does before and after.
+
+    Args:
+        untimed: How many steps to leave out at the beginning, where `fit` sets up its pipeline.
+    """
+
+    def __init__(self, untimed=0):
+        super().__init__()
+        self._untimed = untimed
 
     def on_epoch_begin(self, epoch, logs=None):
         self._began = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == self._untimed:
+            float(logs["loss"])
+            self._began = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
         float(logs["loss"])

@@ -12,6 +12,10 @@ from keras_ci2p.training import keep_freed_memory
 
 # As the command line does; others' models gain from it too.
 KEEPS_FREED_MEMORY = keep_freed_memory()
+MEMORY_SETTINGS = {
+    "keeps_freed_memory": KEEPS_FREED_MEMORY,
+    "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
+}
 
 
 def settings_of(args):

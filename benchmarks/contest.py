@@ -11,7 +11,7 @@ from pathlib import Path
 
 import contestants
 import keras
-from common import KEEPS_FREED_MEMORY, settings_of
+from common import MEMORY_SETTINGS, settings_of
 
 from keras_ci2p import files
 from keras_ci2p.comparison.arithmetic import arithmetic
@@ -154,7 +154,7 @@ def write(name, args, result, plot):
     """
     from matplotlib.figure import Figure
 
-    settings = {"settings": settings_of(args), "keeps_freed_memory": KEEPS_FREED_MEMORY}
+    settings = {"settings": settings_of(args), **MEMORY_SETTINGS}
     result = {**settings, **environment(), **arithmetic(), **result}
     path = args.out / "-".join([name, result["backend"], *([args.dtype] if args.dtype != "float32" else [])])
     files.write_json(path.with_suffix(".json"), result)

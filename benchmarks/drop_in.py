@@ -23,7 +23,7 @@ from pathlib import Path
 import keras
 import keras_hub
 import numpy as np
-from common import KEEPS_FREED_MEMORY, noise_photos, settings_of
+from common import MEMORY_SETTINGS, noise_photos, settings_of
 
 from keras_ci2p import Compressor, files
 from keras_ci2p.data import image_folder, scan_folder
@@ -50,7 +50,7 @@ def main():
         models = make_models(args, len(manifest.class_names))
         results = {name: train(name, models[name], manifest, recipe, args) for name in NAMES}
         measure_speed(models, next(iter(images_of(manifest, "train", recipe, args.seed))), args, results)
-    settings = {"settings": settings_of(args), "keeps_freed_memory": KEEPS_FREED_MEMORY}
+    settings = {"settings": settings_of(args), **MEMORY_SETTINGS}
     result = {**settings, "recipe": recipe.as_dict(), **environment(), "models": results}
     print_table(result)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from common import KEEPS_FREED_MEMORY
+from common import MEMORY_SETTINGS
 
 from keras_ci2p import CI2PViT, files
 from keras_ci2p.cli.model import open_model
@@ -47,7 +47,7 @@ def main():
         rows = keras_rows(model, work, args) + exported_rows(model, work, args)
     settings = {"image_size": args.image_size, "batch_sizes": args.batch_sizes, "seconds": args.seconds}
     described = {"model": type(model).__name__, "parameters": count_parameters(model), "preset": args.preset}
-    described["keeps_freed_memory"] = KEEPS_FREED_MEMORY
+    described.update(MEMORY_SETTINGS)
     result = {**described, "settings": settings, **environment(), "rows": rows}
     print_table(result)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from common import KEEPS_FREED_MEMORY, Stopwatch, noise_photos, settings_of, timed
+from common import MEMORY_SETTINGS, Stopwatch, noise_photos, settings_of, timed
 from matplotlib.figure import Figure
 
 from keras_ci2p import CI2PViT, Compressor, files
@@ -60,7 +60,7 @@ def main():
         for variant in args.variants:
             models[variant] = measure_training(variant, manifest, compressor, caches[args.store], args)
         loaders = measure_loaders(manifest, caches, args)
-    settings = {"settings": settings_of(args), "keeps_freed_memory": KEEPS_FREED_MEMORY}
+    settings = {"settings": settings_of(args), **MEMORY_SETTINGS}
     result = {**settings, **environment(), "stores": stores, "loaders": loaders, "training": models}
     print_tables(result)
     name = f"latents-{result['backend']}"

@@ -7,8 +7,9 @@ cd "$(dirname "$0")/.."
 .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 # To compare with: without their own requirements, which are gigabytes that the tests do not need.
 .venv/bin/python -m pip install --quiet -c constraints.txt --no-deps timm torchvision keras-hub
-# Many tests compile the same small models.
+# Many tests compile the same small models, and would wait longer for the compiler's optimisations than they run.
 export JAX_COMPILATION_CACHE_DIR="$PWD/.venv/jax-cache" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+export XLA_FLAGS="${XLA_FLAGS:---xla_backend_optimization_level=0}"
 workers=${WORKERS:-2}
 # The models are too small to share out their products, and the processes would wait for each other.
 [ "$workers" = 1 ] || export OMP_NUM_THREADS=1

@@ -3,11 +3,12 @@
 import keras
 from keras import ops
 
+from keras_ci2p.layers.batch_norm import BatchNormalization
 from keras_ci2p.layers.pointwise import PointwiseConv2D
 from keras_ci2p.layers.symmetric_conv import SymmetricDepthwiseConv2D
 
 # mmpretrain: BatchNorm2d(eps=1e-5, momentum=0.1); Keras counts the momentum from the other side.
-BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5, "axis": -1}
+BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
 
 
 def squeeze_width(channels):
@@ -57,7 +58,7 @@ class InvertedResidual(keras.layers.Layer):
             return PointwiseConv2D(filters, kernel_initializer=_kaiming("fan_out"), dtype=dtype, name=name)
 
         def norm(name):
-            return keras.layers.BatchNormalization(**BATCH_NORM, dtype=dtype, name=name)
+            return BatchNormalization(**BATCH_NORM, dtype=dtype, name=name)
 
         self.expand = pointwise(expanded_filters, "expand")
         self.expand_norm = norm("expand_norm")

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_ci2p.layers.batch_norm import BatchNormalization
 from keras_ci2p.layers.inverted_residual import BATCH_NORM
 from keras_ci2p.layers.pointwise import Dense
 from keras_ci2p.layers.symmetric_conv import SymmetricDepthwiseConv2D
@@ -40,7 +41,7 @@ class LeFF(keras.layers.Layer):
             return Dense(units, kernel_initializer=normal, dtype=dtype, name=name)
 
         def norm(name):
-            return keras.layers.BatchNormalization(**BATCH_NORM, dtype=dtype, name=name)
+            return BatchNormalization(**BATCH_NORM, dtype=dtype, name=name)
 
         self.expand = dense(self.mlp_dim, "expand")
         self.expand_norm = norm("expand_norm")

@@ -11,6 +11,9 @@ class FusedAdamW(keras.optimizers.AdamW):
     Keras makes the update of a dozen operations, each with a pass over all weights, on torch with copies of them. The
     steps are the same, arguments and variables too. JAX's compiler needs no help.
 
+    On a CPU under torch the gradients, `variable.value.grad`, are freed with the step: Keras keeps them until the next
+    one has computed its loss, beside all of its activations.
+
     Raises:
         ValueError: `amsgrad=True`.
     """
@@ -47,6 +50,8 @@ class FusedAdamW(keras.optimizers.AdamW):
                     amsgrad=False,
                     maximize=False,
                 )
+            for variable in trainable_variables:
+                variable.value.grad = None
 
     elif keras.backend.backend() == "tensorflow":
 

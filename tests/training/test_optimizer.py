@@ -159,6 +159,17 @@ def test_the_kernels_are_used(monkeypatch):
     assert calls == [1] and float(keras.ops.max(variable)) < 1
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch keeps gradients with the weights")
+def test_the_gradients_are_freed_with_the_step():
+    variable = keras.Variable(np.ones(3, "float32"))
+    optimizer = FusedAdamW(0.1)
+    optimizer.build([variable])
+    variable.value.sum().backward()
+    is_on_cpu = variable.value.device.type == "cpu"
+    optimizer.apply([variable.value.grad])
+    assert float(keras.ops.max(variable)) < 1 and (variable.value.grad is None) == is_on_cpu
+
+
 def test_the_fused_optimizer_can_be_stored():
     optimizer = make_optimizer(RECIPES["paper"], STEPS)
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))

@@ -30,6 +30,7 @@ from keras_ci2p.data.latents import latent_folder
 from keras_ci2p.training.backend import environment
 from keras_ci2p.training.cache_settings import CacheSettings
 from keras_ci2p.training.caching import cache_latents
+from keras_ci2p.training.fused_adamw import adamw
 from keras_ci2p.training.model import read_compressor
 
 RESULTS = Path(__file__).parent / "results"
@@ -143,7 +144,7 @@ def measure_training(variant, manifest, compressor, cache, args):
     learners = {"pixels": model, "latents": model.latent_classifier}
     for learner in learners.values():
         # The rate of learning makes no difference here.
-        learner.compile(keras.optimizers.AdamW(1e-6), keras.losses.CategoricalCrossentropy(from_logits=True))
+        learner.compile(adamw(1e-6), keras.losses.CategoricalCrossentropy(from_logits=True))
     datasets = {"pixels": pixels(manifest, args), "latents": latents(cache, args)}
     speeds = {f"{kind}_{place}": [] for place in ("in_memory", "loaded") for kind in learners}
     for round_number in range(args.rounds + 1):

@@ -17,6 +17,8 @@ import contestants
 import keras
 from common import KEEPS_FREED_MEMORY
 
+from keras_ci2p.layers import batch_norm, pointwise, symmetric_conv
+
 CONTESTANT = "CI2P-ViT base"
 AS_IT_IS = "as it is"
 # What `training.keep_freed_memory` leaves alone.
@@ -24,7 +26,11 @@ WITHOUT_MEMORY = "freed memory goes back to the system"
 WITHOUT_FUSED_ADAMW = "AdamW of Keras"
 WITHOUT_FREEZING = "gradients of the compressor"
 HUGE_PAGES = "huge pages, as the environment may ask for"
-CASES = (AS_IT_IS, WITHOUT_MEMORY, WITHOUT_FUSED_ADAMW, WITHOUT_FREEZING, HUGE_PAGES)
+WITHOUT_NORM = "batch normalisation of Keras"
+WITHOUT_JAX_CPU = "products and depthwise convolutions of Keras"
+CASES = (AS_IT_IS, WITHOUT_MEMORY, WITHOUT_FUSED_ADAMW, WITHOUT_FREEZING, HUGE_PAGES, WITHOUT_NORM, WITHOUT_JAX_CPU)
+# The others are on all.
+ONLY_ON = {WITHOUT_NORM: "torch", WITHOUT_JAX_CPU: "jax"}
 TUNABLES = {WITHOUT_MEMORY: "", HUGE_PAGES: "glibc.malloc.hugetlb=1"}
 
 
@@ -35,8 +41,11 @@ def main():
     if args.case:
         print(measure(args.case, args))
         return
-    # Under JAX it does so as it is.
-    cases = [case for case in CASES if case != WITHOUT_MEMORY or KEEPS_FREED_MEMORY]
+    backend = keras.backend.backend()
+    cases = [case for case in CASES if ONLY_ON.get(case, backend) == backend]
+    if not KEEPS_FREED_MEMORY:
+        # As under JAX it does as it is.
+        cases.remove(WITHOUT_MEMORY)
     seconds = contest.alternate({case: lambda case=case: in_own_process(case) for case in cases}, args.rounds)
     rows = {}
     for case in cases:
@@ -72,6 +81,10 @@ def in_own_process(case):
 
 
 def measure(case, args):
+    if case == WITHOUT_NORM:
+        batch_norm.BatchNormalization.call = keras.layers.BatchNormalization.call
+    if case == WITHOUT_JAX_CPU:
+        pointwise.on_jax_cpu = symmetric_conv.on_jax_cpu = lambda: False
     contestant = contest.make(CONTESTANT, args, args.image_size)
     if case == WITHOUT_FREEZING:
         contestant.compile(freeze_compressor=False)

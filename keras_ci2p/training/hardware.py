@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 
 _CPU_FILE = Path("/proc/cpuinfo")
+_VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
 
 
 def hardware():
@@ -16,12 +17,16 @@ def hardware():
 
 
 def _cpu():
+    entries = {}
     if _CPU_FILE.is_file():
         for line in _CPU_FILE.read_text(encoding="utf-8", errors="replace").splitlines():
             key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+            entries.setdefault(key.strip(), value.strip())
+    name = entries.get("model name") or platform.processor() or platform.machine()
+    flags = entries.get("flags", "").split()
+    # Virtual machines give processors of very different speed one name.
+    widest = next((words for flag, words in _VECTORS.items() if flag in flags), None)
+    return f"{name}, {widest}" if widest else name
 
 
 def _accelerator():

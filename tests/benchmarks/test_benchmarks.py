@@ -58,7 +58,7 @@ def test_train_step(run):
 def test_optimizations(run):
     result, printed = run("optimizations")
     cases = result["cases"]
-    assert len(cases) == 4 + result["keeps_freed_memory"] and cases["as it is"]["of_as_it_is"]["median"] == 1
+    assert len(cases) == 5 + result["keeps_freed_memory"] and cases["as it is"]["of_as_it_is"]["median"] == 1
     assert all(row["seconds"]["least"] > 0 and f"| {case} |" in printed for case, row in cases.items())
 
 

@@ -1,5 +1,7 @@
 """AdamW that passes over the weights once."""
 
+import collections
+
 import keras
 from keras import ops
 
@@ -25,33 +27,47 @@ class FusedAdamW(keras.optimizers.AdamW):
 
     if keras.backend.backend() == "torch":
 
+        def _apply_weight_decay(self, variables):
+            """On a CPU nothing: the kernel does it."""
+            if not _are_on_cpu(variables):
+                super()._apply_weight_decay(variables)
+
         def _backend_update_step(self, grads, trainable_variables, learning_rate):
-            if trainable_variables[0].value.device.type != "cpu":
+            if not _are_on_cpu(trainable_variables):
                 super()._backend_update_step(grads, trainable_variables, learning_rate)
                 return
+            groups = collections.defaultdict(list)
+            for gradient, variable in zip(grads, trainable_variables, strict=True):
+                decays = self.weight_decay and self._use_weight_decay(variable)
+                groups[self.weight_decay if decays else 0.0].append((gradient, variable))
+            for weight_decay, pairs in groups.items():
+                self._run_kernel(pairs, float(learning_rate), weight_decay)
+            for variable in trainable_variables:
+                variable.value.grad = None
+
+        def _run_kernel(self, pairs, learning_rate, weight_decay):
+            """The step of some weights, `(gradient, variable)` each."""
             import torch
 
             step = float(ops.convert_to_tensor(self.iterations)) + 1
-            indices = [self._get_variable_index(variable) for variable in trainable_variables]
+            indices = [self._get_variable_index(variable) for _, variable in pairs]
             with torch.no_grad():
                 torch._fused_adamw_(
-                    [variable.value for variable in trainable_variables],
-                    list(grads),
+                    [variable.value for _, variable in pairs],
+                    [gradient for gradient, _ in pairs],
                     [self._momentums[i].value for i in indices],
                     [self._velocities[i].value for i in indices],
                     [],
                     [torch.tensor(step)] * len(indices),
-                    lr=float(learning_rate),
+                    lr=learning_rate,
                     beta1=self.beta_1,
                     beta2=self.beta_2,
-                    # Keras has decayed the weights, and adds epsilon before it corrects the bias, PyTorch after.
-                    weight_decay=0.0,
+                    weight_decay=weight_decay,
+                    # Keras adds epsilon before it corrects the bias, PyTorch after.
                     eps=self.epsilon / (1 - self.beta_2**step) ** 0.5,
                     amsgrad=False,
                     maximize=False,
                 )
-            for variable in trainable_variables:
-                variable.value.grad = None
 
     elif keras.backend.backend() == "tensorflow":
 
@@ -80,6 +96,11 @@ class FusedAdamW(keras.optimizers.AdamW):
                 epsilon=tf.constant(self.epsilon, dtype),
                 grad=tf.cast(gradient, dtype),
             )
+
+
+def _are_on_cpu(variables):
+    """Whether torch holds them there; they are all in one place."""
+    return variables[0].value.device.type == "cpu"
 
 
 def adamw(*args, **kwargs):

@@ -1,6 +1,6 @@
 """What XLA does badly for JAX on a CPU, written so that it does it well; elsewhere Keras's own operations are faster.
 
-`benchmarks/latents.py` shows the gain: a training step of tiny on latents took 1.98 s without, 0.51 s with these.
+`benchmarks/optimizations.py` measures the gain.
 """
 
 import functools

@@ -13,6 +13,7 @@ import warnings
 import contest
 import contestants
 from common import timed
+from matplotlib.ticker import LogLocator
 
 # On every backend the same.
 COMPARED = ("CI2P-ViT base", "CI2P-ViT-ds base", contestants.BASELINE)
@@ -108,6 +109,9 @@ def lines(axes, points, label):
     axes.set_yscale("log")
     axes.set_xticks(at, [str(value) for value in at])
     axes.minorticks_off()
+    # By itself a logarithmic axis names whole powers of ten only.
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(label)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

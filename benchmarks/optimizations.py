@@ -26,11 +26,11 @@ WITHOUT_MEMORY = "freed memory goes back to the system"
 WITHOUT_FUSED_ADAMW = "AdamW of Keras"
 WITHOUT_FREEZING = "gradients of the compressor"
 HUGE_PAGES = "huge pages, as the environment may ask for"
-WITHOUT_NORM = "batch normalisation of Keras"
+WITHOUT_TORCH = "normalisation, products and convolutions of Keras"
 WITHOUT_JAX_CPU = "products and depthwise convolutions of Keras"
-CASES = (AS_IT_IS, WITHOUT_MEMORY, WITHOUT_FUSED_ADAMW, WITHOUT_FREEZING, HUGE_PAGES, WITHOUT_NORM, WITHOUT_JAX_CPU)
+CASES = (AS_IT_IS, WITHOUT_MEMORY, WITHOUT_FUSED_ADAMW, WITHOUT_FREEZING, HUGE_PAGES, WITHOUT_TORCH, WITHOUT_JAX_CPU)
 # The others are on all.
-ONLY_ON = {WITHOUT_NORM: "torch", WITHOUT_JAX_CPU: "jax"}
+ONLY_ON = {WITHOUT_TORCH: "torch", WITHOUT_JAX_CPU: "jax"}
 TUNABLES = {WITHOUT_MEMORY: "", HUGE_PAGES: "glibc.malloc.hugetlb=1"}
 
 
@@ -81,8 +81,8 @@ def in_own_process(case):
 
 
 def measure(case, args):
-    if case == WITHOUT_NORM:
-        batch_norm.BatchNormalization.call = keras.layers.BatchNormalization.call
+    if case == WITHOUT_TORCH:
+        batch_norm.on_torch = pointwise.on_torch = symmetric_conv.on_torch = lambda: False
     if case == WITHOUT_JAX_CPU:
         pointwise.on_jax_cpu = symmetric_conv.on_jax_cpu = lambda: False
     contestant = contest.make(CONTESTANT, args, args.image_size)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_ci2p.layers.torch_norm import batch_norm
+from keras_ci2p.layers.torch_kernels import batch_norm, on_torch
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -21,20 +21,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def __init__(self, **kwargs):
         super().__init__(axis=-1, **kwargs)
 
-    if keras.backend.backend() == "torch":
-
-        def call(self, inputs, training=None, mask=None):
-            if not training or not self.trainable or mask is not None:
-                return super().call(inputs, training=training, mask=mask)
-            # 16-bit sums would overflow or round.
-            x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
-            scale, offset = (
-                None if weight is None else ops.cast(weight, x.dtype) for weight in (self.gamma, self.beta)
-            )
-            outputs, *batch = batch_norm(x, scale, offset, self.epsilon)
-            for moving, value in zip((self.moving_mean, self.moving_variance), batch, strict=True):
-                moving.assign(moving * self.momentum + ops.cast(value, moving.dtype) * (1 - self.momentum))
-            return ops.cast(outputs, self.compute_dtype)
+    def call(self, inputs, training=None, mask=None):
+        if not on_torch() or not training or not self.trainable or mask is not None:
+            return super().call(inputs, training=training, mask=mask)
+        # 16-bit sums would overflow or round.
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        scale, offset = (None if weight is None else ops.cast(weight, x.dtype) for weight in (self.gamma, self.beta))
+        outputs, *batch = batch_norm(x, scale, offset, self.epsilon)
+        for moving, value in zip((self.moving_mean, self.moving_variance), batch, strict=True):
+            moving.assign(moving * self.momentum + ops.cast(value, moving.dtype) * (1 - self.momentum))
+        return ops.cast(outputs, self.compute_dtype)
 
     def get_config(self):
         config = super().get_config()

@@ -4,16 +4,22 @@ import keras
 from keras import ops
 
 from keras_ci2p.layers.jax_cpu import as_rows, on_jax_cpu
+from keras_ci2p.layers.torch_kernels import linear, on_torch
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class Dense(keras.layers.Dense):
-    """`keras.layers.Dense`, as fast under JAX on a CPU as elsewhere."""
+    """`keras.layers.Dense`, faster on torch and under JAX on a CPU."""
 
     def call(self, inputs, training=None):
         call = super().call
         if on_jax_cpu() and len(inputs.shape) > 2:
             return as_rows(lambda rows: call(rows, training=training), inputs)
+        if on_torch():
+            kernel = ops.convert_to_tensor(self.kernel)
+            if inputs.dtype == kernel.dtype:
+                bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
+                return self.activation(linear(inputs, kernel, bias))
         return call(inputs, training=training)
 
     @property
@@ -29,7 +35,7 @@ class Dense(keras.layers.Dense):
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class PointwiseConv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D` with a 1x1 kernel, channels last and without bias, as fast under JAX on a CPU as elsewhere.
+    """`keras.layers.Conv2D` with a 1x1 kernel, channels last and without bias, faster on torch and under JAX on a CPU.
 
     Args:
         filters, **kwargs: As in `keras.layers.Conv2D`.
@@ -43,6 +49,8 @@ class PointwiseConv2D(keras.layers.Conv2D):
     def call(self, inputs):
         if on_jax_cpu():
             return as_rows(lambda rows: ops.matmul(rows, ops.convert_to_tensor(self.kernel)[0, 0]), inputs)
+        if on_torch():
+            return linear(inputs, ops.convert_to_tensor(self.kernel)[0, 0])
         return super().call(inputs)
 
     def get_config(self):

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_ci2p.layers.jax_cpu import depthwise_conv, on_jax_cpu
+from keras_ci2p.layers.torch_kernels import conv2d, on_torch
 
 
 class _SymmetricPadding:
@@ -27,6 +28,11 @@ class _SymmetricPadding:
         )
 
     def call(self, inputs):
+        if on_torch():
+            bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
+            padding = [rate * (size // 2) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)]
+            kernel = self._grouped_kernel()
+            return self.activation(conv2d(inputs, kernel, bias, self.strides, padding, self.dilation_rate))
         if self.padding == "valid":
             inputs = ops.pad(inputs, self._pad_width())
         return super().call(inputs)
@@ -38,6 +44,10 @@ class _SymmetricPadding:
                 for size, pad in zip(input_shape, self._pad_width(), strict=True)
             )
         return super().compute_output_shape(input_shape)
+
+    def _grouped_kernel(self):
+        """Tensor `(rows, columns, channels / groups, filters)`."""
+        return ops.convert_to_tensor(self.kernel)
 
     def _pad_width(self):
         rows, columns = (k // 2 for k in self.kernel_size)
@@ -92,3 +102,7 @@ class SymmetricDepthwiseConv2D(_SymmetricPadding, keras.layers.DepthwiseConv2D):
             outputs = outputs if self.bias is None else outputs + self.bias
             return self.activation(outputs)
         return super().call(inputs)
+
+    def _grouped_kernel(self):
+        rows, columns, channels, multiplier = self.kernel.shape
+        return ops.reshape(self.kernel, (rows, columns, 1, channels * multiplier))

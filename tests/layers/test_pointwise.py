@@ -1,10 +1,10 @@
-"""Layers that compute otherwise under JAX on a CPU, against Keras's own."""
+"""Layers that compute otherwise on torch or under JAX on a CPU, against Keras's own."""
 
 import keras
 import numpy as np
 import pytest
 
-from keras_ci2p.layers import SymmetricDepthwiseConv2D
+from keras_ci2p.layers import SymmetricConv2D, SymmetricDepthwiseConv2D
 from keras_ci2p.layers.pointwise import Dense, PointwiseConv2D
 
 to_numpy = keras.ops.convert_to_numpy
@@ -35,15 +35,31 @@ def test_pointwise(rng):
     compare(PointwiseConv2D(7), keras.layers.Conv2D(7, 1, use_bias=False, data_format="channels_last"), x)
 
 
+def padded(kernel_size, layer):
+    rows, columns = (k // 2 for k in ((kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size))
+    return keras.Sequential([keras.layers.ZeroPadding2D((rows, columns), data_format="channels_last"), layer])
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
 @pytest.mark.parametrize("strides", [1, 2, 3])
 @pytest.mark.parametrize("kernel_size", [1, 3, (5, 3)])
-def test_depthwise(rng, kernel_size, strides):
+def test_depthwise(rng, kernel_size, strides, multiplier):
     x = rng.standard_normal((2, 7, 8, 6)).astype("float32")
-    rows, columns = (k // 2 for k in ((kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size))
-    reference = keras.Sequential(
-        [
-            keras.layers.ZeroPadding2D((rows, columns), data_format="channels_last"),
-            keras.layers.DepthwiseConv2D(kernel_size, strides=strides, activation="relu", data_format="channels_last"),
-        ]
-    )
-    compare(SymmetricDepthwiseConv2D(kernel_size, strides=strides, activation="relu"), reference, x)
+    options = {"strides": strides, "activation": "relu", "depth_multiplier": multiplier}
+    reference = padded(kernel_size, keras.layers.DepthwiseConv2D(kernel_size, data_format="channels_last", **options))
+    compare(SymmetricDepthwiseConv2D(kernel_size, **options), reference, x)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, (5, 3)])
+@pytest.mark.parametrize("options", [{"strides": 2}, {"strides": (1, 3), "use_bias": False, "activation": "relu"}])
+def test_symmetric_conv(rng, kernel_size, options):
+    x = rng.standard_normal((2, 7, 8, 6)).astype("float32")
+    reference = padded(kernel_size, keras.layers.Conv2D(4, kernel_size, data_format="channels_last", **options))
+    compare(SymmetricConv2D(4, kernel_size=kernel_size, **options), reference, x)
+
+
+@pytest.mark.parametrize("options", [{}, {"dilation_rate": 2}, {"dilation_rate": (1, 3), "groups": 2}])
+def test_symmetric_conv_without_strides(rng, options):
+    x = rng.standard_normal((2, 7, 8, 6)).astype("float32")
+    reference = keras.layers.Conv2D(4, (3, 5), padding="same", data_format="channels_last", **options)
+    compare(SymmetricConv2D(4, kernel_size=(3, 5), **options), reference, x)

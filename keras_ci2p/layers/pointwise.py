@@ -47,10 +47,12 @@ class PointwiseConv2D(keras.layers.Conv2D):
         super().__init__(filters, kernel_size=1, use_bias=False, data_format="channels_last", **kwargs)
 
     def call(self, inputs):
-        if on_jax_cpu():
-            return as_rows(lambda rows: ops.matmul(rows, ops.convert_to_tensor(self.kernel)[0, 0]), inputs)
-        if on_torch():
-            return linear(inputs, ops.convert_to_tensor(self.kernel)[0, 0])
+        if self.strides == (1, 1) and self.groups == 1:
+            if on_jax_cpu():
+                kernel = ops.convert_to_tensor(self.kernel)[0, 0]
+                return self.activation(as_rows(lambda rows: ops.matmul(rows, kernel), inputs))
+            if on_torch():
+                return self.activation(linear(inputs, ops.convert_to_tensor(self.kernel)[0, 0]))
         return super().call(inputs)
 
     def get_config(self):

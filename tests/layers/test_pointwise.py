@@ -30,9 +30,11 @@ def test_dense(rng, shape):
     compare(Dense(7, activation="gelu"), keras.layers.Dense(7, activation="gelu"), x)
 
 
-def test_pointwise(rng):
+@pytest.mark.parametrize("options", [{}, {"activation": "relu"}, {"strides": 2}, {"groups": 2}])
+def test_pointwise(rng, options):
     x = rng.standard_normal((2, 4, 5, 6)).astype("float32")
-    compare(PointwiseConv2D(7), keras.layers.Conv2D(7, 1, use_bias=False, data_format="channels_last"), x)
+    reference = keras.layers.Conv2D(8, 1, use_bias=False, data_format="channels_last", **options)
+    compare(PointwiseConv2D(8, **options), reference, x)
 
 
 def padded(kernel_size, layer):

@@ -37,6 +37,11 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path, content):
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path, value):
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

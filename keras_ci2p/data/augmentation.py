@@ -122,6 +122,21 @@ class Draw(NamedTuple):
     solarize: int
     erase: tuple | None
 
+    def scaled(self, image_size, other_size):
+        """The same draw for a result of another size: what is in pixels of the result changes with it.
+
+        Args:
+            image_size, other_size: `(height, width)` of the result that was drawn for, and of the other one.
+        """
+        rows, columns = (other / size for size, other in zip(image_size, other_size, strict=True))
+        erase = self.erase
+        if erase is not None:
+            top, left, height, width = erase
+            ends = round((top + height) * rows), round((left + width) * columns)
+            top, left = round(top * rows), round(left * columns)
+            erase = (top, left, ends[0] - top, ends[1] - left)
+        return self._replace(blur=self.blur * math.sqrt(rows * columns), erase=erase)
+
 
 def draw(augmentation, source_size, image_size, rng):
     """Draws what happens to one image.

@@ -17,6 +17,8 @@ class EpochDataset(grain.IterDataset):
         shuffle: Whether each epoch has a new order.
         drop_remainder: Whether to drop the rest that fills no batch.
         seed: Of order and augmentation.
+        targets: Function from a batch's inputs to a dict of arrays; the labels become a dict of those and of `labels`,
+            before the batch is mixed. None for the labels alone.
         mix: grain `RandomMap` from batch to batch, or None.
         num_threads: Threads that load, in each worker where there are any; None for one per core, or per worker.
         num_workers: Processes that load; 0 to load in this one. `examples` and `mix` are pickled for them, and a script
@@ -33,6 +35,7 @@ class EpochDataset(grain.IterDataset):
         shuffle,
         drop_remainder,
         seed,
+        targets=None,
         mix=None,
         num_threads=None,
         num_workers=0,
@@ -55,6 +58,8 @@ class EpochDataset(grain.IterDataset):
         # Batched before it is repeated: no batch holds examples of two epochs.
         loaded = indices.random_map(examples)[index::count]
         batches = loaded.batch(self.batch_size // count, batch_fn=examples.stack)
+        if targets is not None:
+            batches = batches.map(_AddTargets(targets))
         self._batches = batches if mix is None else batches.random_map(mix)
         self.steps_per_epoch = len(self._batches)
         self._num_workers = num_workers
@@ -83,6 +88,17 @@ class EpochDataset(grain.IterDataset):
 
     def __str__(self):
         return f"EpochDataset({self.steps_per_epoch} batches of {self.batch_size})"
+
+
+class _AddTargets(grain.transforms.Map):
+    """`(inputs, labels)` to `(inputs, {"labels": labels, ...})` with what a function makes of the inputs."""
+
+    def __init__(self, targets):
+        self._targets = targets
+
+    def map(self, element):
+        inputs, labels = element
+        return inputs, {"labels": labels, **self._targets(inputs)}
 
 
 class _EpochIterator(grain.DatasetIterator):

@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ FORMAT_VERSION = 1
 MANIFEST = "latents.json"
 PHOTOS = "photos.npz"
 COMPRESSOR = "compressor"
+PROJECTION = "teacher.npz"
 SPLITS = ("train", "val")
 
 
@@ -23,7 +25,10 @@ class LatentCache:
     """Latents of some views of each training photo, and of the central crop of each validation photo.
 
     Its directory holds `latents.json` (settings, compressor, counts, checksums), `photos.npz` (files, labels and
-    digests), `compressor/` (a preset) and ArrayRecord files, in which the views of a photo follow one another.
+    digests), `compressor/` (a preset) and ArrayRecord files, in which the views of a photo follow one another. Views that
+    were added later are in files of their own, a part of the cache; a part counts once it is whole. With a teacher there
+    are `teacher.npz` (the projection of its feature maps) and a second file beside each one of training latents, with
+    what it says of these very views.
 
     As an `ImageManifest` it has `root`, `class_names`, `sha256`, `counts` and `split`.
 
@@ -82,27 +87,56 @@ class LatentCache:
         """ "float16" or "rounded"."""
         return self.manifest["settings"]["store"]
 
-    def views(self, split):
-        """Number of latents of each photo."""
-        return self.manifest["settings"]["views"] if split == "train" else 1
+    @property
+    def teacher(self):
+        """What is known of the teacher whose targets are stored: a dict, or None."""
+        return self.manifest.get("teacher")
+
+    def parts(self, split):
+        """The parts of a split, `LatentPart`s; the first is always there, the others where they are whole."""
+        is_training = split == "train"
+        first = LatentPart(0, self.manifest["settings"]["views"] if is_training else 1, self.manifest["shards"][split])
+        return [first, *(part for part in self.later_parts() if self.is_whole(part))] if is_training else [first]
 
     def shards(self, split):
-        """The files in order: dicts of `file` and `records`, and once they are made of `bytes` and `sha256`."""
-        return self.manifest["shards"][split]
+        """The shards of all parts, as `LatentPart.shards`."""
+        return [shard for part in self.parts(split) for shard in part.shards]
+
+    def later_parts(self):
+        """The parts of training views that were added later, whole or not."""
+        parts, views = [], self.manifest["settings"]["views"]
+        for part in self.manifest.get("more", ()):
+            parts.append(LatentPart(views, part["views"], part["shards"]))
+            views += part["views"]
+        return parts
+
+    def is_whole(self, part):
+        """Whether all files of a `LatentPart` are there."""
+        return all(self.is_made(shard) for shard in part.shards)
+
+    def views(self, split):
+        """Number of latents of each photo."""
+        return sum(part.views for part in self.parts(split))
 
     def is_made(self, shard):
-        """Whether the file of one of `shards` is there, in its size."""
-        path = self.root / shard["file"]
-        return "bytes" in shard and path.is_file() and path.stat().st_size == shard["bytes"]
+        """Whether the files of a shard are there, in their sizes."""
+        return all(
+            "bytes" in file and path.is_file() and path.stat().st_size == file["bytes"]
+            for file, path in ((file, self.root / file["file"]) for file in shard_files(shard))
+        )
 
     def num_records(self, split):
         """Number of latents of a split."""
         return sum(shard["records"] for shard in self.shards(split))
 
+    def files(self):
+        """The entries of all files of latents and targets in whole parts: dicts with `file`, `bytes` and `sha256`."""
+        return [file for split in SPLITS for shard in self.shards(split) for file in shard_files(shard)]
+
     @property
     def num_bytes(self):
-        """Size of the files of latents that are made."""
-        return sum(shard.get("bytes", 0) for split in SPLITS for shard in self.shards(split))
+        """Size of the files of latents and targets that are made."""
+        return sum(file.get("bytes", 0) for file in self.files())
 
     def check_compressor(self, transform):
         """Raises DataError unless the latents are of this built `AnalysisTransform`."""
@@ -115,13 +149,33 @@ class LatentCache:
 
     def verify(self):
         """Reads all files of latents; DataError unless they are as they were written."""
-        for shard in (shard for split in SPLITS for shard in self.shards(split)):
-            path = self.root / shard["file"]
-            if files.sha256(path) != shard["sha256"]:
+        for file in self.files():
+            path = self.root / file["file"]
+            if files.sha256(path) != file["sha256"]:
                 raise DataError(
                     f"{path} is damaged: its SHA-256 is not that of {MANIFEST}. Delete it; the command that began the "
                     "cache, with --resume, makes it again."
                 )
+
+
+class LatentPart(NamedTuple):
+    """Views that are stored together.
+
+    Attributes:
+        first_view: Number of the first of them.
+        views: How many of each photo.
+        shards: The files in order: dicts of `file` and `records`, and once they are made of `bytes` and `sha256`; with a
+            teacher also `targets`, such a dict without `records`.
+    """
+
+    first_view: int
+    views: int
+    shards: list
+
+
+def shard_files(shard):
+    """The entries of a shard's files: latents, and targets where there are any."""
+    return [shard, shard["targets"]] if "targets" in shard else [shard]
 
 
 def open_cache(root):
@@ -131,7 +185,7 @@ def open_cache(root):
         DataError: No latent cache, one of another format, an unfinished or damaged one.
     """
     cache = read_cache(root)
-    shards = [shard for split in SPLITS for shard in cache.shards(split)]
+    shards = [shard for split in SPLITS for shard in cache.manifest["shards"][split]]
     missing = [shard["file"] for shard in shards if not cache.is_made(shard)]
     if missing:
         raise DataError(

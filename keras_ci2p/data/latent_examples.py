@@ -7,11 +7,40 @@ import numpy as np
 
 from keras_ci2p.data.folder import DataError
 from keras_ci2p.data.grain_dataset import EpochDataset
-from keras_ci2p.data.latent_storage import decode
+from keras_ci2p.data.latent_storage import decode, decode_targets
+from keras_ci2p.data.mixing import target_arrays
 
 
-class LatentRecords:
-    """The latents of one split by their number, `photo * views + view`; reads from several threads and processes.
+class _Records:
+    """The records of one split by their number, `photo * views + view`; reads from several threads and processes."""
+
+    def __init__(self, cache, split, file_of):
+        # Not the cache itself, which lists every photo: worker processes get this object pickled.
+        self._root = cache.root
+        self._views = cache.views(split)
+        self._parts = [
+            (part.first_view, part.views, _source(cache.root, part.shards, file_of)) for part in cache.parts(split)
+        ]
+        self._length = cache.num_records(split)
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, number):
+        """What a record holds; DataError where the file is damaged."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"There are {len(self)} latents. Received: number={number}")
+        photo, view = divmod(int(number), self._views)
+        first, views, source = next(part for part in reversed(self._parts) if part[0] <= view)
+        try:
+            return self._decode(source[photo * views + view - first])
+        # ArrayRecord raises RuntimeError where a record does not fit its hash.
+        except (RuntimeError, ValueError) as error:
+            raise DataError(f"The latent cache {self._root} is damaged at record {number}: {error}") from error
+
+
+class LatentRecords(_Records):
+    """The latents of one split by their number: float32 `(height, width, channels)`.
 
     Args:
         cache: A complete `LatentCache`.
@@ -19,27 +48,35 @@ class LatentRecords:
     """
 
     def __init__(self, cache, split):
-        # Not the cache itself, which lists every photo: worker processes get this object pickled.
-        self._root, self._shape, self._store = cache.root, cache.latent_shape, cache.store
-        self._source = grain.sources.ArrayRecordDataSource(
-            [
-                _Shard(str(cache.root / shard["file"]), 0, shard["records"], shard["records"])
-                for shard in cache.shards(split)
-            ]
-        )
+        super().__init__(cache, split, lambda shard: shard)
+        self._shape, self._store = cache.latent_shape, cache.store
 
-    def __len__(self):
-        return len(self._source)
+    def _decode(self, record):
+        return decode(record, self._shape, self._store)
 
-    def __getitem__(self, number):
-        """float32 `(height, width, channels)`; DataError where the file is damaged."""
-        if not 0 <= number < len(self):
-            raise IndexError(f"There are {len(self)} latents. Received: number={number}")
-        try:
-            return decode(self._source[number], self._shape, self._store)
-        # ArrayRecord raises RuntimeError where a record does not fit its hash.
-        except (RuntimeError, ValueError) as error:
-            raise DataError(f"The latent cache {self._root} is damaged at record {number}: {error}") from error
+
+class TargetRecords(_Records):
+    """What the teacher says of the training views by their number: `(logits, list of feature maps)`, float32.
+
+    Args:
+        cache: A complete `LatentCache` with a teacher.
+    """
+
+    def __init__(self, cache):
+        super().__init__(cache, "train", lambda shard: shard["targets"])
+        features = cache.teacher["features"]
+        self._num_classes = len(cache.class_names)
+        self._shapes = [(row["rows"], row["columns"], row["channels"]) for row in features]
+        self._steps = [np.array(row["steps"], "float32") for row in features]
+
+    def _decode(self, record):
+        logits, features = decode_targets(record, self._num_classes, self._shapes)
+        return logits, [integers * step for integers, step in zip(features, self._steps, strict=True)]
+
+
+def _source(root, shards, file_of):
+    files = [(str(root / file_of(shard)["file"]), shard["records"]) for shard in shards]
+    return grain.sources.ArrayRecordDataSource([_Shard(name, 0, records, records) for name, records in files])
 
 
 class _Shard(NamedTuple):
@@ -61,13 +98,15 @@ class LatentDataset(EpochDataset):
         split: "train" or "val".
         views: How many of the stored views to use.
         seed: Of the order and the first views.
+        temperature: At which the teacher's probabilities are mixed; None for labels without a teacher's targets.
         mix: grain `RandomMap` from batch to batch, or None.
         **options: As in `EpochDataset`.
     """
 
-    def __init__(self, cache, split, *, views, seed, mix=None, **options):
+    def __init__(self, cache, split, *, views, seed, temperature=None, mix=None, **options):
         super().__init__(_PhotoNumbers(len(cache.split(split))), seed=seed, cache=cache, **options)
-        batches = self._batches.map_with_index(_ReadBatch(cache, split, views, seed, self.steps_per_epoch))
+        read = _ReadBatch(cache, split, views, seed, self.steps_per_epoch, temperature)
+        batches = self._batches.map_with_index(read)
         self._batches = batches if mix is None else batches.random_map(mix)
 
 
@@ -88,11 +127,13 @@ class _PhotoNumbers(grain.transforms.RandomMap):
 
 
 class _ReadBatch(grain.transforms.MapWithIndex):
-    """Photo numbers to `(latents, labels)`, float32."""
+    """Photo numbers to `(latents, labels)`, float32; with a teacher the labels are a dict with `target_arrays`."""
 
-    def __init__(self, cache, split, views, seed, steps_per_epoch):
+    def __init__(self, cache, split, views, seed, steps_per_epoch, temperature):
         photos = cache.split(split)
         self._records = LatentRecords(cache, split)
+        self._targets = None if temperature is None else TargetRecords(cache)
+        self._temperature = temperature
         self._stored_views = cache.views(split)
         self._labels = np.array(photos.labels)
         self._one_hot = np.eye(len(photos.class_names), dtype="float32")
@@ -103,4 +144,9 @@ class _ReadBatch(grain.transforms.MapWithIndex):
     def map_with_index(self, index, element):
         epoch = index // self._steps_per_epoch
         numbers = element * self._stored_views + (self._first_view[element] + epoch) % self._views
-        return np.stack([self._records[number] for number in numbers]), self._one_hot[self._labels[element]]
+        latents, labels = np.stack([self._records[number] for number in numbers]), self._one_hot[self._labels[element]]
+        if self._targets is None:
+            return latents, labels
+        logits, features = zip(*(self._targets[number] for number in numbers), strict=True)
+        features = [np.stack(maps) for maps in zip(*features, strict=True)]
+        return latents, {"labels": labels, **target_arrays(np.stack(logits), features, self._temperature)}

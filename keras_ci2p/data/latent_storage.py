@@ -1,6 +1,7 @@
-"""Latents as records of ArrayRecord files, 16-bit or rounded, and back."""
+"""Latents, and what a teacher says of their images, as records of ArrayRecord files and back."""
 
 import contextlib
+import math
 
 import numpy as np
 
@@ -14,17 +15,26 @@ STORES = ("float16", "rounded")
 _OPTIONS = "group_size:1,zstd:1"
 
 
-@contextlib.contextmanager
 def record_file(path, store):
     """Yields a function that appends a batch of latents, as `encode` takes it, to a new ArrayRecord file.
 
     Raises:
         OSError: It cannot be written, for example since the disk is full.
     """
+    return _record_file(path, lambda latents: encode(latents, store))
+
+
+def target_file(path):
+    """As `record_file`, of a teacher's targets; the function takes what `encode_targets` takes."""
+    return _record_file(path, encode_targets)
+
+
+@contextlib.contextmanager
+def _record_file(path, encode):
     writer = require(ARRAY_RECORD, extra="train").ArrayRecordWriter(str(path), _OPTIONS)
 
-    def append(latents):
-        for record in encode(latents, store):
+    def append(*batch):
+        for record in encode(*batch):
             _checked(path, writer.write, record)
 
     yield append
@@ -76,3 +86,34 @@ def decode(record, shape, store):
     dtype = "<f2" if store == "float16" else "int8" if len(record) == height * width * channels else "<i2"
     planar = np.frombuffer(record, dtype).reshape(channels, height, width)
     return np.moveaxis(planar, 0, -1).astype("float32", order="C")
+
+
+def encode_targets(logits, features):
+    """The bytes of a teacher's targets, one record for each image of a batch.
+
+    Args:
+        logits: float `(batch, classes)`, stored as float16.
+        features: List of int8 arrays `(batch, rows, columns, channels)`.
+    """
+    logits = np.clip(logits, *(np.finfo("float16").max * np.array([-1, 1]))).astype("<f2")
+    return [b"".join(array[i].tobytes() for array in (logits, *features)) for i in range(len(logits))]
+
+
+def decode_targets(record, num_classes, shapes):
+    """One image's `(logits, list of feature maps)`, float32 and int8, as `encode_targets` took them.
+
+    Args:
+        record: Its bytes.
+        num_classes: Of the logits.
+        shapes: `(rows, columns, channels)` of each feature map.
+
+    Raises:
+        ValueError: The bytes are not as many as the shapes need.
+    """
+    ends = np.cumsum([2 * num_classes, *(math.prod(shape) for shape in shapes)])
+    if len(record) != ends[-1]:
+        raise ValueError(f"{ends[-1]} bytes are expected, {len(record)} found")
+    logits, *features = np.split(np.frombuffer(record, "int8"), ends[:-1])
+    return logits.view("<f2").astype("float32"), [
+        map_.reshape(shape) for map_, shape in zip(features, shapes, strict=True)
+    ]

@@ -14,6 +14,7 @@ def latent_folder(
     views="all",
     mixup=0.0,
     cutmix=0.0,
+    temperature=None,
     num_threads=None,
     num_workers=0,
     shard=(0, 1),
@@ -30,6 +31,10 @@ def latent_folder(
         seed: Of the order and the views, an integer in 0..2**32-1.
         views: How many of the stored views of each photo to use, or "all".
         mixup, cutmix: As in `image_folder`, on latents.
+        temperature: To learn from the teacher whose targets the cache holds: what its logits are divided by. The labels
+            of the training split then are a dict: `labels`, `teacher` (its probabilities at that temperature) and
+            `features_0`, ... (its projected feature maps), as `keras_ci2p.training.DistilledClassifier` takes them. None for
+            the labels alone.
         num_threads, num_workers, shard: As in `image_folder`.
 
     Returns:
@@ -54,11 +59,16 @@ def latent_folder(
     used = stored if views == "all" or not is_training else views
     if used not in range(1, stored + 1):
         raise DataError(f'`views` must be "all" or in 1..{stored}, the views in the cache. Received: views={views!r}')
+    if temperature is not None and cache.teacher is None:
+        raise DataError(
+            f"The latent cache {cache.root} holds no targets of a teacher. Make a new one: keras-ci2p cache ... --teacher."
+        )
     return LatentDataset(
         cache,
         split,
         views=used,
         seed=seed,
+        temperature=temperature if is_training else None,
         mix=MixBatches(mixup, cutmix) if is_training and (mixup or cutmix) else None,
         batch_size=batch_size,
         shuffle=is_training,

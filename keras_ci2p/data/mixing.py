@@ -62,15 +62,58 @@ def mix(images, labels, how):
 
     Args:
         images: float32 `(batch, height, width, channels)`.
-        labels: float32 `(batch, classes)`, one-hot or soft.
+        labels: float32 `(batch, classes)`, one-hot or soft; or a dict of such arrays and of maps `(batch, rows, columns,
+            channels)`, each position of which belongs to a part of the image.
         how: `MixDraw` for this batch size.
 
     Returns:
-        `(images, labels)`, new arrays of the same shapes and dtypes.
+        `(images, labels)`, new arrays of the same shapes and dtypes. A position of a map that a box covers in part is
+        mixed by the share of it that is covered.
     """
     top, left, bottom, right = how.box
     other = images[how.partner]
-    weight, label_weight = np.float32(how.weight), np.float32(how.label_weight)
+    weight = np.float32(how.weight)
     mixed = images * weight + other * (1 - weight) if how.weight < 1 else images.copy()
     mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
-    return mixed, labels * label_weight + labels[how.partner] * (1 - label_weight)
+    if isinstance(labels, dict):
+        size = images.shape[1:3]
+        return mixed, {name: _mix_targets(targets, how, size) for name, targets in labels.items()}
+    return mixed, _mix_targets(labels, how, images.shape[1:3])
+
+
+def _mix_targets(targets, how, image_size):
+    share = np.float32(how.label_weight)
+    if targets.ndim == 4 and any(how.box):
+        top, left, bottom, right = how.box
+        rows, columns = (
+            _covered(first, last, size, count)
+            for first, last, size, count in zip(
+                (top, left), (bottom, right), image_size, targets.shape[1:3], strict=True
+            )
+        )
+        share = (1 - rows[:, None] * columns)[:, :, None]
+    return targets * share + targets[how.partner] * (1 - share)
+
+
+def _covered(first, last, size, count):
+    """float32 `(count,)`: the share of each of `count` equal parts of `size` pixels that lies in `first..last`."""
+    edges = np.arange(count + 1) * (size / count)
+    covered = np.minimum(edges[1:], last) - np.maximum(edges[:-1], first)
+    return (np.maximum(covered, 0) * (count / size)).astype("float32")
+
+
+def target_arrays(logits, features, temperature):
+    """What a batch holds of a teacher's word, such that it can be mixed as labels and images are.
+
+    Args:
+        logits: float32 `(batch, classes)`.
+        features: List of float32 `(batch, rows, columns, channels)`.
+        temperature: By which the logits are divided.
+
+    Returns:
+        dict: `teacher`, the probabilities at that temperature; `features_0`, ... the feature maps.
+    """
+    scaled = (logits - logits.max(-1, keepdims=True)) / np.float32(temperature)
+    exponentials = np.exp(scaled)
+    probabilities = exponentials / exponentials.sum(-1, keepdims=True)
+    return {"teacher": probabilities, **{f"features_{i}": array for i, array in enumerate(features)}}

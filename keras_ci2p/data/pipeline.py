@@ -21,6 +21,7 @@ def image_folder(
     in_memory=False,
     mixup=0.0,
     cutmix=0.0,
+    targets=None,
     num_threads=None,
     num_workers=0,
     shard=(0, 1),
@@ -46,6 +47,9 @@ def image_folder(
             once; 18,000 of them need 8 GB for images of 256 px.
         mixup, cutmix: Parameters of the Beta distributions of Mixup and CutMix; 0 for none (paper: 0.8 and 1). Only the
             training split is mixed.
+        targets: Function from a batch of training images, float32 `(batch, height, width, 3)` in 0..255, to a dict of
+            arrays, such as what a teacher says of them. The labels then are a dict of these and of `labels`; what
+            has the shape `(batch, rows, columns, channels)` is mixed as the images are, all else as the labels.
         num_threads: Threads that decode; None for one per core.
         num_workers: Processes that decode, in place of threads of this one; 0 for none.
         shard: `(index, count)`: of each batch only every `count`-th image, from the `index`-th on.
@@ -79,6 +83,11 @@ def image_folder(
             '`in_memory` goes with augment_on="device" and without worker processes, which would keep the photos once '
             f"each. Received: augment_on={augment_on!r}, num_workers={num_workers}"
         )
+    if targets is not None and (augment_on == "device" or num_workers):
+        raise DataError(
+            "`targets` are made of images that are augmented on the host, by threads of this process. Received: "
+            f"augment_on={augment_on!r}, num_workers={num_workers}"
+        )
     if augment is None and is_training:
         augment = CROP_AND_FLIP
     manifest = open_data(root).split(split)
@@ -99,6 +108,7 @@ def image_folder(
         shuffle=is_training,
         drop_remainder=is_training,
         seed=seed,
+        targets=targets if is_training else None,
         mix=mix,
         num_threads=num_threads,
         num_workers=num_workers,

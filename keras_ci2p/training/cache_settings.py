@@ -57,6 +57,11 @@ class CacheSettings:
         """Plain values, as JSON holds them."""
         return json.loads(json.dumps(asdict(self)))
 
+    @classmethod
+    def from_dict(cls, values):
+        """The settings that `as_dict` gave."""
+        return cls(**{**values, "augmentation": Augmentation(**values["augmentation"])})
+
     @property
     def batch_images(self):
         """Images that are encoded at a time."""

@@ -1,12 +1,15 @@
 """Runs a compressor once over the views of each photo and stores the latents."""
 
+import contextlib
 import shutil
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from keras_ci2p import files
 from keras_ci2p.data import DataError
@@ -15,25 +18,30 @@ from keras_ci2p.data.latent_cache import (
     FORMAT_VERSION,
     MANIFEST,
     PHOTOS,
+    PROJECTION,
     SPLITS,
     LatentCache,
     fingerprint,
     is_latent_cache,
     open_cache,
     read_cache,
+    shard_files,
     write_photos,
 )
-from keras_ci2p.data.latent_storage import ARRAY_RECORD, record_file
+from keras_ci2p.data.latent_storage import ARRAY_RECORD, record_file, target_file
 from keras_ci2p.data.source import open_data
 from keras_ci2p.extras import require
-from keras_ci2p.layers.ci2p_patch_embedding import compressor_config
+from keras_ci2p.layers.ci2p_patch_embedding import PATCH_SIZE, compressor_config
 from keras_ci2p.training.backend import environment
 from keras_ci2p.training.cache_settings import CacheSettings
-from keras_ci2p.training.cached_compressor import analysis_of, write_compressor
+from keras_ci2p.training.cached_compressor import analysis_of, cached_compressor, write_compressor
+from keras_ci2p.training.distillation import FIT_VIEWS, FeatureProjection, TeacherTargets, teacher_top1
 from keras_ci2p.training.latent_encoder import LatentEncoder
 
 
-def cache_latents(photos, out, compressor, settings=None, resume=False, num_threads=None, verbose=1):
+def cache_latents(
+    photos, out, compressor, settings=None, resume=False, num_threads=None, verbose=1, teacher=None, more_views=None
+):
     """Stores the latents of some views of each training photo, and of the central crop of each validation photo.
 
     A view depends only on the seed, the photo, its place in the training split and the number of the view. Whatever
@@ -44,11 +52,17 @@ def cache_latents(photos, out, compressor, settings=None, resume=False, num_thre
     Args:
         photos: `ImageManifest` of all photos, or what `keras_ci2p.data.open_data` takes.
         out: Directory of the cache.
-        compressor: `Compressor` or `AnalysisTransform`; it is stored with the latents.
-        settings: `CacheSettings`; None for its defaults.
+        compressor: `Compressor` or `AnalysisTransform`; it is stored with the latents. None with `more_views`, for that
+            of the cache.
+        settings: `CacheSettings`; None for its defaults, with `more_views` for those of the cache.
         resume: Whether to go on with the cache in `out`, else it must be new.
         num_threads: Threads that decode and augment; None for one per core.
         verbose: 0 for silence, 1 for a progress bar, 2 for one line per shard.
+        teacher: `Teacher` with the class names of the photos, whose logits and feature maps of each training view are
+            stored too, or None. It sees each view in its own size, cut from the photo; the feature maps are projected as
+            `keras_ci2p.training.distillation` tells.
+        more_views: Number of further views of each training photo to add to the complete cache in `out`, which may be read
+            meanwhile; they count once all are there. An interrupted addition of as many views is gone on with.
 
     Returns:
         The complete `LatentCache`.
@@ -62,28 +76,39 @@ def cache_latents(photos, out, compressor, settings=None, resume=False, num_thre
     # Before the photos are read.
     require("grain", extra="train")
     require(ARRAY_RECORD, extra="train")
-    settings = settings or CacheSettings()
     out = Path(out)
-    previous = _previous(out, resume)
+    previous = _previous(out, resume) if more_views is None else open_cache(out)
+    if more_views is not None:
+        settings = settings or CacheSettings.from_dict(previous.manifest["settings"])
+        compressor = compressor or cached_compressor(previous)
+    settings = settings or CacheSettings()
     photos = open_data(photos)
     splits = {split: photos.split(split) for split in SPLITS}
-    encoder = LatentEncoder(analysis_of(compressor), settings, num_threads)
-    cache = LatentCache(out, _manifest(photos, splits, encoder, settings), splits)
+    targets = None if teacher is None else TeacherTargets(teacher)
+    encoder = LatentEncoder(analysis_of(compressor), settings, num_threads, targets)
+    cache = LatentCache(out, _manifest(photos, splits, encoder, settings, targets), splits)
     if previous is not None:
         _check_same(previous, cache)
         cache = LatentCache(out, previous.manifest, splits)
-    to_make = {split: list(_to_make(cache, split)) for split in SPLITS}
-    total = sum(shard["records"] for shards in to_make.values() for shard, _ in shards)
+        if targets is not None:
+            targets.projection = FeatureProjection.from_bytes((out / PROJECTION).read_bytes())
+    elif targets is not None:
+        _fit_teacher(cache, encoder, targets, verbose)
+    if more_views is not None:
+        _add_part(cache, settings, more_views, targets)
+    to_make = [(split, part, shards) for split in SPLITS for part, shards in _to_make(cache, split) if shards]
+    total = sum(shard["records"] for _, _, shards in to_make for shard, _ in shards)
     if total:
         _check_space(cache, encoder, total, verbose)
     if previous is None:
-        _begin(cache, compressor)
+        _begin(cache, compressor, targets)
     progress = _Progress(total, verbose)
-    for split, shards in to_make.items():
+    for split, part, shards in to_make:
         numbers = [number for _, photo_numbers in shards for number in photo_numbers]
-        latents = encoder.latents(splits[split], split, numbers) if numbers else None
+        views = range(part.first_view, part.first_view + part.views)
+        batches = encoder.encode(splits[split], split, numbers, views)
         for shard, _ in shards:
-            _write_shard(cache, shard, latents, progress)
+            _write_shard(cache, shard, batches, progress)
     return open_cache(out)
 
 
@@ -95,22 +120,18 @@ def _previous(out, resume):
         files.clean_up(out)
         return read_cache(out)
     # What may lie there when a process was killed before it wrote the manifest.
-    first_files = {Path(name).stem for name in (COMPRESSOR, PHOTOS, MANIFEST)} if resume else set()
+    first_files = {Path(name).stem for name in (COMPRESSOR, PHOTOS, PROJECTION, MANIFEST)} if resume else set()
     if out.exists() and (not out.is_dir() or any(path.name.split(".")[0] not in first_files for path in out.iterdir())):
         raise DataError(f"{out} exists and is no latent cache; choose another directory.")
     return None
 
 
-def _manifest(photos, splits, encoder, settings):
+def _manifest(photos, splits, encoder, settings, targets):
     """What is known before the first latent is made."""
-    shards = {}
-    for split, manifest in splits.items():
-        total = len(manifest) * (settings.views if split == "train" else 1)
-        step = settings.records_per_shard(total)
-        shards[split] = [
-            {"file": f"{split}-{first // step:05d}.arrayrecord", "records": min(step, total - first)}
-            for first in range(0, total, step)
-        ]
+    shards = {
+        split: _shards(split, manifest, settings, split == "train" and targets is not None)
+        for split, manifest in splits.items()
+    }
     transform = encoder.transform
     return {
         "format_version": FORMAT_VERSION,
@@ -125,7 +146,55 @@ def _manifest(photos, splits, encoder, settings):
         },
         "made_with": environment(),
         "shards": shards,
+        **({} if targets is None else {"teacher": targets.teacher.describe()}),
     }
+
+
+def _shards(name, manifest, settings, with_targets):
+    """The files of a part, none of which is made."""
+    total = len(manifest) * (settings.views if name.startswith("train") else 1)
+    step = settings.records_per_shard(total)
+    shards = []
+    for first in range(0, total, step):
+        stem = f"{name}-{first // step:05d}"
+        targets = {"targets": {"file": f"{stem}.targets.arrayrecord"}} if with_targets else {}
+        shards.append({"file": f"{stem}.arrayrecord", "records": min(step, total - first), **targets})
+    return shards
+
+
+def _fit_teacher(cache, encoder, targets, verbose):
+    """Fits the projection on views of photos from all over the training split, and measures the teacher."""
+    train, views = cache.split("train"), cache.manifest["settings"]["views"]
+    count = min(len(train), -(-FIT_VIEWS // views))
+    numbers = np.linspace(0, len(train) - 1, count).round().astype(int).tolist()
+    if verbose:
+        print(f"Looking at the teacher {targets.teacher.name} ...", flush=True)
+    targets.fit(encoder.teacher_views(train, numbers), [side // PATCH_SIZE for side in cache.image_size])
+    val_top1 = teacher_top1(targets.teacher, cache.split("val"))
+    cache.manifest["teacher"] = {**targets.describe(), "val_top1": val_top1}
+    if verbose:
+        explained = ", ".join(f"{row['explained']:.0%} of {row['name']}" for row in cache.teacher["features"])
+        print(
+            f"Top-1 of the teacher: {val_top1:.2%} of the validation photos."
+            + (f" Kept of its feature maps: {explained}." if explained else ""),
+            flush=True,
+        )
+
+
+def _add_part(cache, settings, views, targets):
+    """Lists `views` more views in the manifest, unless so many are listed that are not whole yet."""
+    unfinished = [part for part in cache.later_parts() if not cache.is_whole(part)]
+    if unfinished:
+        if unfinished[0].views != views:
+            raise DataError(
+                f"{cache.root} has {unfinished[0].views} further views that are not finished; finish them first. "
+                f"Received: more_views={views}"
+            )
+        return
+    more = cache.manifest.setdefault("more", [])
+    part = f"train-more{len(more) + 1}"
+    shards = _shards(part, cache.split("train"), replace(settings, views=views), targets is not None)
+    more.append({"views": views, "shards": shards})
 
 
 def _check_same(previous, now):
@@ -137,6 +206,7 @@ def _check_same(previous, now):
             *_settings(before["settings"], after["settings"]),
             ("compressor", previous.fingerprint, now.fingerprint),
             ("photos with SHA-256", previous.sha256, now.sha256),
+            ("teacher", *((cache.teacher or {}).get("sha256") for cache in (previous, now))),
         )
         if old != new
     ]
@@ -162,24 +232,31 @@ def _settings(before, after, prefix=""):
 
 
 def _to_make(cache, split):
-    """Yields each shard that is not there with the numbers of its photos."""
-    views, first = cache.views(split), 0
-    for shard in cache.shards(split):
-        end = first + shard["records"]
-        if not cache.is_made(shard):
-            yield shard, range(first // views, end // views)
-        first = end
+    """Yields each part with its shards that are not there, each with the numbers of its photos."""
+    for part in [cache.parts(split)[0], *(cache.later_parts() if split == "train" else [])]:
+        missing, first = [], 0
+        for shard in part.shards:
+            end = first + shard["records"]
+            if not cache.is_made(shard):
+                missing.append((shard, range(first // part.views, end // part.views)))
+            first = end
+        yield part, missing
 
 
 def _check_space(cache, encoder, total, verbose):
     """Raises OSError unless there is room for `total` more latents, judged by one batch."""
     photos = cache.split("train")
-    batch = next(encoder.latents(photos, "train", range(min(encoder.photos_per_batch, len(photos)))))
+    latents, targets = next(
+        encoder.encode(photos, "train", range(min(cache.manifest["settings"]["batch_size"], len(photos))))
+    )
     with tempfile.TemporaryDirectory() as directory:
-        trial = Path(directory, "trial.arrayrecord")
-        with record_file(trial, cache.store) as append:
-            append(batch)
-        needed = trial.stat().st_size / len(batch) * total
+        trials = [Path(directory, name) for name in ("latents.arrayrecord", "targets.arrayrecord")]
+        with record_file(trials[0], cache.store) as append:
+            append(latents)
+        if targets is not None:
+            with target_file(trials[1]) as append:
+                append(*targets)
+        needed = sum(trial.stat().st_size for trial in trials if trial.exists()) / len(latents) * total
     existing = next(path for path in (cache.root, *cache.root.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
@@ -194,31 +271,39 @@ def _megabytes(count):
     return f"{count / 1e6:,.0f} MB"
 
 
-def _begin(cache, compressor):
+def _begin(cache, compressor, targets):
     """Writes all but the latents; the manifest last, since it makes the directory a cache."""
     cache.root.mkdir(parents=True, exist_ok=True)
     files.clean_up(cache.root)
     write_compressor(cache.compressor_preset, compressor)
     write_photos(cache.root / PHOTOS, cache.splits)
     cache.manifest["data"]["photos_sha256"] = files.sha256(cache.root / PHOTOS)
+    if targets is not None:
+        files.write_bytes(cache.root / PROJECTION, targets.projection.to_bytes())
     files.write_json(cache.root / MANIFEST, cache.manifest)
 
 
 def _write_shard(cache, shard, batches, progress):
-    """Writes one file from the next batches, then lists it in the manifest."""
-    path = cache.root / shard["file"]
-    with files.atomic_file(path) as temporary:
-        with record_file(temporary, cache.store) as append:
+    """Writes the files of one shard from the next batches, then lists them in the manifest."""
+    paths = [cache.root / file["file"] for file in shard_files(shard)]
+    with contextlib.ExitStack() as stack:
+        temporaries = [stack.enter_context(files.atomic_file(path)) for path in paths]
+        with contextlib.ExitStack() as writing:
+            append = writing.enter_context(record_file(temporaries[0], cache.store))
+            append_targets = writing.enter_context(target_file(temporaries[1])) if len(paths) > 1 else None
             written = 0
             while written < shard["records"]:
-                batch = next(batches)
-                append(batch)
-                written += len(batch)
-                progress.add(len(batch))
-        made = {"bytes": temporary.stat().st_size, "sha256": files.sha256(temporary)}
-    shard.update(made)
+                latents, targets = next(batches)
+                append(latents)
+                if append_targets:
+                    append_targets(*targets)
+                written += len(latents)
+                progress.add(len(latents))
+        made = [{"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in temporaries]
+    for file, entries in zip(shard_files(shard), made, strict=True):
+        file.update(entries)
     files.write_json(cache.root / MANIFEST, cache.manifest)
-    progress.line(f"{path} is written")
+    progress.line(f"{paths[0]} is written")
 
 
 class _Progress:

@@ -10,13 +10,6 @@ def open_model(name, **arguments):
         name: Any of these.
         **arguments: Of the model's `from_preset`.
     """
-    from keras_ci2p.models import CLASSIFIERS
-    from keras_ci2p.presets import Preset, PresetError, open_preset
-    from keras_ci2p.training.run_directory import preset_of
+    from keras_ci2p.training.run_directory import open_classifier
 
-    preset = name if isinstance(name, Preset) else open_preset(preset_of(name))
-    for model_class in CLASSIFIERS.values():
-        backbone = model_class.backbone_class.__name__
-        if preset.registered_name() == f"keras_ci2p>{backbone}":
-            return model_class.from_preset(preset, **arguments), preset
-    raise PresetError(f"{preset.directory} is of a class that keras_ci2p does not know: {preset.registered_name()!r}.")
+    return open_classifier(name, **arguments)

@@ -9,6 +9,7 @@ import numpy as np
 from keras_ci2p import files
 from keras_ci2p.export.batch_norm import float32_copy
 from keras_ci2p.export.formats import FORMATS, writing_backend
+from keras_ci2p.export.metadata import model_metadata
 from keras_ci2p.export.worker import BATCHES, write_and_run, write_and_run_elsewhere
 from keras_ci2p.models import CLASSIFIERS
 
@@ -41,7 +42,7 @@ class ExportReport:
     difference: float
 
 
-def export(model, destination, format, opset=None, overwrite=False):
+def export(model, destination, format, opset=None, overwrite=False, metadata=None):
     """Writes a classifier for another runtime, and checks it by running it there.
 
     The file's input `images` is float32 `(batch, height, width, 3)`, RGB in 0..255, of any batch size and the model's
@@ -59,6 +60,8 @@ def export(model, destination, format, opset=None, overwrite=False):
         format: "onnx", "tf_saved_model", "openvino", "torch" (an `ExportedProgram`) or "litert".
         opset: Version of ONNX's operators, at least 18; None for the converter's default.
         overwrite: Whether to replace an exported model at `destination`.
+        metadata: Further entries for what the file says of itself (`keras_ci2p.export.metadata`), such as `name`,
+            `license`, `top1`; a dict of values that JSON can hold.
 
     Returns:
         An `ExportReport`.
@@ -79,7 +82,7 @@ def export(model, destination, format, opset=None, overwrite=False):
     expected = model.predict(images, batch_size=len(images), verbose=0)
     writing = files.atomic_file if FORMATS[format].suffix else files.atomic_directory
     with writing(destination) as temporary:
-        arguments = (model, temporary, format, opset, images)
+        arguments = (model, temporary, format, opset, {**model_metadata(model), **(metadata or {})}, images)
         try:
             if backend == keras.backend.backend():
                 outputs = write_and_run(*arguments)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import keras
 
+from keras_ci2p.export import metadata
 from keras_ci2p.export.batch_norm import fold_batch_norm
+from keras_ci2p.export.runtimes import import_openvino
 
 
-def write(model, path, format, opset):
+def write(model, path, format, opset, entries):
     """Writes `model` with its batch norms folded to `path`; any batch size can be run.
 
     Args:
@@ -17,21 +19,22 @@ def write(model, path, format, opset):
         path: File, or directory that exists.
         format: "tf_saved_model", "openvino" or "litert".
         opset: None.
+        entries: Metadata, a dict.
     """
     folded = fold_batch_norm(model)
     if format == "tf_saved_model":
         _write_saved_model(folded, path)
+        metadata.write_beside(entries, path)
         return
     with tempfile.TemporaryDirectory() as directory:
         _write_saved_model(folded, directory)
         if format == "litert":
             _write_litert(directory, path)
+            metadata.append_to_litert(entries, path)
         else:
-            import openvino
-
             from keras_ci2p.export.openvino_file import write_openvino
 
-            write_openvino(openvino.convert_model(directory), path, model)
+            write_openvino(import_openvino().convert_model(directory), path, model, entries)
 
 
 def _write_saved_model(folded, path):

@@ -1,18 +1,21 @@
 """What PyTorch writes: .pt2, ONNX, OpenVINO. Imported where torch is Keras's backend."""
 
+import json
 import warnings
 
 import keras
 import torch
 
+from keras_ci2p.export import metadata
 from keras_ci2p.export.batch_norm import fold_batch_norm
 from keras_ci2p.export.formats import output_name
+from keras_ci2p.export.runtimes import import_openvino
 
 # A protobuf file ends at 2 GB; torch moves weights to a second file from here on.
 LARGEST_ONNX = 3 * 2**29
 
 
-def write(model, path, format, opset):
+def write(model, path, format, opset, entries):
     """Writes `model` with its batch norms folded to `path`; any batch size can be run.
 
     Args:
@@ -20,21 +23,20 @@ def write(model, path, format, opset):
         path: File, or directory that exists.
         format: "torch", "onnx" or "openvino".
         opset: Of ONNX; None for torch's default.
+        entries: Metadata, a dict.
     """
     with warnings.catch_warnings():
         # Of torch about itself.
         warnings.simplefilter("ignore")
         program = _program(model)
         if format == "torch":
-            _write_torch(program, path)
+            _write_torch(program, path, entries)
         elif format == "onnx":
-            _write_onnx(program, path, output_name(model), opset)
+            _write_onnx(program, path, output_name(model), opset, entries)
         else:
-            import openvino
-
             from keras_ci2p.export.openvino_file import write_openvino
 
-            write_openvino(openvino.convert_model(program), path, model)
+            write_openvino(import_openvino().convert_model(program), path, model, entries)
 
 
 def _program(model):
@@ -69,13 +71,13 @@ class _Inference(torch.nn.Module):
             return model(images, training=False)
 
 
-def _write_torch(program, path):
+def _write_torch(program, path, entries):
     # Else it would be stored too.
     program.example_inputs = None
-    torch.export.save(program, path)
+    torch.export.save(program, path, extra_files={metadata.FILE_NAME: json.dumps(entries, ensure_ascii=False)})
 
 
-def _write_onnx(program, path, output, opset):
+def _write_onnx(program, path, output, opset, entries):
     size = sum(weight.nbytes for weight in program.state_dict.values())
     if size > LARGEST_ONNX:
         raise ValueError(f"The weights are too large for one ONNX file: {size:,} bytes, at most {LARGEST_ONNX:,}.")
@@ -90,4 +92,5 @@ def _write_onnx(program, path, output, opset):
     )
     for node in onnx_program.model.graph:
         node.metadata_props.clear()
+    onnx_program.model.metadata_props.update(metadata.to_onnx(entries))
     onnx_program.save(path, external_data=False)

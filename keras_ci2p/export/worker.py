@@ -18,24 +18,25 @@ from keras_ci2p.models import CLASSIFIERS
 BATCHES = (1, 3)
 
 
-def write_and_run(model, path, format, opset, images):
+def write_and_run(model, path, format, opset, entries, images):
     """Writes a model with the current backend, and runs what it wrote.
 
     Args:
         model, format, opset: As in `export`.
         path: File to write, or directory that exists.
+        entries: What the file is to say of itself, as in `keras_ci2p.export.metadata`.
         images: float32 `(sum(BATCHES), height, width, 3)`.
 
     Returns:
         `(sum(BATCHES), num_classes)`, what the written model gives for the images.
     """
     writer = importlib.import_module(f"keras_ci2p.export.{keras.backend.backend()}_writer")
-    writer.write(model, path, format, opset)
+    writer.write(model, path, format, opset, entries)
     run = open_exported(path, format)
     return np.concatenate([run(batch) for batch in np.split(images, np.cumsum(BATCHES)[:-1])])
 
 
-def write_and_run_elsewhere(backend, model, path, format, opset, images):
+def write_and_run_elsewhere(backend, model, path, format, opset, entries, images):
     """`write_and_run` in a process of its own whose Keras has another backend; the model goes there as a preset.
 
     Raises:
@@ -46,7 +47,13 @@ def write_and_run_elsewhere(backend, model, path, format, opset, images):
         model.save_to_preset(job / "preset")
         np.save(job / "images.npy", images)
         classifier = next(name for name, kind in CLASSIFIERS.items() if isinstance(model, kind))
-        settings = {"classifier": classifier, "path": str(Path(path).absolute()), "format": format, "opset": opset}
+        settings = {
+            "classifier": classifier,
+            "path": str(Path(path).absolute()),
+            "format": format,
+            "opset": opset,
+            "entries": entries,
+        }
         (job / "job.json").write_text(json.dumps(settings), encoding="utf-8")
         # On the CPU: this process may hold the memory of the accelerator.
         environment = {

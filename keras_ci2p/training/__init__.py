@@ -5,6 +5,7 @@ from keras_ci2p.training.augmented_model import AugmentedClassifier
 from keras_ci2p.training.cache_settings import CacheSettings
 from keras_ci2p.training.caching import cache_latents
 from keras_ci2p.training.compression import CompressorSettings, evaluate_compressor, train_compressor
+from keras_ci2p.training.efficientnet import make_teacher
 from keras_ci2p.training.evaluation import evaluate
 from keras_ci2p.training.fused_adamw import FusedAdamW
 from keras_ci2p.training.publishing import PublishError, publish
@@ -12,6 +13,7 @@ from keras_ci2p.training.recipe import RECIPES, Recipe, read_recipe
 from keras_ci2p.training.recorder import RunError
 from keras_ci2p.training.run import train
 from keras_ci2p.training.settings import TrainSettings
+from keras_ci2p.training.teacher import Teacher, TeacherError, open_teacher
 
 __all__ = [
     "RECIPES",
@@ -22,11 +24,15 @@ __all__ = [
     "PublishError",
     "Recipe",
     "RunError",
+    "Teacher",
+    "TeacherError",
     "TrainSettings",
     "cache_latents",
     "evaluate",
     "evaluate_compressor",
     "keep_freed_memory",
+    "make_teacher",
+    "open_teacher",
     "publish",
     "read_recipe",
     "train",

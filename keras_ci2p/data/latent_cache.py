@@ -25,7 +25,7 @@ class LatentCache:
     Its directory holds `latents.json` (settings, compressor, counts, checksums), `photos.npz` (files, labels and
     digests), `compressor/` (a preset) and ArrayRecord files, in which the views of a photo follow one another.
 
-    As an `ImageManifest` it has `root`, `class_names`, `sha256`, `counts` and `split`.
+    As an `ImageManifest` it has `root`, `class_names`, `sha256`, `counts`, `sizes` and `split`; it has no test photos.
 
     Attributes:
         root: The directory.
@@ -50,6 +50,10 @@ class LatentCache:
         """Number of photos by class name."""
         counts = [photos.counts() for photos in self.splits.values()]
         return {name: sum(count[name] for count in counts) for name in self.class_names}
+
+    def sizes(self):
+        """Number of photos by split."""
+        return {name: len(photos) for name, photos in self.splits.items()}
 
     def split(self, name):
         """The `ImageManifest` of "train" or "val"; DataError for another name."""

@@ -5,7 +5,7 @@ import pytest
 from conftest import write_photos
 
 from keras_ci2p.cli import main
-from keras_ci2p.data.tfds.animals10 import CLASSES
+from keras_ci2p.data.animals10 import CLASSES
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def test_data(animals, tmp_path, capsys):
     command = ["data", "animals10", "--data-dir", str(tmp_path / "sets")]
     assert main([*command, "--from", str(animals)]) == 0
     out = capsys.readouterr().out
-    assert f"prepared: {tmp_path / 'sets' / 'animals10' / '1.0.0'}\n" in out
+    assert f"prepared: {tmp_path / 'sets' / 'animals10' / '1.1.0'}\n" in out
     assert "\nbutterfly  farfalla         5      2,112\n" in out
     assert "\nall                        50     26,179\n26,129 photos fewer than the published 26,179" in out
     assert "50 photos of 10 classes: 40 for training, 10 for validation\n" in out

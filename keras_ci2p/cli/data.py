@@ -73,7 +73,7 @@ def _lay_out(args):
         print(f"{split}: {len(names) - missing:,} of the {len(names):,} listed names are there, {missing:,} missing")
     print(f"test: {totals['test']:,} new photos, in neither list")
     if layout.skipped:
-        print(f"left out: {len(layout.skipped):,} files")
+        print(f"left out: {len(layout.skipped):,} file{'s' if len(layout.skipped) > 1 else ''}")
     print(f"written: {args.out}")
     print(f"next: keras-ci2p train {shlex.quote(args.out)} --out run")
 

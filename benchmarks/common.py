@@ -18,6 +18,12 @@ MEMORY_SETTINGS = {
 }
 
 
+def add_data_argument(parser):
+    """`--data`: photos for benchmarks, and where they are looked for unless it is given."""
+    default = Path(__file__).parents[2] / "shared/data/animals10"
+    parser.add_argument("--data", type=Path, default=default, help="folder of photos as `train` takes it")
+
+
 def settings_of(args):
     """The command line as a result file records it: of paths only the last part, without where results go."""
     hidden = ("out", "memory_of", "case")

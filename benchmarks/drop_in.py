@@ -1,6 +1,6 @@
 """CI2P in a KerasHub ViT: top-1 and speed before and after, both trained from random weights with the same budget.
 
-    KERAS_BACKEND=jax python benchmarks/drop_in.py [PHOTOS --epochs 10 --image-size 128 --variant tiny]
+    KERAS_BACKEND=jax python benchmarks/drop_in.py [--data PHOTOS --epochs 10 --image-size 128 --variant tiny]
     KERAS_BACKEND=jax python benchmarks/drop_in.py --speed-only --variant base --image-size 256 --batch-size 8
     KERAS_BACKEND=jax python benchmarks/drop_in.py --small        # seconds, noise for photos: only that it runs
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import keras
 import keras_hub
 import numpy as np
-from common import MEMORY_SETTINGS, noise_photos, settings_of
+from common import MEMORY_SETTINGS, add_data_argument, noise_photos, settings_of
 
 from keras_ci2p import Compressor, files
 from keras_ci2p.data import image_folder, scan_folder
@@ -36,7 +36,6 @@ from keras_ci2p.training.optimizer import make_optimizer
 from keras_ci2p.training.settings import DEFAULT_COMPRESSOR
 
 RESULTS = Path(__file__).parent / "results"
-SHARED = Path(__file__).parents[2] / "shared"
 NAMES = ("16x16 patches", "CI2P")
 
 
@@ -46,7 +45,7 @@ def main():
     sizes = {"epochs": args.epochs, "batch_size": args.batch_size, "image_size": args.image_size}
     recipe = RECIPES["quick"].override(sizes)
     with tempfile.TemporaryDirectory() as directory:
-        manifest = scan_folder(noise_photos(Path(directory) / "photos") if args.small else args.photos)
+        manifest = scan_folder(noise_photos(Path(directory) / "photos") if args.small else args.data)
         models = make_models(args, len(manifest.class_names))
         results = {name: train(name, models[name], manifest, recipe, args) for name in NAMES}
         measure_speed(models, next(iter(images_of(manifest, "train", recipe, args.seed))), args, results)
@@ -61,7 +60,7 @@ def main():
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", nargs="?", type=Path, default=SHARED / "data/animals10/raw-img")
+    add_data_argument(parser)
     parser.add_argument(
         "--compressor",
         default=DEFAULT_COMPRESSOR,

@@ -1,6 +1,6 @@
 """How fast photos become batches for training with the paper's augmentation: by step, against timm, over cores.
 
-    KERAS_BACKEND=torch python benchmarks/input.py --data ../shared/data/animals10/raw-img
+    KERAS_BACKEND=torch python benchmarks/input.py [--data PHOTOS]
 
 1. What each step costs, in microseconds of one core for an average photo: each photo has its own draw.
 2. Photos a second on one core, decoding included, beside timm's Pillow pipeline with the same steps. The contestants
@@ -61,7 +61,7 @@ def parse(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--data", default="../shared/data/animals10/raw-img", help="folder of folders of photos")
+    parser.add_argument("--data", default="../shared/data/animals10", help="folder of photos as `train` takes it")
     parser.add_argument("--photos", type=int, default=1000, help="how many of them, chosen at random")
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
@@ -75,9 +75,11 @@ def powers_of_two(most):
 
 
 def choose(root, count):
-    photos = sorted(path for path in Path(root).glob("*/*") if path.suffix.lower() in SUFFIXES)
+    train = Path(root, "train")
+    folder = train if train.is_dir() else Path(root)
+    photos = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
     if not photos:
-        sys.exit(f"There are no photos in {root}: give a folder with subfolders of photos by --data.")
+        sys.exit(f"There are no photos in {folder}: give a folder with subfolders of photos by --data.")
     return random.Random(0).sample(photos, min(count, len(photos)))
 
 

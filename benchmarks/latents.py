@@ -1,25 +1,26 @@
 """What latent caching gains: training on latents against training on pixels, bytes for each photo, reading speed.
 
-    KERAS_BACKEND=jax python benchmarks/latents.py [PHOTOS --compressor NAME|PATH]
+    KERAS_BACKEND=jax python benchmarks/latents.py [--data PHOTOS --compressor NAME|PATH]
     KERAS_BACKEND=jax python benchmarks/latents.py --small        # seconds, noise for photos: only that it runs
 
-Of PHOTOS (one subfolder per class) some are cached in each store. Then, in one process and in turns, models with a
-frozen compressor are trained on pixels and on latents: with one batch that stays in memory (the step alone) and through
-the loaders. The gain is the ratio of the two in the same round. The table is printed; benchmarks/results gets
-latents-BACKEND.json and .png.
+Of PHOTOS (one subfolder per class, or folders train and val that hold these) some are cached in each store. Then, in
+one process and in turns, models with a frozen compressor are trained on pixels and on latents: with one batch that
+stays in memory (the step alone) and through the loaders. The gain is the ratio of the two in the same round. The table
+is printed; benchmarks/results gets latents-BACKEND.json and .png.
 """
 
 import argparse
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import keras
 import numpy as np
-from common import MEMORY_SETTINGS, Stopwatch, noise_photos, settings_of, timed
+from common import MEMORY_SETTINGS, Stopwatch, add_data_argument, noise_photos, settings_of, timed
 from matplotlib.figure import Figure
 
 from keras_ci2p import CI2PViT, Compressor, files
@@ -50,7 +51,7 @@ def main():
             photos = noise_photos(work / "photos")
             compressor = Compressor("bmshj2018-factorized", quality=None, channels=(8, 12))
         else:
-            photos = some_photos(args.photos, work / "photos", args.count)
+            photos = some_photos(args.data, work / "photos", args.count)
             compressor = read_compressor(args.compressor)
         manifest = scan_folder(photos)
         caches, stores = {}, {}
@@ -73,7 +74,7 @@ def main():
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", nargs="?", type=Path, default=SHARED / "data/animals10/raw-img")
+    add_data_argument(parser)
     parser.add_argument("--compressor", default=str(SHARED / "weights/bmshj2018-factorized-5-animals.pth.tar"))
     parser.add_argument("--count", type=int, default=400, help="photos to cache")
     parser.add_argument("--variants", nargs="+", default=["tiny", "base"])
@@ -91,8 +92,11 @@ def parse():
 
 
 def some_photos(source, root, count):
-    """A folder of `count` photos, each class alike."""
-    classes = sorted(path for path in source.iterdir() if path.is_dir())
+    """A folder of `count` training photos, each class alike."""
+    if not source.is_dir():
+        sys.exit(f"There is no folder {source}: give a folder of photos by --data.")
+    train = source / "train"
+    classes = sorted(path for path in (train if train.is_dir() else source).iterdir() if path.is_dir())
     for folder in classes:
         (root / folder.name).mkdir(parents=True)
         photos = sorted(path for path in folder.iterdir() if path.is_file())

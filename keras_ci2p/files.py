@@ -57,7 +57,7 @@ def atomic_directory(path):
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in temporary.rglob("*"):
             _flush(file)
         if path.exists():
             os.rename(path, replaced)

@@ -23,7 +23,7 @@ def add_parser(commands):
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", metavar="DATA", help="folder with one subfolder of photos per class")
+    parser.add_argument("data", metavar="DATA", help="folder of photos as `train` takes it, or tfds:NAME")
     parser.add_argument("out", metavar="OUT", help="directory of the cache")
     parser.add_argument(
         "--views", type=int, default=4, metavar="K", help="augmented views of each training photo; default: 4"

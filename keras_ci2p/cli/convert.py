@@ -40,9 +40,13 @@ def run(args):
     sha256 = files.sha256(source) if source.is_file() else None
     if args.sha256 and not (sha256 and sha256.startswith(args.sha256.lower())):
         raise ValueError(f"{source} is not the expected file: its SHA-256 does not begin with {args.sha256}.")
-    model, mapped, ignored = _read_checkpoint(source, sha256, args) if sha256 else (_read_preset(args.source), [], {})
+    further = {}
+    if sha256:
+        model, mapped, ignored = _read_checkpoint(source, sha256, args)
+    else:
+        (model, further), mapped, ignored = _read_preset(args.source), [], {}
     if args.to == "preset":
-        model.save_to_preset(dest)
+        model.save_to_preset(dest, **further)
     else:
         mapped = _write_checkpoint(model, dest, args.to)
     print(f"{type(model).__name__}, {len(mapped) or len(model.weights)} weights")
@@ -89,15 +93,17 @@ def _part(key):
 
 
 def _read_preset(name):
+    """The model, and what else of its preset `save_to_preset` is to write again."""
     from keras_ci2p.cli.model import open_model
+    from keras_ci2p.data.seen import carried_files
     from keras_ci2p.models import Compressor
     from keras_ci2p.presets import open_preset
     from keras_ci2p.training.run_directory import preset_of
 
     preset = open_preset(preset_of(name))
     if preset.registered_name() == "keras_ci2p>Compressor":
-        return Compressor.from_preset(preset)
-    return open_model(preset)[0]
+        return Compressor.from_preset(preset), {}
+    return open_model(preset)[0], {"files": carried_files(preset)}
 
 
 def _write_checkpoint(model, dest, kind):

@@ -1,6 +1,7 @@
 """`keras-ci2p data`"""
 
 import argparse
+import shlex
 import sys
 
 DESCRIPTION = """\
@@ -9,7 +10,11 @@ builders call it.
 
 animals10 is the paper's: 26,179 photos of ten kinds of animals. It is prepared from Kaggle's archive or a folder
 (--from), else from what is in TFDS's manual directory (DIR/downloads/manual), else downloaded by the package
-kagglehub, if that is installed."""
+kagglehub, if that is installed. With --out, TensorFlow Datasets is not needed: the photos are copied as they are to
+OUT/train, OUT/val and OUT/test, with a subfolder per class, for `train OUT`.
+
+Both split it by lists of names that come with this package, those that the preset animals10 is made with; photos in
+neither list are the split test."""
 
 
 def add_parser(commands):
@@ -29,16 +34,64 @@ def add_parser(commands):
     parser.add_argument(
         "--data-dir", metavar="DIR", help="where sets are kept; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
     )
+    parser.add_argument(
+        "--out",
+        metavar="OUT",
+        help="of animals10: a new directory to copy the photos to, in folders for each split",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args):
-    from keras_ci2p.data.source import open_data
-    from keras_ci2p.data.tfds import PREFIX, prepare_tfds, prepared_directory
-    from keras_ci2p.extras import require
+    from keras_ci2p.data.tfds import PREFIX
 
     name = args.name.removeprefix(PREFIX)
+    if args.out is None:
+        _prepare(name, args)
+    elif name == "animals10" and args.data_dir is None:
+        _lay_out(args)
+    else:
+        raise ValueError(
+            "--out lays out animals10 as a folder, without --data-dir; other sets are prepared for TFDS. Received: "
+            f"{args.name}{'' if args.data_dir is None else f' --data-dir {args.data_dir}'}"
+        )
+
+
+def _lay_out(args):
+    from keras_ci2p.data.animals10 import CLASSES
+    from keras_ci2p.data.animals10_lists import lay_out, read_lists
+
+    args.on_interrupt = "Nothing is kept; the same command begins anew."
+    layout = lay_out(args.source, args.out)
+    totals = {split: sum(counts.values()) for split, counts in layout.counts.items()}
+    print(f"{'class':<11}" + "".join(f"{split:>8}" for split in totals))
+    for name in CLASSES:
+        print(f"{name:<11}" + "".join(f"{counts[name]:>8,}" for counts in layout.counts.values()))
+    print(f"{'all':<11}" + "".join(f"{total:>8,}" for total in totals.values()))
+    for split, names in read_lists().items():
+        missing = layout.missing[split]
+        print(f"{split}: {len(names) - missing:,} of the {len(names):,} listed names are there, {missing:,} missing")
+    print(f"test: {totals['test']:,} new photos, in neither list")
+    if layout.skipped:
+        print(f"left out: {len(layout.skipped):,} file{'s' if len(layout.skipped) > 1 else ''}")
+    print(f"written: {args.out}")
+    print(f"next: keras-ci2p train {shlex.quote(args.out)} --out run")
+
+
+def _prepare(name, args):
+    from keras_ci2p.data.source import open_data
+    from keras_ci2p.data.tfds import PREFIX, find_builder, prepare_tfds, prepared_directory
+    from keras_ci2p.data.tfds.sets import OWN_SETS
+    from keras_ci2p.extras import require
+
     directory = prepared_directory(name, args.data_dir)
+    if directory and name in OWN_SETS:
+        # Versions of our sets differ in their splits.
+        version = str(find_builder(name, args.data_dir).version)
+        if directory.name != version and args.source is not None:
+            directory = None
+        elif directory.name != version:
+            print(f"{name} has a newer version, {version}, with other splits: --from prepares it.")
     if directory:
         print(f"{name} is prepared already: {directory}. To prepare it anew, delete that directory.")
     else:
@@ -53,14 +106,16 @@ def run(args):
     if directory.parent.name == "animals10":
         print(_animals10_table(manifest))
     photos = f"{len(manifest):,} photos of {len(manifest.class_names)} classes"
-    print(f"{photos}: {len(manifest.split('train')):,} for training, {len(manifest.split('val')):,} for validation")
+    train, val, test = (manifest.sizes().get(split, 0) for split in ("train", "val", "test"))
+    rest = f", {test:,} for test" if test else ""
+    print(f"{photos}: {train:,} for training, {val:,} for validation{rest}")
     variable = f"TFDS_DATA_DIR={args.data_dir} " if args.data_dir else ""
     print(f"next: {variable}keras-ci2p train {PREFIX}{name} --out run")
 
 
 def _animals10_table(manifest):
     """Photos by class against the published numbers."""
-    from keras_ci2p.data.tfds.animals10 import CLASSES, PUBLISHED
+    from keras_ci2p.data.animals10 import CLASSES, PUBLISHED
 
     lines = [f"{'class':<11}{'Italian':<11}{'photos':>7}{'published':>11}"]
     for name, count in manifest.counts().items():

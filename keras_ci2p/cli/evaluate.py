@@ -12,16 +12,22 @@ def add_parser(commands):
         "evaluate",
         help="measure a classifier, or a compressor, on a folder of photos",
         description="Of a classifier: top-1, a table by class, confusion.png and report.json. Of a compressor: PSNR, "
-        "bits per pixel, cost, reconstructions.png and report.json. The validation photos are those that `train` keeps "
-        "aside.",
+        "bits per pixel, cost, reconstructions.png and report.json. The validation photos are those in the folder "
+        "val, or else those that `train` keeps aside.",
     )
     parser.add_argument("model", metavar="RUN|PRESET", help=HELP)
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="folder with one subfolder of photos per class, or tfds:NAME; for a compressor any folder of pictures",
+        help="folder with one subfolder of photos per class, or with such folders train, val and test; or tfds:NAME; "
+        "for a compressor any folder of pictures",
     )
-    parser.add_argument("--split", choices=("val", "all"), default="val", help="default: val")
+    parser.add_argument(
+        "--split",
+        choices=("val", "test", "all"),
+        default="val",
+        help="test: of a folder or set that has such a split; default: val",
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
     parser.add_argument(
         "--out", metavar="DIR", help="where to write; default: RUN/evaluation, for a preset ./evaluation"
@@ -57,21 +63,18 @@ def _measure_classifier(args, preset, out):
     from keras_ci2p import files
     from keras_ci2p.cli.model import open_model
     from keras_ci2p.data import open_data
-    from keras_ci2p.data.seen import SEEN_FILE, count_seen
+    from keras_ci2p.data.seen import count_overlap
     from keras_ci2p.training.backend import environment
     from keras_ci2p.training.evaluation import check_classes, evaluate, plot_confusion
 
     model, _ = open_model(preset)
     manifest = open_data(args.data)
     check_classes(model, manifest)
-    seen_file = preset.directory / SEEN_FILE
-    if seen_file.is_file():
-        photos = manifest.split(args.split).digests
-        seen = count_seen(seen_file, photos)
-        if seen:
-            warnings.warn(
-                f"{seen} of these {len(photos)} photos were trained on: the figures are too good.", stacklevel=1
-            )
+    count = len(manifest.split(args.split))
+    known, by_name = count_overlap(preset, manifest, args.split)
+    if known:
+        by = f" ({by_name} are known by class and name alone)" if by_name else ""
+        warnings.warn(f"{known} of these {count} photos were trained on{by}: the figures are too good.", stacklevel=1)
     report = evaluate(model, manifest, args.split, batch_size=args.batch_size, verbose=int(sys.stdout.isatty()))
     report = {"model": str(args.model), **report, **environment()}
     files.write_json(out / "report.json", report)

@@ -51,7 +51,7 @@ examples:
   keras-ci2p predict run cat.jpg dog.jpg
   keras-ci2p info base
 
-photos holds one subfolder per class. `keras-ci2p COMMAND --help` tells more."""
+photos holds one subfolder per class, or folders train and val that do. `keras-ci2p COMMAND --help` tells more."""
 
 
 def main(argv=None):

@@ -19,6 +19,7 @@ def add_parser(commands):
 
 def run(args):
     from keras_ci2p.cli.model import open_model
+    from keras_ci2p.data.seen import carried_files
     from keras_ci2p.presets import WEIGHTS, check_writable
 
     check_writable(args.dest)
@@ -26,7 +27,7 @@ def run(args):
     model.quantize("int8")
     # Weights that were compact are exact in 16 bits.
     storage = "float32" if preset.storage == "float32" else "float16"
-    model.save_to_preset(args.dest, metadata=preset.further_metadata(), storage=storage)
+    model.save_to_preset(args.dest, metadata=preset.further_metadata(), files=carried_files(preset), storage=storage)
     count = sum(layer.quantization_mode is not None for layer in model._flatten_layers())
     before, after = ((Path(path) / WEIGHTS).stat().st_size for path in (preset.directory, args.dest))
     print(f"quantised: {count} products of the transformer")

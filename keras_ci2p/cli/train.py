@@ -5,7 +5,8 @@ import sys
 from dataclasses import fields
 
 DESCRIPTION = """\
-Train a classifier on a folder of photos, one subfolder per class. A fifth of each class is kept for validation,
+Train a classifier on a folder of photos: one subfolder per class, or folders train and val (and test) that hold these.
+Without val, a fifth of each class is kept for validation,
 chosen by the photos' contents alone.
 
 RUN gets best/ and last/ (presets: the weights of the best validation top-1, and the last), history.csv, curves.png,

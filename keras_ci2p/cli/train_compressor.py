@@ -19,7 +19,11 @@ def add_parser(commands):
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", metavar="DATA", help="folder of pictures, with or without subfolders, or tfds:NAME")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="folder of pictures, with or without subfolders or with folders train and val, or tfds:NAME",
+    )
     parser.add_argument("--out", required=True, metavar="RUN", help="directory of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN")
 

@@ -30,7 +30,7 @@ class LatentCache:
     are `teacher.npz` (the projection of its feature maps) and a second file beside each one of training latents, with
     what it says of these very views.
 
-    As an `ImageManifest` it has `root`, `class_names`, `sha256`, `counts` and `split`.
+    As an `ImageManifest` it has `root`, `class_names`, `sha256`, `counts`, `sizes` and `split`; it has no test photos.
 
     Attributes:
         root: The directory.
@@ -55,6 +55,10 @@ class LatentCache:
         """Number of photos by class name."""
         counts = [photos.counts() for photos in self.splits.values()]
         return {name: sum(count[name] for count in counts) for name in self.class_names}
+
+    def sizes(self):
+        """Number of photos by split."""
+        return {name: len(photos) for name, photos in self.splits.items()}
 
     def split(self, name):
         """The `ImageManifest` of "train" or "val"; DataError for another name."""

@@ -34,10 +34,12 @@ def image_folder(
     training split drops the rest that fills no batch, so that the shapes stay the same; the others keep it.
 
     Args:
-        root: What `open_data` takes: a folder with one subfolder per class, "tfds:NAME", or an `ImageManifest`.
+        root: What `open_data` takes: a folder with one subfolder per class, or with such folders train, val and test;
+            "tfds:NAME", or an `ImageManifest`.
         image_size: Height and width of the images, or `(height, width)`.
         batch_size: Images in a batch.
-        split: "train", "val" or "all" (`keras_ci2p.data.validation_mask`).
+        split: "train", "val", "test" or "all". Data that are not split already have no "test", and
+            `keras_ci2p.data.validation_mask` tells "train" from "val".
         seed: Seed of order and augmentation, an integer in 0..2**32-1.
         augment: `Augmentation`, or a function `(PIL image, (height, width), numpy generator) -> uint8 array`; None for
             the split's own (`CROP_AND_FLIP` for training, else the central crop); False for the central crop.

@@ -10,8 +10,9 @@ def open_data(source, data_dir=None):
     """The photos that `source` names.
 
     Args:
-        source: Folder with one subfolder per class; "tfds:NAME[/CONFIG][:VERSION]", a prepared image classification
-            set of TFDS (extra `tfds`); or a manifest, which is returned as it is.
+        source: Folder with one subfolder per class, or with such folders train, val and test (`scan_folder`);
+            "tfds:NAME[/CONFIG][:VERSION]", a prepared image classification set of TFDS (extra `tfds`); or a manifest,
+            which is returned as it is.
         data_dir: Where the sets of TFDS are; None for $TFDS_DATA_DIR, else `~/tensorflow_datasets`.
 
     Returns:

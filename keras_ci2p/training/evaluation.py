@@ -15,7 +15,7 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         model: A `CI2PViT` or `ViT` with class names.
         data: What `keras_ci2p.data.open_data` takes: a folder, "tfds:NAME" or an `ImageManifest`; the
             classes must be the model's.
-        split: "val" (the default, never trained on by `train`) or "all".
+        split: "val" (the default, never trained on by `train`), "test" of data that have it, or "all".
         image_size: Height and width of the images; None for the model's.
         batch_size, verbose: As in `predict`.
 

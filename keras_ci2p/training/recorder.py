@@ -5,7 +5,7 @@ import time
 
 import keras
 
-from keras_ci2p.data.seen import SEEN_FILE, encode
+from keras_ci2p.data.seen import NAMES_FILE, SEEN_FILE, encode, encode_names
 from keras_ci2p.training.history import plot_curves, write_csv
 from keras_ci2p.training.tensorboard import write_scalars
 
@@ -29,6 +29,7 @@ class Recorder(keras.callbacks.Callback):
         checkpoints: `Checkpoints`, or None in a process that writes nothing.
         train_data: `TimedDataset` that is trained on.
         manifest: The photos that are trained on.
+        data: All images, `ImageManifest` or `LatentCache`.
         averaging: `AveragedWeights` whose averages are saved, or None.
         settings: `TrainSettings`.
         reduce_logs: Function from a dict of numbers to their means over all processes.
@@ -36,7 +37,7 @@ class Recorder(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, run_dir, model, record, checkpoints, train_data, manifest, averaging, settings, reduce_logs, verbose
+        self, run_dir, model, record, checkpoints, train_data, manifest, data, averaging, settings, reduce_logs, verbose
     ):
         super().__init__()
         self._run_dir = run_dir
@@ -45,6 +46,7 @@ class Recorder(keras.callbacks.Callback):
         self._checkpoints = checkpoints
         self._train_data = train_data
         self._manifest = manifest
+        self._data = data
         self._averaging = averaging
         self._settings = settings
         self._reduce_logs = reduce_logs
@@ -128,5 +130,5 @@ class Recorder(keras.callbacks.Callback):
         self._classifier.save_to_preset(
             self._run_dir / name,
             metadata={"training": training},
-            files={SEEN_FILE: encode(self._manifest.digests)},
+            files={SEEN_FILE: encode(self._manifest.digests), NAMES_FILE: encode_names(self._data)},
         )

@@ -8,6 +8,7 @@ import keras
 
 from keras_ci2p import files
 from keras_ci2p.data import open_data
+from keras_ci2p.data.folder import summarize
 from keras_ci2p.extras import require
 from keras_ci2p.training.averaging import AveragedWeights
 from keras_ci2p.training.backend import environment, make_deterministic
@@ -79,6 +80,8 @@ def _train(settings, run_dir, previous, devices, verbose, began):
     parts = ModelParts(settings)
     size_multiple = parts.make(("a", "b")).size_multiple
     photos = open_data(settings.data) if parts.cache is None else parts.cache
+    if verbose:
+        print(summarize(photos), flush=True)
     data = {"sha256": photos.sha256, "photos": photos.counts()}
     if parts.cache is not None:
         data.update(latents=parts.cache.manifest["settings"], compressor=parts.cache.fingerprint)
@@ -137,6 +140,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
         checkpoints if devices.is_main else None,
         timed,
         train_data.manifest,
+        photos,
         averaging,
         settings,
         reduce_logs=devices.mean,

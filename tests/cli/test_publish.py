@@ -14,7 +14,7 @@ from test_cli import failed
 import keras_ci2p.training
 from keras_ci2p import Compressor, ViT
 from keras_ci2p.cli import main
-from keras_ci2p.data.seen import SEEN_FILE
+from keras_ci2p.data.seen import NAMES_FILE, SEEN_FILE
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.presets import open_preset
 from keras_ci2p.training import evaluate
@@ -36,6 +36,7 @@ FILES = {
     "report.json",
     "task.json",
     "task.weights.h5",
+    NAMES_FILE,
     SEEN_FILE,
 }
 

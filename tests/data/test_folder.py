@@ -65,7 +65,9 @@ def test_split_takes_the_first_fifth_by_hash(photos):
     assert len(train) == 24 and len(val) == 6
     assert not set(train.digests) & set(val.digests)
     assert manifest.split("all").files == manifest.files
-    with pytest.raises(DataError, match="train, val, all"):
+    with pytest.raises(DataError, match="train, val, test, all"):
+        manifest.split("held out")
+    with pytest.raises(DataError, match=r"no image of the split test; it has train \(24\), val \(6\)"):
         manifest.split("test")
 
 

@@ -19,10 +19,10 @@ import tensorflow_datasets as tfds
 from conftest import write_photos
 from PIL import Image
 
-from keras_ci2p.data import DataError, image_folder, scan_folder, validation_mask
+from keras_ci2p.data import DataError, animals10, image_folder, scan_folder, validation_mask
+from keras_ci2p.data.animals10 import CLASSES, PUBLISHED
 from keras_ci2p.data.folder import in_threads
-from keras_ci2p.data.tfds import animals10, index, manifest, open_tfds, prepare_tfds, prepared_directory
-from keras_ci2p.data.tfds.animals10 import CLASSES, PUBLISHED
+from keras_ci2p.data.tfds import index, manifest, open_tfds, prepare_tfds, prepared_directory
 
 ITALIAN = [italian for italian, _ in CLASSES.values()]
 ITALIAN_OF = {english: italian for english, (italian, _) in CLASSES.items()}
@@ -122,7 +122,7 @@ def test_archive(original, animals, data_dir, tmp_path, below):
     prepare_tfds("animals10", pack(animals, tmp_path / "download.zip", below), data_dir)
     photos = open_tfds("animals10", data_dir)
     expected = open_tfds("animals10", original[1])
-    assert photos.digests == expected.digests and photos.in_validation == expected.in_validation
+    assert photos.digests == expected.digests and photos.splits == expected.splits
     # Nothing has been unpacked.
     assert not list(tmp_path.glob("tfds/**/*.png"))
 
@@ -234,33 +234,34 @@ def test_download_by_kagglehub(animals, data_dir, monkeypatch):
 
 
 def test_an_interrupted_preparation_leaves_nothing(animals, data_dir, monkeypatch):
-    read, calls = animals10._read, itertools.count()
+    # Both names of one function: in the one the 50 are checked, in the other some are written.
+    read, calls = animals10.read_photo, itertools.count()
 
     def interrupted(path):
-        # The 50 that are checked, and some that are written.
         if next(calls) == 80:
             raise KeyboardInterrupt
         return read(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(animals10, "_read", interrupted)
+        patch.setattr(animals10, "read_photo", interrupted)
+        patch.setattr("keras_ci2p.data.tfds.animals10.read_photo", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_tfds("animals10", animals, data_dir)
     assert not list(data_dir.glob("animals10/*"))
     with pytest.raises(DataError, match="not prepared. .* keras-ci2p data animals10 --from .* --data-dir"):
         open_tfds("animals10", data_dir)
     # One that was killed could not clean up.
-    (data_dir / "animals10" / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)
+    (data_dir / "animals10" / "incomplete.ABCDEF_1.1.0").mkdir(parents=True)
     with pytest.warns(UserWarning, match=r"killed, or is still running.*ABCDEF"):
         prepare_tfds("animals10", animals, data_dir)
-    assert prepared_directory("animals10", data_dir) == data_dir / "animals10" / "1.0.0"
+    assert prepared_directory("animals10", data_dir) == data_dir / "animals10" / "1.1.0"
 
 
 def test_the_data_directory_of_the_environment(original, monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(original[1]))
     assert len(open_tfds("animals10")) == 50
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert prepared_directory("animals10:1.0.0") is None
+    assert prepared_directory("animals10:1.1.0") is None
 
 
 def test_hashes_are_computed_once(original, tmp_path, monkeypatch):
@@ -384,7 +385,8 @@ def test_any_set_of_pictures_with_labels(data_dir, config, train, val):
         photos = open_tfds(name, data_dir)
     assert photos.class_names == ("round", "square")
     if train is None:
-        assert photos.in_validation == tuple(validation_mask(photos.digests, photos.labels))
+        chosen = validation_mask(photos.digests, photos.labels)
+        assert not photos.splits and photos.image_splits() == tuple("val" if one else "train" for one in chosen)
         assert len(photos.split("val")) == 4 and len(photos.split("train")) == 15
     else:
         for part, split in (("train", train), ("val", val)):
@@ -460,7 +462,7 @@ print("read without TensorFlow")
 
 
 def test_positions_are_those_of_the_splits_one_after_the_other(original):
-    """What `in_validation` and `records` rest on."""
+    """What `splits` and `records` rest on."""
     directory = prepared_directory("animals10", original[1])
     both = manifest.TFDSRecords(str(directory), ("train", "validation"))
     assert len(both) == 50

@@ -8,7 +8,6 @@ import numpy as np
 
 from keras_ci2p.data.decode import load_image
 from keras_ci2p.data.folder import DataError, ImageManifest, warn_of_skipped
-from keras_ci2p.data.split import validation_mask
 from keras_ci2p.data.tfds.index import examine
 from keras_ci2p.data.tfds.sets import (
     FORMAT,
@@ -82,29 +81,25 @@ class TFDSManifest(ImageManifest):
     Attributes:
         records: `TFDSRecords`.
         positions: Position of each photo in `records`.
-        in_validation: Whether each photo is for validation.
     """
 
     records: TFDSRecords
     positions: tuple
-    in_validation: tuple
 
-    _columns = (*ImageManifest._columns, "positions", "in_validation")
+    _columns = (*ImageManifest._columns, "positions")
 
     def open(self, index):
         """The photo as an upright RGB `PIL.Image.Image`; OSError where it can no longer be read."""
         content, _, _ = self.records[self.positions[index]]
         return load_image(io.BytesIO(content))
 
-    def _validation_mask(self):
-        return self.in_validation
-
 
 def open_tfds(name, data_dir=None):
     """The photos of a prepared TFDS set.
 
-    The set's own splits count: "train", and for validation "validation" or else "test". Where it does not have them,
-    all of it is split by `keras_ci2p.data.validation_mask`. The first opening checks and hashes every picture; the
+    The set's own splits count: "train", and for validation "validation" or else "test"; a "test" beside "validation" is
+    the test split, if it has labels. Where it does not have them, all of it is split by
+    `keras_ci2p.data.validation_mask`. The first opening checks and hashes every picture; the
     result is kept beside the set, in `keras_ci2p_index.npz`, for as long as the set's files stay as they are.
 
     Args:
@@ -126,24 +121,26 @@ def open_tfds(name, data_dir=None):
         raise DataError(f"{PREFIX}{name} is not prepared. Prepare it with: keras-ci2p data {name}{source}{where}")
     info = import_tfds().builder_from_directory(directory).info
     class_names = _class_names(name, info)
-    train, validation = _choose_splits(info.splits)
-    splits = (*train, *validation)
-    records = TFDSRecords(str(directory), splits)
-    numbered = [(split, number) for split in splits for number in range(info.splits[split].num_examples)]
+    chosen = _choose_splits(info.splits)
+    records = TFDSRecords(str(directory), tuple(chosen))
+    numbered = [(split, number) for split in chosen for number in range(info.splits[split].num_examples)]
+    findings = list(zip(numbered, examine(records, directory, PREFIX + name), strict=True))
+    # Tests of competitions are published without labels.
+    if not any(finding.label != -1 for (split, _), finding in findings if chosen[split] == "test"):
+        findings = [(place, finding) for place, finding in findings if chosen[place[0]] != "test"]
     rows, skipped = [], []
-    for position, (label, file, digest, problem) in enumerate(examine(records, directory, PREFIX + name)):
-        split, number = numbered[position]
+    for position, ((split, number), (label, file, digest, problem)) in enumerate(findings):
         file = file or f"{split}/{number:07}"
         if problem:
             skipped.append((file, problem))
         else:
-            rows.append((label, file, position, digest, split in validation))
+            rows.append((label, file, position, digest, chosen[split]))
     warn_of_skipped(PREFIX + name, skipped)
     if not rows:
         raise DataError(f"{PREFIX}{name} holds no readable picture with a label.")
     if set_of(name) in OWN_SETS:
         skipped += map(tuple, info.metadata[UNREADABLE])
-    labels, file_names, positions, digests, in_validation = zip(*sorted(rows), strict=True)
+    labels, file_names, positions, digests, own_splits = zip(*sorted(rows), strict=True)
     return TFDSManifest(
         root=PREFIX + name,
         class_names=class_names,
@@ -151,9 +148,9 @@ def open_tfds(name, data_dir=None):
         labels=labels,
         digests=digests,
         skipped=tuple(skipped),
+        splits=() if None in own_splits else own_splits,
         records=records,
         positions=positions,
-        in_validation=in_validation if validation else tuple(validation_mask(digests, labels)),
     )
 
 
@@ -183,6 +180,8 @@ def _class_names(name, info):
 
 
 def _choose_splits(splits):
-    """Names of the splits for training and for validation; none of the latter where the set has no such pair."""
-    own = [name for name in ("validation", "test") if name in splits]
-    return (("train",), (own[0],)) if "train" in splits and own else (tuple(splits), ())
+    """Names of the splits to read, each with the one of ours that it is: None where the set has no such pair."""
+    if "train" not in splits or not {"validation", "test"} & set(splits):
+        return dict.fromkeys(splits)
+    ours = {"train": "train", "validation": "val", "test": "test" if "validation" in splits else "val"}
+    return {name: split for name, split in ours.items() if name in splits}

@@ -14,9 +14,11 @@ def progress(items, total, what):
 
 
 def _bar(items, total, what):
-    # Comes with TFDS.
-    from tqdm import tqdm
-
+    try:
+        # Comes with TFDS.
+        from tqdm import tqdm
+    except ImportError:
+        return _lines(items, total, what)
     return tqdm(items, desc=what, total=total, unit=" photos", delay=_BAR_AFTER, file=sys.stderr)
 
 

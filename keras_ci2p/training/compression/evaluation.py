@@ -9,7 +9,7 @@ def evaluate_compressor(compressor, data, split="val", pictures=100, size=256, l
     Args:
         compressor: `Compressor` with a factorized prior and a synthesis transform.
         data: Folder of pictures at any depth, "tfds:NAME" or an `ImageManifest`.
-        split: "val" or "all".
+        split: "val", "test" of data that have it, or "all".
         pictures: How many at most, chosen by their contents; None for all.
         size: Height and width of the central crops, a multiple of 16; smaller pictures are enlarged.
         lmbda: Weight of the squared error; None for that of the compressor's quality.

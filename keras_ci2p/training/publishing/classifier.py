@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_ci2p.data import open_data
-from keras_ci2p.data.seen import SEEN_FILE, count_seen
+from keras_ci2p.data.seen import carried_files, count_overlap
 from keras_ci2p.layers.ci2p_patch_embedding import compressor_config
 from keras_ci2p.models import CLASSIFIERS
 from keras_ci2p.presets import PresetError
@@ -28,16 +28,17 @@ class ClassifierSubject(Subject):
         super().__init__(preset, record, data, batch_size, verbose)
         self._photos = open_data(data)
         check_classes(self.model, self._photos)
-        self._seen_file = preset.directory / SEEN_FILE
         self._check_unseen()
 
     def _check_unseen(self):
-        photos = self._photos.split("val").digests
-        seen = count_seen(self._seen_file, photos) if self._seen_file.is_file() else 0
-        if seen:
+        count = len(self._photos.split("val"))
+        known, by_name = count_overlap(self.preset, self._photos, "val")
+        if known:
+            by = f" ({by_name} are known by class and name alone)" if by_name else ""
             raise PublishError(
-                f"{seen} of the {len(photos)} validation photos of {self.data} were trained on: the figures would be "
-                "too good. Give the data of the training, or photos that are not in it."
+                f"{known} of the {count} validation photos of {self.data} were trained on{by}: the figures would be "
+                "too good. Give the data of the training, or photos that are not in it; other photos of the same names "
+                "need new ones."
             )
 
     def load(self, preset):
@@ -48,8 +49,9 @@ class ClassifierSubject(Subject):
         raise PresetError(f"{preset.directory} is of a class that cannot be published: {name!r}.")
 
     def write(self, directory, storage):
-        files = {SEEN_FILE: self._seen_file.read_bytes()} if self._seen_file.is_file() else None
-        self.model.save_to_preset(directory, metadata=self.preset.further_metadata(), files=files, storage=storage)
+        self.model.save_to_preset(
+            directory, metadata=self.preset.further_metadata(), files=carried_files(self.preset), storage=storage
+        )
 
     def measure(self, model):
         return evaluate(model, self._photos, batch_size=self.batch_size, verbose=self.verbose)
@@ -85,6 +87,7 @@ class ClassifierSubject(Subject):
         return {
             "name": self.data_name,
             "sha256": self._photos.sha256,
+            "split_by_contents": self._photos.is_split_by_contents,
             "classes": [
                 {"name": name, "train": counts.get(name), "val": count} for name, count in val.counts().items()
             ],

@@ -114,7 +114,10 @@ def _data(report):
     rows = [[row["name"], *(f"{row[key]:,}" for key in keys)] for row in classes]
     rows.append(["all", *(f"{sum(row[key] for row in classes):,}" for key in keys)])
     lines = [table(header, rows), f"SHA-256 of classes and photos: `{data['sha256']}`."]
-    lines.append("The validation photos are a fifth of each class, chosen by the SHA-256 of their bytes.")
+    if data.get("split_by_contents", True):
+        lines.append("The validation photos are a fifth of each class, chosen by the SHA-256 of their bytes.")
+    else:
+        lines.append("The data are split already: the validation photos are those of the folder or set itself.")
     if training is not None and not trained:
         lines.append(
             f"It was trained on other data: {training['train_photos']:,} photos, SHA-256 "

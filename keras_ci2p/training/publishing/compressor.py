@@ -63,7 +63,8 @@ class CompressorSubject(Subject):
 
     def describe_data(self):
         splits = {name: len(self._pictures.split(name)) for name in ("train", "val")}
-        return {"name": self.data_name, "sha256": self._pictures.sha256, **splits}
+        by_contents = self._pictures.is_split_by_contents
+        return {"name": self.data_name, "sha256": self._pictures.sha256, "split_by_contents": by_contents, **splits}
 
     def draw(self, directory, report):
         """None besides the curves."""

@@ -51,7 +51,7 @@ def compressor_card(report, notes):
         code(f"{assignment(data)}\n{evaluate}", "sh"),
         "## Data",
         table(["pictures", "number"], [["training", f"{data['train']:,}"], ["held out", f"{data['val']:,}"]]),
-        f"SHA-256: `{data['sha256']}`. A fifth is held out, chosen by the SHA-256 of the pictures' bytes.",
+        f"SHA-256: `{data['sha256']}`. {_split(data)}",
         data_command(data, "keras_ci2p.training.compression.data", "open_pictures"),
         "## Training",
         training_section(report, _training_facts(report)),
@@ -60,6 +60,12 @@ def compressor_card(report, notes):
         "## Licence",
         f"{LICENSE}.",
     )
+
+
+def _split(data):
+    if data.get("split_by_contents", True):
+        return "A fifth is held out, chosen by the SHA-256 of the pictures' bytes."
+    return "The data are split already: the pictures held out are those of the folder or set itself."
 
 
 def _comparison(report):

@@ -1,0 +1,165 @@
+"""Animals-10 as Kaggle gives it away: its classes, and finding their photos in an archive or a folder."""
+
+import zipfile
+from pathlib import Path
+
+from keras_ci2p.data.folder import SPLIT_FOLDERS, DataError, check_picture
+
+KAGGLE = "alessiocorrado99/animals10"
+PAGE = f"https://www.kaggle.com/datasets/{KAGGLE}"
+ARCHIVES = ("animals10.zip", "archive.zip")
+
+# English name: Italian name, which is the folder's in the archive, and number of photos published there.
+CLASSES = {
+    "butterfly": ("farfalla", 2112),
+    "cat": ("gatto", 1668),
+    "chicken": ("gallina", 3098),
+    "cow": ("mucca", 1866),
+    "dog": ("cane", 4863),
+    "elephant": ("elefante", 1446),
+    "horse": ("cavallo", 2623),
+    "sheep": ("pecora", 1820),
+    "spider": ("ragno", 4821),
+    "squirrel": ("scoiattolo", 1862),
+}
+PUBLISHED = 26_179
+# Number and English name of a class by either of its names.
+LABELS = {name: label for label, (english, (italian, _)) in enumerate(CLASSES.items()) for name in (english, italian)}
+ENGLISH = {name: list(CLASSES)[label] for name, label in LABELS.items()}
+
+HOW_TO_GET = f"""\
+Animals-10 (licence GPL-2) is on Kaggle: {PAGE}
+Download its archive there in a browser, then: keras-ci2p data animals10 --from archive.zip
+A folder that it was unpacked to will do as well."""
+
+# A photo of Animals-10 has some 25 kB; what unpacks to more than this is no photo.
+_MAX_BYTES = 64 << 20
+_MAX_DEPTH = 3
+
+
+class DamagedArchive(DataError):
+    """A ZIP archive that cannot be opened."""
+
+
+def find_class_folders(source):
+    """`(folder, label)` of the ten class folders, named in English or Italian, wherever they are in `source`.
+
+    Args:
+        source: ZIP archive, or folder that holds the class folders or such an archive.
+
+    Returns:
+        List of `(pathlib.Path or zipfile.Path, label)`, by label.
+
+    Raises:
+        DataError: There is no such file, it is damaged, or it does not hold the ten.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise DataError(f"There is no file or folder {source}.")
+    best = _find_below(source if source.is_dir() else _open_archive(source))
+    for archive in (source / name for name in ARCHIVES if len(best) < len(CLASSES)):
+        if archive.is_file():
+            best = max(best, _find_below(_open_archive(archive)), key=len)
+    if len(best) < len(CLASSES):
+        missing = [f"{english} ({CLASSES[english][0]})" for label, english in enumerate(CLASSES) if label not in best]
+        raise DataError(
+            f"{source} is not Animals-10: it must hold one folder of photos for each of the ten classes, named in "
+            f"Italian or English. Missing: {', '.join(missing)}."
+        )
+    return [(folder, label) for label in sorted(best) for folder in best[label]]
+
+
+def _open_archive(path):
+    try:
+        return zipfile.Path(path)
+    except zipfile.BadZipFile as error:
+        raise DamagedArchive(f"{path} is no ZIP archive, or damaged ({error}). Download it again.") from error
+
+
+def _find_below(root):
+    """`{label: [folders]}` of the folder at or below `root`, highest first, with the most classes in it.
+
+    Folders of splits that lie side by side, such as train and val, are taken together.
+    """
+    best, level = {}, [root]
+    for _ in range(_MAX_DEPTH + 1):
+        below = [_visible(folder) for folder in level]
+        splits = {}
+        for folder, entries in zip(level, below, strict=True):
+            found = splits.setdefault(str(folder.parent), {}) if folder.name.lower() in SPLIT_FOLDERS else {}
+            for entry in entries:
+                if entry.name.lower() in LABELS and entry.is_dir():
+                    found.setdefault(LABELS[entry.name.lower()], []).append(entry)
+            best = max(best, found, key=len)
+        if len(best) == len(CLASSES):
+            break
+        level = [entry for entries in below for entry in entries if entry.is_dir()]
+    return best
+
+
+def _visible(folder):
+    return sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def files_below(folder, name):
+    """`(name, path)` of all visible files at any depth, in the order of `scan_folder`."""
+    subfolders = []
+    for entry in _visible(folder):
+        if entry.is_dir():
+            subfolders.append(entry)
+        else:
+            yield f"{name}/{entry.name}", entry
+    for subfolder in subfolders:
+        yield from files_below(subfolder, f"{name}/{subfolder.name}")
+
+
+def find_photos(source):
+    """`(name, path, label)` of every file of the ten classes.
+
+    Args:
+        source: As in `find_class_folders`; None for a download by kagglehub, made now or before.
+
+    Returns:
+        List; a name begins with that of its class folder, as in "gatto/1.jpeg".
+
+    Raises:
+        DataError: No such file, no Animals-10, no kagglehub or no download.
+    """
+    folders = find_class_folders(_download() if source is None else source)
+    return [(name, path, label) for folder, label in folders for name, path in files_below(folder, folder.name)]
+
+
+def check_photo(path):
+    """As `check_picture`, of a file or a member of an archive."""
+    try:
+        return check_picture(read_photo(path))
+    except OSError as error:
+        return None, str(error)
+
+
+def read_photo(path):
+    """The bytes of a file or of a member of an archive; nothing is unpacked to the disk."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+    except OSError:
+        raise
+    except Exception as error:
+        # zipfile raises BadZipFile, zlib.error, EOFError, RuntimeError (encrypted), NotImplementedError and more.
+        raise OSError(f"cannot be unpacked: {error}") from error
+    if len(content) > _MAX_BYTES:
+        raise OSError(f"larger than {_MAX_BYTES >> 20} MB")
+    return content
+
+
+def _download():
+    """The folder of kagglehub's copy, downloaded now or before."""
+    try:
+        import kagglehub
+    except ImportError as error:
+        raise DataError(f"{HOW_TO_GET}\nOr let it be downloaded: pip install kagglehub") from error
+    try:
+        return kagglehub.dataset_download(KAGGLE)
+    except Exception as error:
+        # kagglehub lets through what requests, urllib3 and Kaggle's client raise.
+        raise DataError(f"kagglehub could not download Animals-10: {error}\n{HOW_TO_GET}") from error

@@ -1,0 +1,110 @@
+"""Folders that are split already, on the command line."""
+
+import json
+import shutil
+
+import pytest
+from conftest import NANO, write_photos
+from PIL import Image
+from test_cli import failed
+
+from keras_ci2p.cli import main
+from keras_ci2p.data.seen import NAMES_FILE, SEEN_FILE
+from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.presets import open_preset
+
+OPTIONS = "--variant nano --model vit --image-size 32 --epochs 1 --batch-size 8 --lr 3e-3"
+
+
+def write_split(root):
+    """Three classes; 8 photos of each for training, 2 for validation, 3 for the test, whose names go on counting."""
+    first = 0
+    for split, count in (("train", 8), ("val", 2), ("test", 3)):
+        write_photos(root / split, ("ant", "bee", "cow"), count, size=(48 + first, 40))
+        for path in sorted((root / split).glob("*/*.png"), reverse=True):
+            path.rename(path.with_name(f"{first + int(path.stem):03d}.png"))
+        first += count
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """`(photos, run, what train printed)`, made once."""
+    root = tmp_path_factory.mktemp("trained")
+    photos = write_split(root / "photos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, "nano", NANO)
+        printed = []
+        patch.setattr("builtins.print", lambda *values, **_: printed.append(" ".join(map(str, values))))
+        assert main(["train", str(photos), "--out", str(root / "run"), *OPTIONS.split()]) == 0
+    return photos, root / "run", printed
+
+
+def evaluate(capsys, model, photos, split, out):
+    """`(the report, what was said on standard error)`."""
+    assert main(["evaluate", str(model), str(photos), "--split", split, "--out", str(out)]) == 0
+    return json.loads((out / "report.json").read_text()), capsys.readouterr().err
+
+
+def test_train_tells_what_it_trains_on(trained):
+    photos, run, printed = trained
+    assert printed[0] == "3 classes: ant 8, bee 8, cow 8; 24 train, 6 val, 9 test"
+    assert open_preset(run / "best").metadata["training"]["train_photos"] == 24
+
+
+def test_evaluate(trained, tmp_path, capsys):
+    photos, run, _ = trained
+    for split, count, seen in (("val", 6, 0), ("test", 9, 0), ("all", 39, 24)):
+        report, error = evaluate(capsys, run, photos, split, tmp_path)
+        assert report["images"] == count and report["split"] == split
+        assert (f"{seen} of these {count} photos were trained on: " in error) == bool(seen)
+    shutil.copytree(photos / "train", tmp_path / "plain")
+    assert "no image of the split test" in failed(
+        capsys, "evaluate", str(run), str(tmp_path / "plain"), "--split", "test"
+    )
+
+
+def test_photos_encoded_anew_are_known_by_name(trained, tmp_path, capsys):
+    photos, run, _ = trained
+    anew = shutil.copytree(photos, tmp_path / "anew")
+    for path in sorted(anew.rglob("*.png")):
+        Image.open(path).save(path.with_suffix(".webp"), lossless=True)
+        path.unlink()
+    _, error = evaluate(capsys, run, anew, "val", tmp_path / "out")
+    assert "trained on" not in error
+    # Half of what it was trained on becomes validation.
+    for path in sorted((anew / "train").glob("*/00[0-3].webp")):
+        path.rename(anew / "val" / path.parent.name / path.name)
+    _, error = evaluate(capsys, run, anew, "val", tmp_path / "out")
+    assert "12 of these 18 photos were trained on (12 are known by class and name alone)" in error
+    refused = failed(capsys, "publish", str(run), str(tmp_path / "preset"), "--data", str(anew))
+    assert "12 of the 18 validation photos" in refused and "class and name alone" in refused
+
+
+def test_what_is_known_goes_on_with_the_weights(trained, tmp_path):
+    photos, run, _ = trained
+    assert main(["publish", str(run), str(tmp_path / "published"), "--data", str(photos)]) == 0
+    assert main(["convert", str(tmp_path / "published"), str(tmp_path / "converted")]) == 0
+    assert main(["quantize", str(run), str(tmp_path / "quantized")]) == 0
+    for name in ("published", "converted", "quantized"):
+        preset = open_preset(tmp_path / name)
+        for file in (SEEN_FILE, NAMES_FILE):
+            assert file in preset.metadata["files"]
+            assert (preset.directory / file).read_bytes() == (run / "best" / file).read_bytes()
+    card = (tmp_path / "published" / "README.md").read_text()
+    assert "The data are split already" in card and "a fifth" not in card
+    report = json.loads((tmp_path / "published" / "report.json").read_text())
+    assert [(row["train"], row["val"]) for row in report["data"]["classes"]] == [(8, 2)] * 3
+
+
+def test_cache(trained, tmp_path, capsys, monkeypatch):
+    """The latents are those of the folder's own split, and what is trained on them knows the names."""
+    photos, *_ = trained
+    monkeypatch.setitem(VARIANTS, "nano", NANO)
+    latents, run = str(tmp_path / "latents"), str(tmp_path / "run")
+    assert main(["cache", str(photos), latents, "--image-size", "32", "--views", "1"]) == 0
+    capsys.readouterr()
+    assert main(["train", latents, "--out", run, *["--variant", "nano", "--epochs", "1", "--batch-size", "8"]]) == 0
+    assert capsys.readouterr().out.startswith("3 classes: ant 8, bee 8, cow 8; 24 train, 6 val\n")
+    report, error = evaluate(capsys, run, photos, "all", tmp_path / "out")
+    assert report["images"] == 39 and "24 of these 39 photos were trained on:" in error

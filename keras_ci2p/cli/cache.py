@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from keras_ci2p.cli.teacher import add_teacher_arguments
+
 DESCRIPTION = """\
 Run a trained, frozen compressor once over some augmented views of each training photo and over the central crop of each
 validation photo, and store the latents. `keras-ci2p train OUT ...` then trains on them without the compressor.
@@ -29,11 +31,17 @@ def add_parser(commands):
         "--views", type=int, default=4, metavar="K", help="augmented views of each training photo; default: 4"
     )
     parser.add_argument(
+        "--more-views",
+        type=int,
+        metavar="K",
+        help="add K further views of each training photo to the complete cache OUT, which may be trained on meanwhile; "
+        "all else is as when it was begun, the teacher is to be given again",
+    )
+    parser.add_argument(
         "--compressor",
-        default="bmshj2018-factorized-mse-5-photos",
         metavar="NAME|PATH",
         help="a preset, a name such as bmshj2018-factorized-mse-5, a CompressAI checkpoint, or a training run, whose "
-        "compressor is taken; default: %(default)s",
+        "compressor is taken; default: bmshj2018-factorized-mse-5-photos",
     )
     parser.add_argument(
         "--store",
@@ -61,13 +69,45 @@ def add_parser(commands):
     )
     parser.add_argument("--threads", type=int, metavar="N", help="that decode and augment; default: one per core")
     parser.add_argument("--resume", action="store_true", help="go on with the cache in OUT")
+    add_teacher_arguments(parser.add_argument_group("teacher"))
     parser.set_defaults(run=run)
 
 
 def run(args):
+    from keras_ci2p.data import open_data
+    from keras_ci2p.training.caching import cache_latents
+    from keras_ci2p.training.distillation import load_teacher
+
+    settings, compressor = (None, None) if args.more_views is not None else _begun_with(args)
+    photos = open_data(args.data)
+    teacher = None
+    if args.teacher is not None:
+        teacher = load_teacher(args.teacher, photos, args.teacher_size, args.teacher_range, args.teacher_features)
+    again = "" if args.more_views is not None else " with --resume"
+    args.on_interrupt = f"The whole files are kept in {args.out}; the same command{again} goes on."
+    cache = cache_latents(
+        photos,
+        args.out,
+        compressor,
+        settings,
+        resume=args.resume,
+        num_threads=args.threads,
+        verbose=1 if sys.stdout.isatty() else 2,
+        teacher=teacher,
+        more_views=args.more_views,
+    )
+    counts = {split: cache.num_records(split) for split in ("train", "val")}
+    total = sum(counts.values())
+    print(
+        f"{counts['train']} latents of {len(cache.split('train'))} training photos, {counts['val']} of validation: "
+        f"{cache.num_bytes / 1e6:,.1f} MB, {cache.num_bytes / total:,.0f} bytes each. Cache: {args.out}"
+    )
+
+
+def _begun_with(args):
+    """`(settings, compressor)` of a cache that is begun, or gone on with by the arguments that began it."""
     from keras_ci2p.cli.train import read_recipe_arguments
     from keras_ci2p.training.cache_settings import CacheSettings
-    from keras_ci2p.training.caching import cache_latents
 
     recipe = read_recipe_arguments(args)
     settings = CacheSettings(
@@ -79,23 +119,7 @@ def run(args):
         batch_size=args.batch_size,
         shard_records=args.shard_records,
     )
-    compressor = _read_compressor(args.compressor)
-    args.on_interrupt = f"The whole files are kept in {args.out}; the same command with --resume goes on."
-    cache = cache_latents(
-        args.data,
-        args.out,
-        compressor,
-        settings,
-        resume=args.resume,
-        num_threads=args.threads,
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
-    counts = {split: cache.num_records(split) for split in ("train", "val")}
-    total = sum(counts.values())
-    print(
-        f"{counts['train']} latents of {len(cache.split('train'))} training photos, {counts['val']} of validation: "
-        f"{cache.num_bytes / 1e6:,.1f} MB, {cache.num_bytes / total:,.0f} bytes each. Cache: {args.out}"
-    )
+    return settings, _read_compressor(args.compressor or "bmshj2018-factorized-mse-5-photos")
 
 
 def _read_compressor(source):

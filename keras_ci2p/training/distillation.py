@@ -15,6 +15,8 @@ from PIL import Image
 from keras_ci2p.data import transforms
 from keras_ci2p.data.mixing import target_arrays
 from keras_ci2p.layers.transformer_block import TransformerBlock
+from keras_ci2p.training.efficientnet import TEACHERS, make_teacher
+from keras_ci2p.training.teacher import open_teacher
 
 # What is kept of a feature map: of EfficientNet-Lite2's strides 8, 16 and 32 they explain 47, 61 and 66 % of the variance.
 MAX_COMPONENTS = 128
@@ -211,6 +213,27 @@ class TeacherTargets:
                 )
             ],
         }
+
+
+def load_teacher(source, manifest, image_size=None, value_range=None, features=None, verbose=1):
+    """The teacher for some images, in the order of their classes.
+
+    Args:
+        source: What `open_teacher` takes, or a name of `TEACHERS`, which is fitted to the training images first.
+        manifest: `ImageManifest` of all splits.
+        image_size, value_range, features: As in `open_teacher`; a name of `TEACHERS` takes its size alone.
+        verbose: 0 for silence.
+
+    Raises:
+        ValueError, ImportError, OSError: As in `open_teacher` and `make_teacher`.
+    """
+    if str(source) in TEACHERS:
+        if value_range is not None or features is not None:
+            raise ValueError(f"{source} has its own range of values and feature maps; only its size can be chosen.")
+        size = {} if image_size is None else {"image_size": image_size}
+        source = make_teacher(str(source), manifest, verbose=verbose, **size)
+        image_size = None
+    return open_teacher(source, manifest.class_names, image_size, value_range, features)
 
 
 def teacher_top1(teacher, manifest, batch_size=16):

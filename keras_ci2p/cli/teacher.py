@@ -1,0 +1,32 @@
+"""The arguments that name a teacher."""
+
+
+def add_teacher_arguments(group):
+    """Adds --teacher and what else is to be said of it."""
+    group.add_argument(
+        "--teacher",
+        metavar="NAME|PATH",
+        help="learn from a trained classifier as well: efficientnet-lite2 (ImageNet's features and a probe that is fitted "
+        "to DATA; extra teacher), an .onnx, OpenVINO's .xml or .keras file, a preset or training run",
+    )
+    group.add_argument(
+        "--teacher-size", type=int, metavar="N", help="height and width of its images; default: as its file says"
+    )
+    group.add_argument(
+        "--teacher-range",
+        type=_pair,
+        metavar="LOW,HIGH",
+        help="what black and white are for it, such as 0,1 or -1,1; default: as its file says",
+    )
+    group.add_argument(
+        "--teacher-features",
+        type=lambda text: tuple(text.split(",")),
+        metavar="NAME,...",
+        help="its layers, or its file's outputs, whose feature maps are learned, the finest first; default: the outputs "
+        "called features_*",
+    )
+
+
+def _pair(text):
+    low, high = (float(part) for part in text.split(","))
+    return low, high

@@ -81,7 +81,7 @@ def run(args):
     settings, compressor = (None, None) if args.more_views is not None else _begun_with(args)
     photos = open_data(args.data)
     teacher = None
-    if args.teacher is not None:
+    if args.teacher not in (None, "none"):
         teacher = load_teacher(args.teacher, photos, args.teacher_size, args.teacher_range, args.teacher_features)
     again = "" if args.more_views is not None else " with --resume"
     args.on_interrupt = f"The whole files are kept in {args.out}; the same command{again} goes on."

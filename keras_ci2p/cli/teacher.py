@@ -6,8 +6,8 @@ def add_teacher_arguments(group):
     group.add_argument(
         "--teacher",
         metavar="NAME|PATH",
-        help="learn from a trained classifier as well: efficientnet-lite2 (ImageNet's features and a probe that is fitted "
-        "to DATA; extra teacher), an .onnx, OpenVINO's .xml or .keras file, a preset or training run",
+        help="learn from a trained classifier too: efficientnet-lite2 (ImageNet's features and a probe that is fitted "
+        "to DATA; extra teacher), an .onnx, OpenVINO's .xml or .keras file, a preset or training run; none: not even the one of a latent cache",
     )
     group.add_argument(
         "--teacher-size", type=int, metavar="N", help="height and width of its images; default: as its file says"

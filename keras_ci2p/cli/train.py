@@ -4,6 +4,8 @@ import argparse
 import sys
 from dataclasses import fields
 
+from keras_ci2p.cli.teacher import add_teacher_arguments
+
 DESCRIPTION = """\
 Train a classifier on a folder of photos: one subfolder per class, or folders train and val (and test) that hold these.
 Without val, a fifth of each class is kept for validation,
@@ -50,6 +52,8 @@ def add_parser(commands):
         action=argparse.BooleanOptionalAction,
         help="keep the compressor's weights; default: keep trained ones, train random ones",
     )
+
+    add_teacher_arguments(parser.add_argument_group("teacher"))
 
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument(

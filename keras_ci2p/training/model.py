@@ -7,6 +7,7 @@ from keras_ci2p.data.latent_cache import is_latent_cache, open_cache
 from keras_ci2p.models import CLASSIFIERS, CI2PClassifier, Compressor
 from keras_ci2p.training.augmented_model import AugmentedClassifier
 from keras_ci2p.training.cached_compressor import cached_compressor
+from keras_ci2p.training.distillation import DistilledClassifier, guided_layers
 from keras_ci2p.training.run_directory import preset_of
 from keras_ci2p.training.settings import NO_COMPRESSOR
 
@@ -87,10 +88,45 @@ class ModelParts:
             self.cache.check_compressor(model.compressor)
         return model
 
-    def learner(self, model):
-        """The Keras model to `fit`, which shares the classifier's weights."""
-        if self.cache is not None:
-            return model.latent_classifier
+    def learner(self, model, teacher, recipe):
+        """The Keras model to `fit`, which shares the classifier's weights.
+
+        Args:
+            model: The classifier.
+            teacher: What `describe` of the teacher's targets says, or None.
+            recipe: `Recipe`.
+        """
+        learner = model if self.cache is None else model.latent_classifier
+        if teacher is not None:
+            return distilled(learner, teacher, recipe)
         if self._settings.augment == "device":
             return AugmentedClassifier(model, self._image_size, seed=self._settings.seed)
-        return model
+        return learner
+
+
+def distilled(model, teacher, recipe):
+    """The `DistilledClassifier` of a recipe.
+
+    Args:
+        model: What is trained, images or latents to logits.
+        teacher: What `TeacherTargets.describe` says.
+        recipe: `Recipe`.
+
+    Raises:
+        ValueError: More feature maps than the recipe has weights for.
+    """
+    channels = [row["channels"] for row in teacher["features"]]
+    weights = recipe.distill_features[len(recipe.distill_features) - len(channels) :]
+    if len(weights) != len(channels):
+        raise ValueError(
+            f"The teacher {teacher['name']} has {len(channels)} feature maps; distill_features must hold a weight for "
+            f"each of them. Received: {recipe.distill_features}"
+        )
+    return DistilledClassifier(
+        model,
+        guided_layers(model, len(channels)),
+        channels,
+        recipe.distill_alpha,
+        recipe.distill_temperature,
+        weights,
+    )

@@ -39,6 +39,10 @@ class Recipe:
         accumulate: Batches whose gradients are averaged for one update.
         ema: Momentum of the moving average of the weights, for example 0.999; 0 for none. With it, the averages are
             validated and saved.
+        distill_alpha: With a teacher, the share of its probabilities in the loss; the labels have the rest (Keras's
+            `student_loss_weight`).
+        distill_temperature: Of both probabilities; their divergence counts its square.
+        distill_features: Weights of the teacher's feature maps, the finest first; of fewer maps the last ones.
         patience: Epochs without a better validation top-1 after which training ends; None for never.
 
     Raises:
@@ -65,6 +69,9 @@ class Recipe:
     clip_norm: float | None = None
     accumulate: int = 1
     ema: float = 0.0
+    distill_alpha: float = 1.0
+    distill_temperature: float = 1.0
+    distill_features: tuple = (8.0, 8.0, 16.0)
     patience: int | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -77,7 +84,10 @@ class Recipe:
             self._check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name in ("warmup_start", "final_learning_rate"):
             self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1], a share of the learning rate")
-        for name in ("learning_rate", "epsilon"):
+        self._check("distill_alpha", 0 <= self.distill_alpha <= 1, "in [0, 1]")
+        object.__setattr__(self, "distill_features", tuple(self.distill_features))
+        self._check("distill_features", all(weight >= 0 for weight in self.distill_features), "numbers of at least 0")
+        for name in ("learning_rate", "epsilon", "distill_temperature"):
             self._check(name, getattr(self, name) > 0, "positive")
         for name in ("clip_norm", "cosine_epochs", "patience"):
             value = getattr(self, name)
@@ -95,7 +105,7 @@ class Recipe:
 
         Args:
             values: dict by attribute; `augmentation` a dict of its own, or keys such as "augmentation.erasing". Strings
-                are read as numbers, "none" as None, "0.3,1" as a pair.
+                are read as numbers, "none" as None, "0.3,1" as several.
 
         Raises:
             ValueError: Unknown attribute or a value that does not fit.
@@ -215,7 +225,8 @@ def _read(cls, name, value):
         if expected is tuple:
             # Brackets too, as --show-recipe prints them.
             parts = value.strip("[] ").split(",") if isinstance(value, str) else value
-            return tuple(float(part) for part in parts)
+            parts = parts if isinstance(parts, (list, tuple)) else [parts]
+            return tuple(float(part) for part in parts if part != "")
         if value is None or str(value).lower() == "none":
             if expected in (int | None, float | None):
                 return None
@@ -229,7 +240,7 @@ def _read(cls, name, value):
             return int(number)
         return number
     except (TypeError, ValueError) as error:
-        kind = {tuple: "a pair of numbers", int: "an integer", float: "a number"}.get(expected, "a number or none")
+        kind = {tuple: "numbers such as 0.3,1", int: "an integer", float: "a number"}.get(expected, "a number or none")
         raise ValueError(f"{name} must be {kind}. Received: {value!r}") from error
 
 

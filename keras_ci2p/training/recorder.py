@@ -78,7 +78,8 @@ class Recorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         now = time.perf_counter()
         seconds = (self._trained or now) - self._began
-        logs = self._reduce_logs({key: float(logs[key]) for key in _LOGS})
+        taught = sorted(key for key in logs if key.endswith("_loss") and not key.startswith("val_"))
+        logs = self._reduce_logs({key: float(logs[key]) for key in (*_LOGS, *taught)})
         row = {"epoch": epoch + 1, **logs}
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row["seconds"] = round(now - self._began, 1)

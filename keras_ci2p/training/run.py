@@ -8,6 +8,7 @@ import keras
 
 from keras_ci2p import files
 from keras_ci2p.data import open_data
+from keras_ci2p.data.latent_cache import PROJECTION
 from keras_ci2p.data.folder import summarize
 from keras_ci2p.extras import require
 from keras_ci2p.training.averaging import AveragedWeights
@@ -15,7 +16,7 @@ from keras_ci2p.training.backend import environment, make_deterministic
 from keras_ci2p.training.budget import as_begun, within_budget
 from keras_ci2p.training.checkpoint import Checkpoints
 from keras_ci2p.training.devices import open_devices
-from keras_ci2p.training.inputs import make_inputs
+from keras_ci2p.training.inputs import find_teacher, make_inputs
 from keras_ci2p.training.interrupt import RaiseInterrupt
 from keras_ci2p.training.loss import SoftTargetCrossentropy, balanced_weights
 from keras_ci2p.training.model import ModelParts
@@ -23,7 +24,7 @@ from keras_ci2p.training.optimizer import make_optimizer
 from keras_ci2p.training.recipe import write_recipe
 from keras_ci2p.training.recorder import BEST, LAST, Recorder, RunError
 from keras_ci2p.training.run_directory import CONFIG, check_same, previous_run
-from keras_ci2p.training.settings import FREE_TO_CHANGE
+from keras_ci2p.training.settings import FREE_TO_CHANGE, TrainSettings
 
 RECIPE = "recipe.toml"
 
@@ -59,7 +60,7 @@ def train(settings, run_dir, resume=False, verbose=1):
     previous = previous_run(run_dir, resume)
     if settings.minutes is not None and previous is not None:
         settings = as_begun(settings, previous)
-    check_same("settings", _lasting(settings), previous)
+    check_same("settings", _lasting(settings), previous, _lasting(TrainSettings(settings.data)))
     if settings.deterministic:
         make_deterministic()
     devices = open_devices(settings.devices)
@@ -86,17 +87,25 @@ def _train(settings, run_dir, previous, devices, verbose, began):
     if parts.cache is not None:
         data.update(latents=parts.cache.manifest["settings"], compressor=parts.cache.fingerprint)
     check_same("data", data, previous)
+    targets, teacher = find_teacher(settings, photos, size_multiple, run_dir, previous, verbose)
+    if teacher is not None:
+        data["teacher"] = _in_short(teacher)
+    if parts.cache is not None:
+        # More of them may have been made since.
+        data["views"] = parts.cache.views("train")
+        if verbose and previous is not None and previous["data"].get("views", data["views"]) != data["views"]:
+            print(f"The cache has {data['views']} views of each photo by now, all of which are used.", flush=True)
     # Until here nothing is written, so that all processes have seen the same directory.
     devices.agree("settings or data", [_lasting(settings), data])
     class_weights = _class_weights(settings.class_weights, photos)
 
-    train_data, val_data = make_inputs(settings, photos, size_multiple, devices)
+    train_data, val_data = make_inputs(settings, photos, size_multiple, devices, targets, teacher)
 
     def make_learner(recipe):
         """`(classifier, compiled model to fit)`, each time the same."""
         keras.utils.set_random_seed(settings.seed)
         model = parts.make(photos.class_names)
-        learner = parts.learner(model)
+        learner = parts.learner(model, teacher, recipe)
         learner.compile(
             optimizer=make_optimizer(recipe, train_data.steps_per_epoch),
             loss=SoftTargetCrossentropy(recipe.label_smoothing, class_weights),
@@ -122,6 +131,8 @@ def _train(settings, run_dir, previous, devices, verbose, began):
     if previous is None:
         if devices.is_main:
             here = {**environment(), "devices": devices.describe()}
+            if targets is not None:
+                files.write_bytes(run_dir / PROJECTION, targets.projection.to_bytes())
             files.write_json(run_dir / CONFIG, {"settings": settings.as_dict(), "data": data, **here})
             write_recipe(run_dir / RECIPE, recipe)
     elif previous.get("backend") != keras.backend.backend():
@@ -188,3 +199,9 @@ def _class_weights(wanted, photos):
 
 def _lasting(settings):
     return {key: value for key, value in settings.as_dict().items() if key not in FREE_TO_CHANGE}
+
+
+def _in_short(teacher):
+    """What a run's record says of its teacher."""
+    features = [{key: value for key, value in row.items() if key != "steps"} for row in teacher["features"]]
+    return {**teacher, "features": features}

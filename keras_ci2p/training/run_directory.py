@@ -55,12 +55,16 @@ def open_classifier(name, **arguments):
     raise PresetError(f"{preset.directory} is of a class that keras_ci2p does not know: {preset.registered_name()!r}.")
 
 
-def check_same(what, now, previous):
-    """Raises RunError, saying what differs, unless the previous run (or None) was begun with the same dict `what`."""
+def check_same(what, now, previous, defaults=None):
+    """Raises RunError, saying what differs, unless the previous run (or None) was begun with the same dict `what`.
+
+    What the previous run does not tell, being older, counts as what `defaults` says, a dict like `now`.
+    """
     if previous is None:
         return
     # As JSON stores them.
-    now, then = _flat(json.loads(json.dumps(now))), _flat(previous.get(what, {}))
+    now, defaults = (_flat(json.loads(json.dumps(values or {}))) for values in (now, defaults))
+    then = {**defaults, **_flat(previous.get(what, {}))}
     different = [f"{key}: {then.get(key)!r}, now {now.get(key)!r}" for key in now if then.get(key) != now[key]]
     if different:
         raise RunError(f"The run was begun with other {what}, so it cannot be resumed: {'; '.join(different)}.")

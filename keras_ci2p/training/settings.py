@@ -11,6 +11,7 @@ AUGMENTED_ON = ("host", "device")
 # The compressor of a new CI2P-ViT, and the word for none.
 DEFAULT_COMPRESSOR = "bmshj2018-factorized-mse-5-photos"
 NO_COMPRESSOR = "none"
+NO_TEACHER = "none"
 
 # What changes where a run is computed, not what: it may differ when the run is taken up again.
 FREE_TO_CHANGE = ("devices", "in_memory", "num_workers", "tensorboard")
@@ -30,6 +31,10 @@ class TrainSettings:
         compressor: Trained compressor to begin with: a preset's name or directory, or a CompressAI checkpoint; "none"
             for random weights; None for that of `init` or of the latent cache, else `DEFAULT_COMPRESSOR`.
         freeze_compressor: Whether the compressor keeps its weights; None: where it begins with trained ones.
+        teacher: Trained classifier that is imitated too, as `keras_ci2p.training.distillation.load_teacher` takes it; "none"
+            for none; None for that of the latent cache, where it has one.
+        teacher_size, teacher_range, teacher_features: Size of its images, what black and white are for it, and names of its
+            feature maps, where its file does not say so; as in `open_teacher`.
         dtype: Keras dtype policy.
         augment: "host" augments with Pillow while photos are loaded, "device" inside the compiled training step.
         in_memory: With augment="device", whether to keep the decoded photos.
@@ -50,6 +55,10 @@ class TrainSettings:
     init: str | None = None
     compressor: str | None = None
     freeze_compressor: bool | None = None
+    teacher: str | None = None
+    teacher_size: int | None = None
+    teacher_range: tuple | None = None
+    teacher_features: tuple | None = None
     dtype: str = "float32"
     augment: str = "host"
     in_memory: bool = False
@@ -68,6 +77,7 @@ class TrainSettings:
         if self.model not in CLASSIFIERS:
             raise ValueError(f"model must be one of {', '.join(CLASSIFIERS)}. Received: {self.model!r}")
         self._check_compressor()
+        self._check_teacher()
         if self.init is not None and self.variant is not None:
             raise ValueError(f"The size is that of init={self.init!r}. Received also: variant={self.variant!r}")
         if self.init is None and self.variant is None:
@@ -89,6 +99,19 @@ class TrainSettings:
             raise ValueError(f"The compressor is that of init or data. Received also: compressor={NO_COMPRESSOR!r}")
         if not has_one and self.compressor is None:
             object.__setattr__(self, "compressor", DEFAULT_COMPRESSOR)
+
+    def _check_teacher(self):
+        said = [
+            name for name in ("teacher_size", "teacher_range", "teacher_features") if getattr(self, name) is not None
+        ]
+        if said and (self.teacher in (None, NO_TEACHER) or is_latent_cache(self.data)):
+            raise ValueError(f"{said[0]} goes with a teacher that is asked while training. Received: {self.teacher!r}")
+        if self.teacher in (None, NO_TEACHER):
+            return
+        if self.augment == "device":
+            raise ValueError("A teacher looks at images that are augmented on the host. Received: augment='device'")
+        if self.num_workers and not is_latent_cache(self.data):
+            raise ValueError(f"A teacher is asked by threads of this process. Received: num_workers={self.num_workers}")
 
     def as_dict(self):
         return {**asdict(self), "recipe": self.recipe.as_dict()}

@@ -12,8 +12,8 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from keras_ci2p import files
-from keras_ci2p.data.animals10 import CLASSES, check_picture, find_photos, read_photo
-from keras_ci2p.data.folder import DataError, in_threads, warn_of_skipped
+from keras_ci2p.data.animals10 import CLASSES, find_photos, read_photo
+from keras_ci2p.data.folder import DataError, check_picture, in_threads, warn_of_skipped
 from keras_ci2p.data.seen import NAMES_FILE, hash_names
 from keras_ci2p.data.tfds.progress import progress
 from keras_ci2p.presets.locations import named_preset

@@ -1,5 +1,6 @@
 """What a run leaves behind, epoch by epoch."""
 
+import functools
 import math
 import time
 
@@ -131,5 +132,10 @@ class Recorder(keras.callbacks.Callback):
         self._classifier.save_to_preset(
             self._run_dir / name,
             metadata={"training": training},
-            files={SEEN_FILE: encode(self._manifest.digests), NAMES_FILE: encode_names(self._data)},
+            files=self._training_images,
         )
+
+    @functools.cached_property
+    def _training_images(self):
+        """Files of a preset that tell what it was trained on; hashing a million names takes seconds."""
+        return {SEEN_FILE: encode(self._manifest.digests), NAMES_FILE: encode_names(self._data)}

@@ -154,7 +154,8 @@ def test_fit_evaluate_and_predict(photos, nano):
         ({"image_size": 0}, "image_size"),
         ({"image_size": (32, 40)}, "multiples of 16"),
         ({"size_multiple": 64}, "of 64"),
-        ({"split": "test"}, "train, val, all"),
+        ({"split": "held out"}, "train, val, test, all"),
+        ({"split": "test"}, "no image of the split test"),
         ({"in_memory": True}, "in_memory.*goes with augment_on"),
         ({"in_memory": True, "augment_on": "device", "num_workers": 2}, "num_workers=2"),
         ({"augment_on": "device", "augment": len}, "is an `Augmentation`"),
@@ -171,16 +172,6 @@ def test_a_missing_extra_is_named(photos, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(ImportError, match=r"keras_ci2p\[train\]"):
         folder(photos)
-
-
-def test_seen_photos(photos, tmp_path):
-    from keras_ci2p.data.seen import count_seen, encode
-
-    manifest = scan_folder(photos)
-    path = tmp_path / "seen.npy"
-    path.write_bytes(encode(manifest.split("train").digests))
-    assert count_seen(path, manifest.split("val").digests) == 0
-    assert count_seen(path, manifest.digests) == 24
 
 
 def test_any_mode_becomes_rgb(photos):

@@ -348,7 +348,14 @@ class SomeShapes(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=name, version="1.0.0")
-        for name in ("train_test", "train_validation_test", "train_only", "boxes", "floats")
+        for name in (
+            "train_test",
+            "train_validation_test",
+            "train_validation_unlabelled_test",
+            "train_only",
+            "boxes",
+            "floats",
+        )
     ]
 
     def _info(self):
@@ -371,14 +378,20 @@ class SomeShapes(tfds.core.GeneratorBasedBuilder):
         for i in range(20):
             picture = io.BytesIO()
             Image.new("RGB", (8, 8), (split, i, 0)).save(picture, "PNG")
-            yield i, {"picture": picture.getvalue(), "kind": -1 if i == 7 else i % 2, "note": "a"}
+            unlabelled = i == 7 or (split == 2 and "unlabelled" in self.builder_config.name)
+            yield i, {"picture": picture.getvalue(), "kind": -1 if unlabelled else i % 2, "note": "a"}
 
 
 @pytest.mark.parametrize(
-    ("config", "train", "val"),
-    [("train_test", 0, 1), ("train_validation_test", 0, 1), ("train_only", None, None)],
+    ("config", "train", "val", "test"),
+    [
+        ("train_test", 0, 1, None),
+        ("train_validation_test", 0, 1, 2),
+        ("train_validation_unlabelled_test", 0, 1, None),
+        ("train_only", None, None, None),
+    ],
 )
-def test_any_set_of_pictures_with_labels(data_dir, config, train, val):
+def test_any_set_of_pictures_with_labels(data_dir, config, train, val, test):
     name = f"some_shapes/{config}"
     prepare_tfds(name, data_dir=data_dir)
     with pytest.warns(UserWarning, match="skipped . files?(.|\n)*no label"):
@@ -389,7 +402,8 @@ def test_any_set_of_pictures_with_labels(data_dir, config, train, val):
         assert not photos.splits and photos.image_splits() == tuple("val" if one else "train" for one in chosen)
         assert len(photos.split("val")) == 4 and len(photos.split("train")) == 15
     else:
-        for part, split in (("train", train), ("val", val)):
+        assert ("test" in photos.sizes()) == (test is not None) and len(photos.skipped) == 2 + (test is not None)
+        for part, split in (("train", train), ("val", val), *([("test", test)] if test else [])):
             pixels = [photos.split(part).open(i).getpixel((0, 0)) for i in range(len(photos.split(part)))]
             assert sorted(pixels) == [(split, i, 0) for i in range(20) if i != 7]
     assert photos.split("train").files[0].startswith("train/00000")

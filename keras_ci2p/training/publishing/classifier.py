@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_ci2p.data import open_data
-from keras_ci2p.data.seen import carried_files, count_overlap
+from keras_ci2p.data.seen import NAMES_FILE, carried_files, count_overlap, encode_names
 from keras_ci2p.layers.ci2p_patch_embedding import compressor_config
 from keras_ci2p.models import CLASSIFIERS
 from keras_ci2p.presets import PresetError
@@ -49,9 +49,11 @@ class ClassifierSubject(Subject):
         raise PresetError(f"{preset.directory} is of a class that cannot be published: {name!r}.")
 
     def write(self, directory, storage):
-        self.model.save_to_preset(
-            directory, metadata=self.preset.further_metadata(), files=carried_files(self.preset), storage=storage
-        )
+        files = carried_files(self.preset)
+        if NAMES_FILE not in files and self._is_data_of_training():
+            # Of a run that was begun when presets knew no names.
+            files[NAMES_FILE] = encode_names(self._photos)
+        self.model.save_to_preset(directory, metadata=self.preset.further_metadata(), files=files, storage=storage)
 
     def measure(self, model):
         return evaluate(model, self._photos, batch_size=self.batch_size, verbose=self.verbose)
@@ -81,9 +83,8 @@ class ClassifierSubject(Subject):
         }
 
     def describe_data(self):
-        train, val = (self._photos.split(name) for name in ("train", "val"))
-        trained_on = self.preset.metadata.get("training", {}).get("train_sha256") == train.sha256
-        counts = train.counts() if trained_on else {}
+        val = self._photos.split("val")
+        counts = self._photos.split("train").counts() if self._is_data_of_training() else {}
         return {
             "name": self.data_name,
             "sha256": self._photos.sha256,
@@ -92,6 +93,10 @@ class ClassifierSubject(Subject):
                 {"name": name, "train": counts.get(name), "val": count} for name, count in val.counts().items()
             ],
         }
+
+    def _is_data_of_training(self):
+        trained_on = self.preset.metadata.get("training", {}).get("train_sha256")
+        return trained_on == self._photos.split("train").sha256
 
     def draw(self, directory, report):
         plot_confusion(directory / "confusion.png", report)

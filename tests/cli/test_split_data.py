@@ -9,6 +9,9 @@ from PIL import Image
 from test_cli import failed
 
 from keras_ci2p.cli import main
+from keras_ci2p.comparison import CompareSettings
+from keras_ci2p.comparison.pictures import make_pictures
+from keras_ci2p.data import image_folder
 from keras_ci2p.data.seen import NAMES_FILE, SEEN_FILE
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.presets import open_preset
@@ -95,6 +98,30 @@ def test_what_is_known_goes_on_with_the_weights(trained, tmp_path):
     assert "The data are split already" in card and "a fifth" not in card
     report = json.loads((tmp_path / "published" / "report.json").read_text())
     assert [(row["train"], row["val"]) for row in report["data"]["classes"]] == [(8, 2)] * 3
+
+
+def test_a_run_that_knows_no_names_learns_them_when_it_is_published(trained, tmp_path, capsys):
+    photos, run, _ = trained
+    old = shutil.copytree(run, tmp_path / "old")
+    (old / "best" / NAMES_FILE).unlink()
+    metadata = json.loads((old / "best" / "metadata.json").read_text())
+    del metadata["files"][NAMES_FILE]
+    (old / "best" / "metadata.json").write_text(json.dumps(metadata))
+    assert main(["publish", str(old), str(tmp_path / "published"), "--data", str(photos)]) == 0
+    assert (tmp_path / "published" / NAMES_FILE).read_bytes() == (run / "best" / NAMES_FILE).read_bytes()
+    assert NAMES_FILE in open_preset(tmp_path / "published").metadata["files"]
+    # Other data tell nothing of what it was trained on.
+    other = write_photos(tmp_path / "other", ("ant", "bee", "cow"), 5, size=(40, 40))
+    assert main(["publish", str(old), str(tmp_path / "elsewhere"), "--data", str(other)]) == 0
+    assert not (tmp_path / "elsewhere" / NAMES_FILE).exists()
+
+
+def test_compare_takes_the_split(trained):
+    photos, *_ = trained
+    settings = CompareSettings(model="vit", data=str(photos), image_size=32, batch_size=6, steps=3)
+    held_out = make_pictures(settings)["held_out"]
+    expected, _ = next(iter(image_folder(photos / "val", split="all", image_size=32, batch_size=6)))
+    assert (held_out == expected.astype("uint8")).all() and len(held_out) == 6
 
 
 def test_cache(trained, tmp_path, capsys, monkeypatch):

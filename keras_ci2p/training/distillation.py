@@ -322,7 +322,8 @@ class DistilledClassifier(keras.Model):
         self.guided = list(layers)
         self.alpha = alpha
         self.feature_weights = list(feature_weights)
-        self.logits_loss = LogitsDistillation(temperature)
+        # Not by its name, by which Keras 3.15 finds a function, and then compares logits as if they were probabilities.
+        self.logits_loss = LogitsDistillation(temperature, keras.losses.KLDivergence())
         self.feature_loss = FeatureDistillation("mse")
         self._with_features = with_features(classifier, self.guided)
         self.heads = [

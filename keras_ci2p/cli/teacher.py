@@ -7,7 +7,8 @@ def add_teacher_arguments(group):
         "--teacher",
         metavar="NAME|PATH",
         help="learn from a trained classifier too: efficientnet-lite2 (ImageNet's features and a probe that is fitted "
-        "to DATA; extra teacher), an .onnx, OpenVINO's .xml or .keras file, a preset or training run; none: not even the one of a latent cache",
+        "to DATA; extra teacher), an .onnx, OpenVINO's .xml or .keras file, a preset or training run; none: not even "
+        "that of a latent cache",
     )
     group.add_argument(
         "--teacher-size", type=int, metavar="N", help="height and width of its images; default: as its file says"
@@ -22,7 +23,7 @@ def add_teacher_arguments(group):
         "--teacher-features",
         type=lambda text: tuple(text.split(",")),
         metavar="NAME,...",
-        help="its layers, or its file's outputs, whose feature maps are learned, the finest first; default: the outputs "
+        help="its layers, or its file's outputs, whose feature maps are learned, the finest first; default: outputs "
         "called features_*",
     )
 

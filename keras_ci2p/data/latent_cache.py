@@ -25,10 +25,10 @@ class LatentCache:
     """Latents of some views of each training photo, and of the central crop of each validation photo.
 
     Its directory holds `latents.json` (settings, compressor, counts, checksums), `photos.npz` (files, labels and
-    digests), `compressor/` (a preset) and ArrayRecord files, in which the views of a photo follow one another. Views that
-    were added later are in files of their own, a part of the cache; a part counts once it is whole. With a teacher there
-    are `teacher.npz` (the projection of its feature maps) and a second file beside each one of training latents, with
-    what it says of these very views.
+    digests), `compressor/` (a preset) and ArrayRecord files, in which the views of a photo follow one another. Views
+    that were added later are in files of their own, a part of the cache; a part counts once it is whole. With a teacher
+    there are `teacher.npz` (the projection of its feature maps) and a second file beside each one of training latents,
+    with what it says of these very views.
 
     As an `ImageManifest` it has `root`, `class_names`, `sha256`, `counts`, `sizes` and `split`; it has no test photos.
 
@@ -168,8 +168,8 @@ class LatentPart(NamedTuple):
     Attributes:
         first_view: Number of the first of them.
         views: How many of each photo.
-        shards: The files in order: dicts of `file` and `records`, and once they are made of `bytes` and `sha256`; with a
-            teacher also `targets`, such a dict without `records`.
+        shards: The files in order: dicts of `file` and `records`, and once they are made of `bytes` and `sha256`; with
+            a teacher also `targets`, such a dict without `records`.
     """
 
     first_view: int

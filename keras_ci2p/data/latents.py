@@ -33,8 +33,8 @@ def latent_folder(
         mixup, cutmix: As in `image_folder`, on latents.
         temperature: To learn from the teacher whose targets the cache holds: what its logits are divided by. The labels
             of the training split then are a dict: `labels`, `teacher` (its probabilities at that temperature) and
-            `features_0`, ... (its projected feature maps), as `keras_ci2p.training.DistilledClassifier` takes them. None for
-            the labels alone.
+            `features_0`, ... (its projected feature maps), as `keras_ci2p.training.DistilledClassifier` takes them.
+            None for the labels alone.
         num_threads, num_workers, shard: As in `image_folder`.
 
     Returns:
@@ -61,7 +61,8 @@ def latent_folder(
         raise DataError(f'`views` must be "all" or in 1..{stored}, the views in the cache. Received: views={views!r}')
     if temperature is not None and cache.teacher is None:
         raise DataError(
-            f"The latent cache {cache.root} holds no targets of a teacher. Make a new one: keras-ci2p cache ... --teacher."
+            f"The latent cache {cache.root} holds no targets of a teacher. Make a new one: keras-ci2p cache DATA OUT "
+            "--teacher T"
         )
     return LatentDataset(
         cache,

@@ -62,8 +62,8 @@ def mix(images, labels, how):
 
     Args:
         images: float32 `(batch, height, width, channels)`.
-        labels: float32 `(batch, classes)`, one-hot or soft; or a dict of such arrays and of maps `(batch, rows, columns,
-            channels)`, each position of which belongs to a part of the image.
+        labels: float32 `(batch, classes)`, one-hot or soft; or a dict of such arrays and of maps `(batch, rows,
+            columns, channels)`, each position of which belongs to a part of the image.
         how: `MixDraw` for this batch size.
 
     Returns:

@@ -59,10 +59,10 @@ def cache_latents(
         num_threads: Threads that decode and augment; None for one per core.
         verbose: 0 for silence, 1 for a progress bar, 2 for one line per shard.
         teacher: `Teacher` with the class names of the photos, whose logits and feature maps of each training view are
-            stored too, or None. It sees each view in its own size, cut from the photo; the feature maps are projected as
-            `keras_ci2p.training.distillation` tells.
-        more_views: Number of further views of each training photo to add to the complete cache in `out`, which may be read
-            meanwhile; they count once all are there. An interrupted addition of as many views is gone on with.
+            stored too, or None. It sees each view in its own size, cut from the photo; the feature maps are projected
+            as `keras_ci2p.training.distillation` tells.
+        more_views: Number of further views of each training photo to add to the complete cache in `out`, which may be
+            read meanwhile; they count once all are there. An interrupted addition of as many views is gone on with.
 
     Returns:
         The complete `LatentCache`.

@@ -1,8 +1,9 @@
 """Distillation: a student that learns from a teacher's logits and from its feature maps, token by token.
 
-Logits as in Hinton et al. (arXiv 1503.02531), seen on the very view that the student sees (arXiv 2106.05237). Feature maps
-as in FitNets (arXiv 1412.6550) and "locality guidance" (Li et al., ECCV 2022, arXiv 2207.10026): what a convolutional
-teacher says within each token, at several depths, predicted by linear heads that are thrown away after training.
+Logits as in Hinton et al. (arXiv 1503.02531), seen on the very view that the student sees (arXiv 2106.05237). Feature
+maps as in FitNets (arXiv 1412.6550) and "locality guidance" (Li et al., ECCV 2022, arXiv 2207.10026): what a
+convolutional teacher says within each token, at several depths, predicted by linear heads that are thrown away after
+training.
 """
 
 import io
@@ -18,19 +19,19 @@ from keras_ci2p.layers.transformer_block import TransformerBlock
 from keras_ci2p.training.efficientnet import TEACHERS, make_teacher
 from keras_ci2p.training.teacher import open_teacher
 
-# What is kept of a feature map: of EfficientNet-Lite2's strides 8, 16 and 32 they explain 47, 61 and 66 % of the variance.
+# What is kept of a feature map. Of EfficientNet-Lite2's strides 8, 16 and 32 they explain 47, 59 and 67 %.
 MAX_COMPONENTS = 128
 # Views that the components are fitted on.
 FIT_VIEWS = 1600
-# Stored features are integers: so many deviations of a component are 127 of them. The error is 0.01 % of the variance.
+# Stored features are integers: so many standard deviations are 127 of them. The error is 0.01 % of the variance.
 _DEVIATIONS = 5
 
 
 def tokens_of_map(features, grid):
     """What of a feature map lies within each token, flattened.
 
-    A map of more positions than the grid is folded, `k x k` positions into each token, after it is resampled by area where
-    the grid does not divide it; one of fewer positions is resampled by area.
+    A map of more positions than the grid is folded, `k x k` positions into each token, after it is resampled by area
+    where the grid does not divide it; one of fewer positions is resampled by area.
 
     Args:
         features: `(batch, rows, columns, channels)`.
@@ -259,8 +260,8 @@ def resized(images, image_size):
 def guided_layers(classifier, count):
     """Names of the layers that learn from a teacher's `count` feature maps, the finest first.
 
-    Three maps teach the first block, the middle one and the closing norm (arXiv 2207.10026); two the last two of these, one
-    the norm.
+    Three maps teach the first block, the middle one and the closing norm (arXiv 2207.10026); two the last two of these,
+    one the norm.
     """
     blocks = [layer.name for layer in classifier.layers if isinstance(layer, TransformerBlock)]
     last = len(blocks)
@@ -280,14 +281,14 @@ def with_features(model, names):
 class DistilledClassifier(keras.Model):
     """Trains a classifier on labels and on a teacher's targets; `fit` it in place of the classifier.
 
-    The weights are the classifier's own, so afterwards it is trained, and it is what to save; the heads that predict the
-    teacher's features are thrown away. The loss is
+    The weights are the classifier's own, so afterwards it is trained, and it is what to save; the heads that predict
+    the teacher's features are thrown away. The loss is
 
         (1 - alpha) loss(labels) + alpha T^2 KL(teacher || student) + sum of w_i MSE(features_i)
 
     with Keras's `LogitsDistillation` and `FeatureDistillation`. Labels are a dict as `image_folder(targets=...)` and
-    `latent_folder(temperature=...)` give it: `labels`, `teacher` (probabilities at the temperature) and `features_0`, ...; or
-    labels alone, as in validation, which count as in the classifier itself.
+    `latent_folder(temperature=...)` give it: `labels`, `teacher` (probabilities at the temperature) and `features_0`,
+    ...; or labels alone, as in validation, which count as in the classifier itself.
 
     Args:
         classifier: Keras model whose layers follow one another, to logits `(batch, classes)`.

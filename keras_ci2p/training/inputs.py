@@ -76,8 +76,8 @@ def _stored_teacher(settings, cache):
         return cache.teacher
     if cache.teacher is None:
         raise DataError(
-            f"The latent cache {cache.root} holds no targets of a teacher, so that none can be learned from. Make a new "
-            f"one: keras-ci2p cache DATA OUT --teacher {settings.teacher}"
+            f"The latent cache {cache.root} holds no targets of a teacher. Make a new one: keras-ci2p cache DATA OUT "
+            f"--teacher {settings.teacher}"
         )
     if settings.teacher in TEACHERS:
         is_same = settings.teacher == cache.teacher["name"]

@@ -48,8 +48,8 @@ class LatentEncoder:
             views: Numbers of the training views, a range; None for those of the settings.
 
         Yields:
-            `(latents, targets)`: float32 `(batch, height / 16, width / 16, channels)`, as many in all batches but the last;
-            `TeacherTargets.stored` of the same views, None without a teacher and for validation.
+            `(latents, targets)`: float32 `(batch, height / 16, width / 16, channels)`, as many in all batches but the
+            last; `TeacherTargets.stored` of the same views, None without a teacher and for validation.
         """
         views = range(self._settings.views) if views is None else views
         views = views if split == "train" else range(1)

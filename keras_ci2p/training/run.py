@@ -8,8 +8,8 @@ import keras
 
 from keras_ci2p import files
 from keras_ci2p.data import open_data
-from keras_ci2p.data.latent_cache import PROJECTION
 from keras_ci2p.data.folder import summarize
+from keras_ci2p.data.latent_cache import PROJECTION
 from keras_ci2p.extras import require
 from keras_ci2p.training.averaging import AveragedWeights
 from keras_ci2p.training.backend import environment, make_deterministic

@@ -31,10 +31,10 @@ class TrainSettings:
         compressor: Trained compressor to begin with: a preset's name or directory, or a CompressAI checkpoint; "none"
             for random weights; None for that of `init` or of the latent cache, else `DEFAULT_COMPRESSOR`.
         freeze_compressor: Whether the compressor keeps its weights; None: where it begins with trained ones.
-        teacher: Trained classifier that is imitated too, as `keras_ci2p.training.distillation.load_teacher` takes it; "none"
-            for none; None for that of the latent cache, where it has one.
-        teacher_size, teacher_range, teacher_features: Size of its images, what black and white are for it, and names of its
-            feature maps, where its file does not say so; as in `open_teacher`.
+        teacher: Trained classifier that is imitated too, as `keras_ci2p.training.distillation.load_teacher` takes it;
+            "none" for none; None for that of the latent cache, where it has one.
+        teacher_size, teacher_range, teacher_features: Size of its images, what black and white are for it, and names of
+            its feature maps, where its file does not say so; as in `open_teacher`.
         dtype: Keras dtype policy.
         augment: "host" augments with Pillow while photos are loaded, "device" inside the compiled training step.
         in_memory: With augment="device", whether to keep the decoded photos.

@@ -85,6 +85,12 @@ def add_parser(commands):
         "--dtype", default="float32", help="Keras dtype policy: float32 (default), mixed_bfloat16, mixed_float16"
     )
     computing.add_argument(
+        "--matmul-precision",
+        choices=("float32", "tensorfloat32", "bfloat16"),
+        help="of the products of float32 matrices, where the processor is faster with fewer bits: GPUs of NVIDIA, with "
+        "torch also CPUs with AMX; default: the backend's own",
+    )
+    computing.add_argument(
         "--augment",
         choices=("host", "device"),
         default="host",

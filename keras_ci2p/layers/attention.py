@@ -5,11 +5,14 @@ import numpy as np
 from keras import ops
 
 from keras_ci2p.layers.jax_cpu import on_jax_cpu
+from keras_ci2p.layers.torch_kernels import is_short, on_torch, short_attention
 
 
 def scaled_dot_product_attention(query, key, value):
     """`softmax(query key^T / sqrt(head_dim)) value`, each `(batch, tokens, heads, head_dim)`."""
     dtype = query.dtype
+    if on_torch() and is_short(query):
+        return short_attention(query, key, value)
     # XLA has no float16 matrix product there.
     if keras.backend.standardize_dtype(dtype) == "float16" and on_jax_cpu():
         query, key, value = (ops.cast(x, "float32") for x in (query, key, value))

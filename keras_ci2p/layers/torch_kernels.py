@@ -62,3 +62,24 @@ def batch_norm(inputs, scale, offset, epsilon):
     outputs, mean, inverse_deviation = torch.native_batch_norm(image, scale, offset, None, None, True, 0.0, epsilon)
     variance = (inverse_deviation.square().reciprocal() - epsilon).clamp(min=0)
     return outputs.permute(0, 2, 3, 1).reshape(inputs.shape), mean, variance
+
+
+# Up to so many tokens PyTorch's fused attention gains nothing on a CPU; with products in bfloat16 it takes a hundred
+# times as long, since it prepares each of its many small products anew.
+SHORT = 64
+
+
+def is_short(query):
+    """Whether `short_attention` is for such a query: float32, on a CPU, of few tokens."""
+    import torch
+
+    return query.dtype == torch.float32 and query.device.type == "cpu" and query.shape[1] <= SHORT
+
+
+def short_attention(query, key, value):
+    """`softmax(query key^T / sqrt(head_dim)) value`, each `(batch, tokens, heads, head_dim)`, by plain products."""
+    import torch
+
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    weights = torch.softmax(torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2)), -1)
+    return torch.matmul(weights, value).transpose(1, 2)

@@ -12,7 +12,7 @@ from keras_ci2p.data.folder import summarize
 from keras_ci2p.data.latent_cache import PROJECTION
 from keras_ci2p.extras import require
 from keras_ci2p.training.averaging import AveragedWeights
-from keras_ci2p.training.backend import environment, make_deterministic
+from keras_ci2p.training.backend import environment, make_deterministic, set_matmul_precision
 from keras_ci2p.training.budget import as_begun, within_budget
 from keras_ci2p.training.checkpoint import Checkpoints
 from keras_ci2p.training.devices import open_devices
@@ -63,6 +63,8 @@ def train(settings, run_dir, resume=False, verbose=1):
     check_same("settings", _lasting(settings), previous, _lasting(TrainSettings(settings.data)))
     if settings.deterministic:
         make_deterministic()
+    if settings.matmul_precision is not None:
+        set_matmul_precision(settings.matmul_precision)
     devices = open_devices(settings.devices)
     devices.check_batch_size(settings.recipe.batch_size)
     if settings.augment == "device" and not devices.keep_batches_whole:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from keras_ci2p.data.latent_cache import is_latent_cache
 from keras_ci2p.models import CLASSIFIERS, CI2PClassifier
+from keras_ci2p.training.backend import MATMUL_PRECISIONS
 from keras_ci2p.training.recipe import RECIPES, Recipe
 
 AUGMENTED_ON = ("host", "device")
@@ -36,6 +37,8 @@ class TrainSettings:
         teacher_size, teacher_range, teacher_features: Size of its images, what black and white are for it, and names of
             its feature maps, where its file does not say so; as in `open_teacher`.
         dtype: Keras dtype policy.
+        matmul_precision: Of the products of float32 matrices: "float32", "tensorfloat32" or "bfloat16"; None for the
+            backend's own.
         augment: "host" augments with Pillow while photos are loaded, "device" inside the compiled training step.
         in_memory: With augment="device", whether to keep the decoded photos.
         class_weights: "balanced", or a dict of weights by class name, 1 where one is missing; None for equal weights.
@@ -60,6 +63,7 @@ class TrainSettings:
     teacher_range: tuple | None = None
     teacher_features: tuple | None = None
     dtype: str = "float32"
+    matmul_precision: str | None = None
     augment: str = "host"
     in_memory: bool = False
     class_weights: str | dict | None = None
@@ -84,6 +88,9 @@ class TrainSettings:
             object.__setattr__(self, "variant", "tiny")
         if self.augment not in AUGMENTED_ON:
             raise ValueError(f"augment must be one of {', '.join(AUGMENTED_ON)}. Received: {self.augment!r}")
+        if self.matmul_precision not in (None, *MATMUL_PRECISIONS):
+            allowed = ", ".join(MATMUL_PRECISIONS)
+            raise ValueError(f"matmul_precision must be one of {allowed}. Received: {self.matmul_precision!r}")
         if self.num_workers < 0:
             raise ValueError(f"num_workers must not be negative. Received: {self.num_workers}")
         if isinstance(self.class_weights, str) and self.class_weights != "balanced":

@@ -63,6 +63,13 @@ def check_picture(path):
         assert np.asarray(picture.convert("L")).std() > 10
 
 
+def test_animals10_teacher(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_CI2P_CACHE", str(tmp_path / "cache"))
+    printed = run("animals10_teacher.py", "teacher.onnx", "--data", photos, "--image-size", 64)
+    assert "efficientnet-lite2, Apache-2.0: 6 of 6; " in printed and "features_16: (4, 4, 120)" in printed
+    assert (tmp_path / "teacher.onnx").is_file()
+
+
 def test_train_animals10(run, photos, compressor, tmp_path):
     options = ["--minutes", 0.001, "--compressor", compressor, "--variant", "nano", "--image-size", 32, "--views", 2]
     with pytest.warns(UserWarning, match="longer than the 0.001 minutes"):

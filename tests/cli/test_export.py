@@ -18,7 +18,8 @@ FORMAT = "litert" if BACKEND == "tensorflow" else "onnx"
 
 @pytest.fixture
 def preset(tmp_path, nano):
-    ViT((32, 32, 3), 3, **nano).save_to_preset(tmp_path / "preset", metadata={"license": "MIT"}, storage="float16")
+    metadata = {"compressor": "none", "license": "MIT"}
+    ViT((32, 32, 3), 3, **nano).save_to_preset(tmp_path / "preset", metadata=metadata, storage="float16")
     return tmp_path / "preset"
 
 

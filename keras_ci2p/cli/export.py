@@ -33,11 +33,14 @@ def run(args):
 
     from keras_ci2p.cli.model import open_model
     from keras_ci2p.export import export
+    from keras_ci2p.presets import name_of
 
     arguments = {"image_shape": (args.image_size, args.image_size, 3)} if args.image_size else {}
-    model, _ = open_model(args.model, **arguments)
+    model, preset = open_model(args.model, **arguments)
+    known = {"name": name_of(preset.directory), "license": preset.metadata.get("license")}
+    metadata = {key: value for key, value in known.items() if value}
     args.on_interrupt = f"Nothing is written to {args.dest}."
-    report = export(model, args.dest, args.format, opset=args.opset, overwrite=args.overwrite)
+    report = export(model, args.dest, args.format, opset=args.opset, overwrite=args.overwrite, metadata=metadata)
     backend = keras.backend.backend()
     elsewhere = "" if report.backend == backend else f", in a process of its own, since {backend} cannot"
     opset = f", opset {report.opset}" if report.opset else ""

@@ -7,7 +7,8 @@ from test_cli import failed
 
 from keras_ci2p import ViT
 from keras_ci2p.cli import main
-from keras_ci2p.export import FORMATS, open_exported
+from keras_ci2p.export import FORMATS, open_exported, open_network
+from keras_ci2p.export.metadata import read_litert
 from keras_ci2p.presets import open_preset
 
 BACKEND = keras.backend.backend()
@@ -17,7 +18,8 @@ FORMAT = "litert" if BACKEND == "tensorflow" else "onnx"
 
 @pytest.fixture
 def preset(tmp_path, nano):
-    ViT((32, 32, 3), 3, **nano).save_to_preset(tmp_path / "preset", metadata={"compressor": "none"}, storage="float16")
+    metadata = {"compressor": "none", "license": "MIT"}
+    ViT((32, 32, 3), 3, **nano).save_to_preset(tmp_path / "preset", metadata=metadata, storage="float16")
     return tmp_path / "preset"
 
 
@@ -33,6 +35,11 @@ def test_export(preset, tmp_path, capsys, rng):
     images = rng.uniform(0, 255, (2, 48, 48, 3)).astype("float32")
     expected = ViT.from_preset(preset, image_shape=(48, 48, 3)).predict(images, verbose=0)
     np.testing.assert_allclose(open_exported(path, FORMAT)(images), expected, atol=1e-5)
+
+    entries = read_litert(path) if FORMAT == "litert" else open_network(path).metadata
+    assert (entries["license"], entries["image_size"], entries["output"]) == ("MIT", [48, 48], "logits")
+    # Of the preset only a name that the package knows, not the user's directory; nor names that there are not.
+    assert not entries.keys() & {"name", "class_names"}
 
     before = path.read_bytes()
     assert "--overwrite" in failed(capsys, "export", str(preset), str(path), "--format", FORMAT)

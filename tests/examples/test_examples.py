@@ -1,6 +1,7 @@
 """The examples run as they are written, on tiny data."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -61,6 +62,15 @@ def check_picture(path):
     with Image.open(path) as picture:
         assert min(picture.size) > 300
         assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_animals10_teacher(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_CI2P_CACHE", str(tmp_path / "cache"))
+    printed = run("animals10_teacher.py", "teacher.onnx", "--data", photos, "--image-size", 64)
+    # By chance two of six would be right.
+    assert re.search(r"^efficientnet-lite2, Apache-2.0: [56] of 6; \d+ images/s$", printed, re.MULTILINE)
+    assert "features_16: (4, 4, 120)" in printed
+    assert (tmp_path / "teacher.onnx").is_file()
 
 
 def test_train_animals10(run, photos, compressor, tmp_path):

@@ -83,7 +83,7 @@ def written(monkeypatch):
     """In place of any writer: writes a few bytes and gives the logits that the test asks for."""
     outputs = {"error": 0.0, "models": []}
 
-    def write_and_run(model, path, format, opset, images):
+    def write_and_run(model, path, format, opset, entries, images):
         outputs["models"].append(model)
         target = path / FORMATS[format].main_file if FORMATS[format].main_file else path
         target.write_bytes(b"new")

@@ -14,6 +14,7 @@ def latent_folder(
     views="all",
     mixup=0.0,
     cutmix=0.0,
+    mix_probability=1.0,
     temperature=None,
     num_threads=None,
     num_workers=0,
@@ -30,7 +31,7 @@ def latent_folder(
         split: "train" or "val".
         seed: Of the order and the views, an integer in 0..2**32-1.
         views: How many of the stored views of each photo to use, or "all".
-        mixup, cutmix: As in `image_folder`, on latents.
+        mixup, cutmix, mix_probability: As in `image_folder`, on latents.
         temperature: To learn from the teacher whose targets the cache holds: what its logits are divided by. The labels
             of the training split then are a dict: `labels`, `teacher` (its probabilities at that temperature) and
             `features_0`, ... (its projected feature maps), as `keras_ci2p.training.DistilledClassifier` takes them.
@@ -70,7 +71,7 @@ def latent_folder(
         views=used,
         seed=seed,
         temperature=temperature if is_training else None,
-        mix=MixBatches(mixup, cutmix) if is_training and (mixup or cutmix) else None,
+        mix=MixBatches(mixup, cutmix, mix_probability) if is_training and (mixup or cutmix) else None,
         batch_size=batch_size,
         shuffle=is_training,
         drop_remainder=is_training,

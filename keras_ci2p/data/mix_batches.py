@@ -8,10 +8,11 @@ from keras_ci2p.data.mixing import draw_mix, mix
 class MixBatches(grain.transforms.RandomMap):
     """`(images, labels)` to a mixed `(images, labels)`, another draw for each batch and epoch."""
 
-    def __init__(self, mixup, cutmix):
-        self._mixup = mixup
-        self._cutmix = cutmix
+    def __init__(self, mixup, cutmix, probability=1.0):
+        self._arguments = mixup, cutmix
+        self._probability = probability
 
     def random_map(self, element, rng):
         images, labels = element
-        return mix(images, labels, draw_mix(self._mixup, self._cutmix, len(images), images.shape[1:3], rng))
+        how = draw_mix(*self._arguments, len(images), images.shape[1:3], rng, self._probability)
+        return mix(images, labels, how)

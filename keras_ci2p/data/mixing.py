@@ -22,7 +22,7 @@ class MixDraw(NamedTuple):
     label_weight: float
 
 
-def draw_mix(mixup, cutmix, batch_size, image_size, rng):
+def draw_mix(mixup, cutmix, batch_size, image_size, rng, probability=1.0):
     """Draws how a batch is mixed: one of Mixup and CutMix, the same share for all of the batch (paper section 4.1).
 
     Args:
@@ -30,13 +30,14 @@ def draw_mix(mixup, cutmix, batch_size, image_size, rng):
         batch_size: Number of images.
         image_size: `(height, width)`.
         rng: `numpy.random.Generator`.
+        probability: With which the batch is mixed at all.
 
     Returns:
         `MixDraw`.
     """
     partner = rng.permutation(batch_size).astype("int32")
     kinds = [kind for kind, alpha in (("mixup", mixup), ("cutmix", cutmix)) if alpha > 0]
-    if not kinds:
+    if not kinds or (probability < 1 and rng.random() >= probability):
         return MixDraw(np.arange(batch_size, dtype="int32"), 1.0, (0, 0, 0, 0), 1.0)
     if kinds[rng.integers(len(kinds))] == "mixup":
         weight = float(rng.beta(mixup, mixup))

@@ -21,6 +21,7 @@ def image_folder(
     in_memory=False,
     mixup=0.0,
     cutmix=0.0,
+    mix_probability=1.0,
     targets=None,
     num_threads=None,
     num_workers=0,
@@ -49,6 +50,7 @@ def image_folder(
             once; 18,000 of them need 8 GB for images of 256 px.
         mixup, cutmix: Parameters of the Beta distributions of Mixup and CutMix; 0 for none (paper: 0.8 and 1). Only the
             training split is mixed.
+        mix_probability: With which a batch is mixed.
         targets: Function from a batch of training images, float32 `(batch, height, width, 3)` in 0..255, to a dict of
             arrays, such as what a teacher says of them. The labels then are a dict of these and of `labels`; what
             has the shape `(batch, rows, columns, channels)` is mixed as the images are, all else as the labels.
@@ -100,10 +102,10 @@ def image_folder(
         if not isinstance(augment, Augmentation):
             raise DataError(f"What is augmented on the device is an `Augmentation`. Received: augment={augment!r}")
         examples = RawExamples(manifest, size, augment, in_memory=in_memory)
-        mix = DrawMix(mixup, cutmix, size) if mixes else None
+        mix = DrawMix(mixup, cutmix, size, mix_probability) if mixes else None
     else:
         examples = PhotoExamples(manifest, size, _transform(augment), fill=is_training)
-        mix = MixBatches(mixup, cutmix) if mixes else None
+        mix = MixBatches(mixup, cutmix, mix_probability) if mixes else None
     return EpochDataset(
         examples,
         batch_size=batch_size,

@@ -51,14 +51,14 @@ class RawExamples(PhotoExamples):
 class DrawMix(grain.transforms.RandomMap):
     """Adds to the inputs of a batch how to mix it, as `BatchMixing` takes it; the draws are those of `MixBatches`."""
 
-    def __init__(self, mixup, cutmix, image_size):
-        self._mixup = mixup
-        self._cutmix = cutmix
+    def __init__(self, mixup, cutmix, image_size, probability=1.0):
+        self._arguments = mixup, cutmix
         self._image_size = image_size
+        self._probability = probability
 
     def random_map(self, element, rng):
         inputs, labels = element
-        drawn = draw_mix(self._mixup, self._cutmix, len(labels), self._image_size, rng)
+        drawn = draw_mix(*self._arguments, len(labels), self._image_size, rng, self._probability)
         return {**inputs, **collate_mix(drawn)}, labels
 
 

@@ -22,7 +22,13 @@ def make_inputs(settings, photos, size_multiple, devices, targets=None, teacher=
     """
     recipe = settings.recipe
     common = {"batch_size": recipe.batch_size, "num_workers": settings.num_workers, "num_threads": devices.num_threads}
-    training = {"seed": settings.seed, "mixup": recipe.mixup, "cutmix": recipe.cutmix, "shard": devices.shard}
+    training = {
+        "seed": settings.seed,
+        "mixup": recipe.mixup,
+        "cutmix": recipe.cutmix,
+        "mix_probability": recipe.mix_probability,
+        "shard": devices.shard,
+    }
     if isinstance(photos, LatentCache):
         make = latent_folder
         training.update(temperature=None if teacher is None else recipe.distill_temperature)

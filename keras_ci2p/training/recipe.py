@@ -24,6 +24,7 @@ class Recipe:
         augmentation: `keras_ci2p.data.Augmentation` of each photo.
         mixup, cutmix: Parameter of the Beta distribution of each; 0 for none. Of two that are not 0, one is chosen at
             random for each batch.
+        mix_probability: With which a batch is mixed.
         label_smoothing: Share of the target that is spread over all classes.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0 in the first.
         learning_rate: The highest.
@@ -54,6 +55,7 @@ class Recipe:
     image_size: int = 256
     mixup: float = 0.8
     cutmix: float = 1.0
+    mix_probability: float = 1.0
     label_smoothing: float = 0.1
     drop_path_rate: float = 0.1
     learning_rate: float = 1e-4
@@ -84,7 +86,8 @@ class Recipe:
             self._check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name in ("warmup_start", "final_learning_rate"):
             self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1], a share of the learning rate")
-        self._check("distill_alpha", 0 <= self.distill_alpha <= 1, "in [0, 1]")
+        for name in ("mix_probability", "distill_alpha"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         object.__setattr__(self, "distill_features", tuple(self.distill_features))
         self._check("distill_features", all(weight >= 0 for weight in self.distill_features), "numbers of at least 0")
         for name in ("learning_rate", "epsilon", "distill_temperature"):

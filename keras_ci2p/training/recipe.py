@@ -243,7 +243,11 @@ def _read(cls, name, value):
             return int(number)
         return number
     except (TypeError, ValueError) as error:
-        kind = {tuple: "numbers such as 0.3,1", int: "an integer", float: "a number"}.get(expected, "a number or none")
+        kind = {
+            tuple: "a pair of numbers" if cls is Augmentation else "numbers such as 8,8,16",
+            int: "an integer",
+            float: "a number",
+        }.get(expected, "a number or none")
         raise ValueError(f"{name} must be {kind}. Received: {value!r}") from error
 
 

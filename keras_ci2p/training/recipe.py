@@ -228,8 +228,9 @@ def _read(cls, name, value):
         if expected is tuple:
             # Brackets too, as --show-recipe prints them.
             parts = value.strip("[] ").split(",") if isinstance(value, str) else value
-            parts = parts if isinstance(parts, (list, tuple)) else [parts]
-            return tuple(float(part) for part in parts if part != "")
+            if cls is Recipe and isinstance(parts, (int, float)):
+                parts = [parts]
+            return tuple(float(part) for part in parts)
         if value is None or str(value).lower() == "none":
             if expected in (int | None, float | None):
                 return None

@@ -37,7 +37,9 @@ def _jax(model, loss_fn, images, targets):
 
     trainable = [variable.value for variable in model.trainable_variables]
     non_trainable = [variable.value for variable in model.non_trainable_variables]
-    (loss, (outputs, non_trainable)), gradients = jax.value_and_grad(compute, has_aux=True)(trainable, non_trainable)
+    (loss, (outputs, non_trainable)), gradients = jax.jit(jax.value_and_grad(compute, has_aux=True))(
+        trainable, non_trainable
+    )
     for variable, value in zip(model.non_trainable_variables, non_trainable, strict=True):
         variable.assign(value)
     return loss, outputs, gradients
@@ -65,6 +67,6 @@ def gradients_of(layer, compute):
             with keras.StatelessScope(zip(variables, values, strict=True)):
                 return compute()
 
-        loss, gradients = jax.value_and_grad(stateless)([variable.value for variable in variables])
+        loss, gradients = jax.jit(jax.value_and_grad(stateless))([variable.value for variable in variables])
     to_numpy = keras.ops.convert_to_numpy
     return float(to_numpy(loss)), [None if g is None else to_numpy(g) for g in gradients]

@@ -3,6 +3,7 @@ At the end the shipped model `animals10` looks at a photo of a cat.
 
 python examples/quickstart.py                      # digits, about two minutes
 python examples/quickstart.py photos --epochs 20   # one subfolder per class; further options go to `train`
+python examples/quickstart.py photos --teacher efficientnet-lite2   # best: imitate a trained model; extra `teacher`
 """
 
 import os
@@ -56,6 +57,8 @@ if __name__ == "__main__":
     keras_ci2p("evaluate", run, data)
     picture = next(path for path in sorted(data.glob("*/*")) if path.is_file())
     keras_ci2p("predict", run, picture)
+    if len(sys.argv) > 1 and "--teacher" not in sys.argv:
+        print("More from the same photos: --teacher efficientnet-lite2 (pip install 'keras_ci2p[teacher]').")
     print(f"The run is in {run}: best/ is the model, curves.png its history, evaluation/ the report.")
 
     photo = run.parent / "chelsea.png"

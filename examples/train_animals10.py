@@ -2,7 +2,7 @@
 
 keras-ci2p data animals10 --from archive.zip                   # once; then:
 python examples/train_animals10.py --minutes 60
-python examples/train_animals10.py photos --minutes 10 --out my_animals
+python examples/train_animals10.py photos --minutes 10 --out my_animals --teacher efficientnet-lite2
 
 Whatever ends it, the same command goes on where it was. At the end OUT/preset is the model, OUT/run/curves.png its
 history, OUT/confusion.png what it mixes up.
@@ -16,7 +16,8 @@ from pathlib import Path
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 from keras_ci2p import CI2PViT
-from keras_ci2p.training import RECIPES, CacheSettings, TrainSettings, cache_latents, evaluate, train
+from keras_ci2p.data import open_data
+from keras_ci2p.training import RECIPES, CacheSettings, TrainSettings, cache_latents, evaluate, load_teacher, train
 from keras_ci2p.training.evaluation import plot_confusion
 from keras_ci2p.training.model import read_compressor
 
@@ -31,6 +32,10 @@ def main():
         default="bmshj2018-factorized-mse-5-photos",
         help="name, run or checkpoint; default: %(default)s",
     )
+    parser.add_argument(
+        "--teacher",
+        help="efficientnet-lite2 (extra `teacher`), or a file: imitate a trained classifier, which pays most",
+    )
     parser.add_argument("--variant", default="tiny", help="tiny (default), small or base")
     parser.add_argument("--image-size", type=int, default=256, help="default: 256")
     parser.add_argument("--views", type=int, default=4, help="stored views of each photo; default: 4")
@@ -42,7 +47,10 @@ def main():
     cache_settings = CacheSettings(
         views=args.views, image_size=args.image_size, augmentation=recipe.augmentation, store="rounded"
     )
-    cache_latents(args.data, latents, read_compressor(args.compressor), cache_settings, resume=True)
+    photos = open_data(args.data)
+    # A teacher says what it sees in these very views, and is not needed afterwards either.
+    teacher = load_teacher(args.teacher, photos) if args.teacher else None
+    cache_latents(photos, latents, read_compressor(args.compressor), cache_settings, resume=True, teacher=teacher)
 
     # The rest of the model learns from the latents, for as many epochs as fit into the minutes.
     settings = TrainSettings(str(latents), variant=args.variant, recipe=recipe, minutes=args.minutes)
@@ -50,7 +58,7 @@ def main():
 
     # The weights of the best epoch, with the compressor: from photos to classes.
     model = CI2PViT.from_preset(args.out / "run" / "best")
-    report = evaluate(model, args.data)
+    report = evaluate(model, photos)
     plot_confusion(args.out / "confusion.png", report)
     scores = {key: report[key] for key in ("top1", "top5", "images")}
     model.save_to_preset(args.out / "preset", metadata={"evaluation": scores})

@@ -3,8 +3,9 @@
 python examples/finetune_your_folder.py photos --out my_model
 python examples/finetune_your_folder.py photos --preset animals10_run/preset --epochs 5
 
-`keras-ci2p train photos --init animals10 --recipe finetune --out run` does the same and can be interrupted; with `--teacher
-efficientnet-lite2` it also imitates a model that has seen all of ImageNet, which pays most where photos are few.
+`keras-ci2p train photos --init animals10 --recipe finetune --out run` does the same and can be interrupted; with
+`--teacher efficientnet-lite2` it also imitates a model that has seen all of ImageNet, which pays most where photos are
+few.
 """
 
 import argparse

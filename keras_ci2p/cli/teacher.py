@@ -1,5 +1,7 @@
 """The arguments that name a teacher."""
 
+import argparse
+
 
 def add_teacher_arguments(group):
     """Adds --teacher and what else is to be said of it."""
@@ -17,7 +19,7 @@ def add_teacher_arguments(group):
         "--teacher-range",
         type=_pair,
         metavar="LOW,HIGH",
-        help="what black and white are for it, such as 0,1 or -1,1; default: as its file says",
+        help="what black and white are for it, such as --teacher-range=-1,1; default: as its file says",
     )
     group.add_argument(
         "--teacher-features",
@@ -29,5 +31,8 @@ def add_teacher_arguments(group):
 
 
 def _pair(text):
-    low, high = (float(part) for part in text.split(","))
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"two numbers LOW,HIGH are needed, such as 0,1. Received: {text!r}") from error
     return low, high

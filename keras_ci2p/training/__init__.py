@@ -5,6 +5,7 @@ from keras_ci2p.training.augmented_model import AugmentedClassifier
 from keras_ci2p.training.cache_settings import CacheSettings
 from keras_ci2p.training.caching import cache_latents
 from keras_ci2p.training.compression import CompressorSettings, evaluate_compressor, train_compressor
+from keras_ci2p.training.distillation import DistilledClassifier
 from keras_ci2p.training.efficientnet import make_teacher
 from keras_ci2p.training.evaluation import evaluate
 from keras_ci2p.training.fused_adamw import FusedAdamW
@@ -20,6 +21,7 @@ __all__ = [
     "AugmentedClassifier",
     "CacheSettings",
     "CompressorSettings",
+    "DistilledClassifier",
     "FusedAdamW",
     "PublishError",
     "Recipe",

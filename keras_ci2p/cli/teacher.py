@@ -23,10 +23,10 @@ def add_teacher_arguments(group):
     )
     group.add_argument(
         "--teacher-features",
-        type=lambda text: tuple(text.split(",")),
+        type=lambda text: tuple(name for name in text.split(",") if name),
         metavar="NAME,...",
-        help="its layers, or its file's outputs, whose feature maps are learned, the finest first; default: outputs "
-        "called features_*",
+        help="its layers, or its file's outputs, whose feature maps are learned, the finest first, '' for none; "
+        "default: outputs called features_*",
     )
 
 

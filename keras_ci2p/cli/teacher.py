@@ -1,5 +1,7 @@
 """The arguments that name a teacher."""
 
+import argparse
+
 
 def add_teacher_arguments(group):
     """Adds --teacher and what else is to be said of it."""
@@ -17,17 +19,20 @@ def add_teacher_arguments(group):
         "--teacher-range",
         type=_pair,
         metavar="LOW,HIGH",
-        help="what black and white are for it, such as 0,1 or -1,1; default: as its file says",
+        help="what black and white are for it, such as --teacher-range=-1,1; default: as its file says",
     )
     group.add_argument(
         "--teacher-features",
-        type=lambda text: tuple(text.split(",")),
+        type=lambda text: tuple(name for name in text.split(",") if name),
         metavar="NAME,...",
-        help="its layers, or its file's outputs, whose feature maps are learned, the finest first; default: outputs "
-        "called features_*",
+        help="its layers, or its file's outputs, whose feature maps are learned, the finest first, '' for none; "
+        "default: outputs called features_*",
     )
 
 
 def _pair(text):
-    low, high = (float(part) for part in text.split(","))
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"two numbers LOW,HIGH are needed, such as 0,1. Received: {text!r}") from error
     return low, high

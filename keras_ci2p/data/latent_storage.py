@@ -94,7 +94,12 @@ def encode_targets(logits, features):
     Args:
         logits: float `(batch, classes)`, stored as float16.
         features: List of int8 arrays `(batch, rows, columns, channels)`.
+
+    Raises:
+        ValueError: A logit that is not finite.
     """
+    if not np.isfinite(logits).all():
+        raise ValueError("The teacher's logits must be finite to be stored. Is its range of values right?")
     logits = np.clip(logits, *(np.finfo("float16").max * np.array([-1, 1]))).astype("<f2")
     return [b"".join(array[i].tobytes() for array in (logits, *features)) for i in range(len(logits))]
 

@@ -79,6 +79,7 @@ def cache_latents(
     out = Path(out)
     previous = _previous(out, resume) if more_views is None else open_cache(out)
     if more_views is not None:
+        files.clean_up(out)
         settings = settings or CacheSettings.from_dict(previous.manifest["settings"])
         compressor = compressor or cached_compressor(previous)
     settings = settings or CacheSettings()
@@ -206,7 +207,7 @@ def _check_same(previous, now):
             *_settings(before["settings"], after["settings"]),
             ("compressor", previous.fingerprint, now.fingerprint),
             ("photos with SHA-256", previous.sha256, now.sha256),
-            ("teacher", *((cache.teacher or {}).get("sha256") for cache in (previous, now))),
+            *_teachers(previous.teacher, now.teacher),
         )
         if old != new
     ]
@@ -229,6 +230,17 @@ def _settings(before, after, prefix=""):
             yield from _settings(before.get(name, {}), value, f"{prefix}{name}.")
         else:
             yield prefix + name, before.get(name), value
+
+
+def _teachers(before, after):
+    """Yields what is to be the same of two teachers, each a description or None: `(name, of the one, of the other)`."""
+    yield "teacher", *((teacher or {}).get("sha256") for teacher in (before, after))
+    if before and after:
+        for name in ("image_size", "value_range"):
+            yield f"teacher's {name}", before[name], after[name]
+        # A list of what was projected; a dict before that.
+        names = ([row if isinstance(row, str) else row["name"] for row in one["features"]] for one in (before, after))
+        yield "teacher's features", *names
 
 
 def _to_make(cache, split):

@@ -7,6 +7,8 @@ training.
 """
 
 import io
+import math
+import zipfile
 
 import keras
 import numpy as np
@@ -25,13 +27,16 @@ MAX_COMPONENTS = 128
 FIT_VIEWS = 1600
 # Stored features are integers: so many standard deviations are 127 of them. The error is 0.01 % of the variance.
 _DEVIATIONS = 5
+# A map is not folded into tokens of more numbers: their principal components take a minute.
+_MAX_DIMS = 6144
 
 
 def tokens_of_map(features, grid):
     """What of a feature map lies within each token, flattened.
 
     A map of more positions than the grid is folded, `k x k` positions into each token, after it is resampled by area
-    where the grid does not divide it; one of fewer positions is resampled by area.
+    where the grid does not divide it, or where tokens would become too long; one of fewer positions is resampled by
+    area.
 
     Args:
         features: `(batch, rows, columns, channels)`.
@@ -40,7 +45,8 @@ def tokens_of_map(features, grid):
     Returns:
         float32 `(batch, *grid, k * k * channels)`.
     """
-    folds = [max(1, size // tokens) for size, tokens in zip(features.shape[1:3], grid, strict=True)]
+    most = math.isqrt(_MAX_DIMS // features.shape[-1])
+    folds = [max(1, min(size // tokens, most)) for size, tokens in zip(features.shape[1:3], grid, strict=True)]
     for axis, (tokens, fold) in enumerate(zip(grid, folds, strict=True), start=1):
         if features.shape[axis] != tokens * fold:
             weights = _area_weights(features.shape[axis], tokens * fold)
@@ -99,7 +105,8 @@ class FeatureProjection:
         values, vectors = np.linalg.eigh((centred.T @ centred).astype("float64") / len(rows))
         order = np.argsort(values)[::-1][: min(max_components, len(rows))]
         kept, total = np.maximum(values[order], 0), max(values.sum(), np.finfo("float64").tiny)
-        scale = 1 / np.sqrt(max(kept.mean(), np.finfo("float64").tiny))
+        # A map without any variance stays zero.
+        scale = 1 / np.sqrt(kept.mean() or 1.0)
         # Eigenvectors have no sign of their own; theirs is made the same everywhere.
         vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(0), order])
         arrays = (mean, vectors * scale, np.sqrt(kept) * scale)
@@ -140,11 +147,16 @@ class FeatureProjection:
 
     @classmethod
     def from_bytes(cls, content):
-        """The projection that `to_bytes` wrote."""
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            count = len(arrays["explained"])
-            lists = ([arrays[f"{name}_{i}"] for i in range(count)] for name in ("means", "components", "deviations"))
-            return cls(arrays["grid"].tolist(), *lists, arrays["explained"].tolist())
+        """The projection that `to_bytes` wrote; ValueError where the bytes are damaged."""
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                count = len(arrays["explained"])
+                names = ("means", "components", "deviations")
+                lists = ([arrays[f"{name}_{i}"] for i in range(count)] for name in names)
+                return cls(arrays["grid"].tolist(), *lists, arrays["explained"].tolist())
+        # What numpy raises, depending on where the damage is.
+        except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+            raise ValueError(f"The projection of the teacher's feature maps is damaged: {error}") from error
 
 
 class TeacherTargets:
@@ -261,9 +273,11 @@ def guided_layers(classifier, count):
     """Names of the layers that learn from a teacher's `count` feature maps, the finest first.
 
     Three maps teach the first block, the middle one and the closing norm (arXiv 2207.10026); two the last two of these,
-    one the norm.
+    one the norm. Of a model that merges its tokens on the way, only the blocks after the merge count: the maps have
+    its grid.
     """
-    blocks = [layer.name for layer in classifier.layers if isinstance(layer, TransformerBlock)]
+    blocks = [layer for layer in classifier.layers if isinstance(layer, TransformerBlock)]
+    blocks = [block.name for block in blocks if block.output.shape[1] == blocks[-1].output.shape[1]]
     last = len(blocks)
     depths = [last - round(last * (count - 1 - i) / max(2, count - 1)) for i in range(count)]
     return ["norm" if depth == last else blocks[depth] for depth in depths]
@@ -332,8 +346,9 @@ class DistilledClassifier(keras.Model):
         ]
         for head, tokens in zip(self.heads, self._with_features.outputs[1:], strict=True):
             head.build(tokens.shape)
-        self.trackers = [keras.metrics.Mean(name="teacher_loss")]
-        self.trackers += [keras.metrics.Mean(name=f"features_{i}_loss") for i in range(len(self.heads))]
+        names = ["teacher_loss", *(f"features_{i}_loss" for i in range(len(self.heads)))]
+        self.trackers = [keras.metrics.Mean(name=name) for name in names]
+        self._is_evaluating = False
         self.built = True
 
     def call(self, inputs, training=None):
@@ -366,6 +381,19 @@ class DistilledClassifier(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         logits = y_pred["logits"] if isinstance(y_pred, dict) else y_pred
         return super().compute_metrics(x, _labels(y), logits, sample_weight)
+
+    def evaluate(self, *args, **kwargs):
+        self._is_evaluating = True
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._is_evaluating = False
+
+    def get_metrics_result(self):
+        results = super().get_metrics_result()
+        # Nothing of a teacher is known there.
+        unknown = {tracker.name for tracker in self.trackers} if self._is_evaluating else ()
+        return {name: result for name, result in results.items() if name not in unknown}
 
     def get_config(self):
         return {

@@ -6,7 +6,7 @@ from keras_ci2p.training.distillation import FeatureProjection, TeacherTargets, 
 from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.run_directory import check_same
 from keras_ci2p.training.settings import NO_TEACHER
-from keras_ci2p.training.teacher import open_teacher
+from keras_ci2p.training.teacher import teacher_sha256
 
 
 def make_inputs(settings, photos, size_multiple, devices, targets=None, teacher=None):
@@ -88,7 +88,7 @@ def _stored_teacher(settings, cache):
     if settings.teacher in TEACHERS:
         is_same = settings.teacher == cache.teacher["name"]
     else:
-        is_same = open_teacher(settings.teacher, cache.class_names).sha256 == cache.teacher["sha256"]
+        is_same = teacher_sha256(settings.teacher) == cache.teacher["sha256"]
     if not is_same:
         raise DataError(
             f"The latent cache {cache.root} holds the targets of another teacher: {cache.teacher['name']}, SHA-256 "
@@ -102,7 +102,7 @@ def _asked_teacher(settings, photos, size_multiple, run_dir, previous, verbose):
     teacher = load_teacher(settings.teacher, photos, *options, verbose=verbose)
     if previous is not None and (run_dir / PROJECTION).is_file():
         projection = FeatureProjection.from_bytes((run_dir / PROJECTION).read_bytes())
-        return TeacherTargets(teacher, projection), previous["data"].get("teacher")
+        return TeacherTargets(teacher, projection), {**previous["data"]["teacher"], "sha256": teacher.sha256}
     if verbose:
         print(f"Looking at the teacher {teacher.name} ...", flush=True)
     recipe = settings.recipe

@@ -95,9 +95,17 @@ class ModelParts:
             model: The classifier.
             teacher: What `describe` of the teacher's targets says, or None.
             recipe: `Recipe`.
+
+        Raises:
+            ValueError: Class weights, where the recipe leaves all to the teacher; as in `distilled`.
         """
         learner = model if self.cache is None else model.latent_classifier
         if teacher is not None:
+            if self._settings.class_weights is not None and recipe.distill_alpha == 1:
+                raise ValueError(
+                    "class_weights weigh the labels, which do not count with distill_alpha=1. Set it lower, such as "
+                    "0.5, or leave class_weights out."
+                )
             return distilled(learner, teacher, recipe)
         if self._settings.augment == "device":
             return AugmentedClassifier(model, self._image_size, seed=self._settings.seed)

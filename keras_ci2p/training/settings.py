@@ -112,7 +112,10 @@ class TrainSettings:
             name for name in ("teacher_size", "teacher_range", "teacher_features") if getattr(self, name) is not None
         ]
         if said and (self.teacher in (None, NO_TEACHER) or is_latent_cache(self.data)):
-            raise ValueError(f"{said[0]} goes with a teacher that is asked while training. Received: {self.teacher!r}")
+            raise ValueError(
+                f"{said[0]} goes with a teacher that is asked while training, not with a latent cache, which has its "
+                f"targets. Received: teacher={self.teacher!r}, data={self.data!r}"
+            )
         if self.teacher in (None, NO_TEACHER):
             return
         if self.augment == "device":

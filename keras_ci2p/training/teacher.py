@@ -17,7 +17,8 @@ from keras_ci2p.export.formats import FORMATS
 from keras_ci2p.export.metadata import model_metadata
 from keras_ci2p.export.runtimes import open_network
 from keras_ci2p.models import CLASSIFIERS
-from keras_ci2p.training.run_directory import open_classifier
+from keras_ci2p.presets import open_preset
+from keras_ci2p.training.run_directory import open_classifier, preset_of
 
 # Names of an ONNX or OpenVINO file's outputs that are taken for feature maps where none are named.
 FEATURE_PREFIX = "features_"
@@ -161,6 +162,19 @@ def open_teacher(source, class_names, image_size=None, value_range=None, feature
     return Teacher(opened, class_names, _image_size(opened, size), _value_range(opened, value_range))
 
 
+def teacher_sha256(source):
+    """`Teacher.sha256` of what `open_teacher` takes, which need not be known well enough to be asked."""
+    path = Path(source)
+    if (path / FORMATS["openvino"].main_file).is_file():
+        path = path / FORMATS["openvino"].main_file
+    if path.suffix == ".xml":
+        parts = [files.sha256(part) for part in (path, path.with_suffix(".bin"))]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    if path.suffix in (".onnx", ".keras"):
+        return files.sha256(path)
+    return _preset_sha256(open_preset(preset_of(source)))
+
+
 @dataclass(frozen=True)
 class _Source:
     """A teacher before it is known what is wanted of it.
@@ -204,7 +218,7 @@ def _network_source(path, features):
         path = path / FORMATS["openvino"].main_file
     return _Source(
         name=path.stem,
-        sha256=_sha256_of([path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]),
+        sha256=teacher_sha256(path),
         runtime=network.runtime,
         run=lambda images: network.run(images, wanted),
         image_size=shape[2:] if is_channels_first else shape[1:3],
@@ -234,16 +248,15 @@ def _keras_source(path, features):
     model = keras.saving.load_model(path, compile=False)
     # What this package's models take is known.
     entries = model_metadata(model) if isinstance(model, tuple(CLASSIFIERS.values())) else {}
-    return _model_source(model, path, path.stem, files.sha256(path), entries, features)
+    return _model_source(model, path, path.stem, teacher_sha256(path), entries, features)
 
 
 def _preset_source(source, image_size, features):
     """Of a training run, a preset directory or the name of a preset."""
     arguments = {} if image_size is None else {"image_shape": (*image_size, 3)}
     model, preset = open_classifier(str(source), **arguments)
-    sha256 = hashlib.sha256(json.dumps(preset.metadata["files"], sort_keys=True).encode()).hexdigest()
     entries = model_metadata(model) | {"license": preset.metadata.get("license")}
-    return _model_source(model, source, Path(source).name, sha256, entries, features)
+    return _model_source(model, source, Path(source).name, _preset_sha256(preset), entries, features)
 
 
 def _model_source(model, path, name, sha256, entries, features):
@@ -282,10 +295,8 @@ def _check_features(path, features, names, kind):
         raise TeacherError(f"{path} has no {kind} {', '.join(unknown)} to take features of. It has: {', '.join(names)}")
 
 
-def _sha256_of(paths):
-    if len(paths) == 1:
-        return files.sha256(paths[0])
-    return hashlib.sha256("\n".join(files.sha256(path) for path in paths).encode()).hexdigest()
+def _preset_sha256(preset):
+    return hashlib.sha256(json.dumps(preset.metadata["files"], sort_keys=True).encode()).hexdigest()
 
 
 def _as_size(image_size):

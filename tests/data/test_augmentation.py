@@ -6,9 +6,10 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from keras_ci2p.data import CROP_AND_FLIP, Augmentation
-from keras_ci2p.data.augmentation import MAX_MAGNITUDE, OPERATIONS, draw, draw_crop_box
+from keras_ci2p.data import CROP_AND_FLIP, Augmentation, transforms
+from keras_ci2p.data.augmentation import MAX_MAGNITUDE, OPERATIONS, Draw, draw, draw_crop_box
 
 COUNT = 20_000
 SOURCE = (2000, 2000)
@@ -217,3 +218,49 @@ def test_wrong_numbers(numbers, message):
 def test_numbers_survive_json():
     augmentation = Augmentation(crop_area=(0.2, 0.9), randaugment_ops=3)
     assert Augmentation(**json.loads(json.dumps(augmentation.as_dict()))) == augmentation
+
+
+class TestScaled:
+    """The same draw for a result of another size."""
+
+    def test_only_what_is_in_pixels_changes(self, draws):
+        for drawn in draws[:300]:
+            scaled = drawn.scaled(SIZE, (512, 384))
+            kept = {"blur": drawn.blur, "erase": drawn.erase}
+            assert scaled._replace(**kept) == drawn
+            assert scaled.blur == pytest.approx(drawn.blur * math.sqrt(2 * 1.5))
+            if drawn.erase is not None:
+                top, left, height, width = drawn.erase
+                expected = (2 * top, 1.5 * left, 2 * height, 1.5 * width)
+                np.testing.assert_allclose(scaled.erase, expected, atol=1)
+                assert scaled.erase[0] + scaled.erase[2] <= 512 and scaled.erase[1] + scaled.erase[3] <= 384
+            assert drawn.scaled(SIZE, SIZE) == drawn
+
+    def test_by_hand(self):
+        drawn = Draw((1, 2, 3, 4), True, (("rotate", 3.0),), True, 1.5, 128, (10, 20, 30, 7))
+        assert drawn.scaled((64, 64), (96, 32)) == drawn._replace(blur=1.5 * math.sqrt(0.75), erase=(15, 10, 45, 4)), (
+            "27 / 2 = 13.5, rounded to 14"
+        )
+
+    def test_the_same_scene(self):
+        """Of a smooth picture a larger view, made small, is the small view."""
+        rows, columns = np.mgrid[0:160, 0:200]
+        waves = [np.sin(rows / 30 + phase) + np.cos(columns / 40 - phase) for phase in (0, 1, 2)]
+        photo = Image.fromarray((np.stack(waves, -1) * 55 + 128).astype("uint8"))
+        # Noise is another one in another size.
+        augmentation = Augmentation(erasing=0.0, blur=0.5)
+        worst = []
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            drawn = draw(augmentation, (160, 200), (32, 48), rng)
+            # Of these a step of a grey level can be a leap of the image.
+            if drawn.solarize < 256 or {name for name, _ in drawn.operations} & {"posterize", "solarize", "equalize"}:
+                continue
+            small = transforms.apply_draw(photo, drawn, (32, 48), rng)
+            large = transforms.apply_draw(photo, drawn.scaled((32, 48), (96, 144)), (96, 144), rng)
+            halved = large.reshape(32, 3, 48, 3, 3).mean((1, 3))
+            # Without the borders that a rotation moves in.
+            difference = np.abs(halved - small)[4:-4, 4:-4]
+            worst.append(np.median(difference))
+            assert np.corrcoef(halved.ravel(), small.ravel())[0, 1] > 0.9, drawn
+        assert len(worst) > 15 and max(worst) < 6

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from keras_ci2p.data import image_folder
+from keras_ci2p.data import DataError, image_folder
 from keras_ci2p.data.mixing import MixDraw, draw_mix, mix
 
 IMAGES = np.stack([np.full((4, 6, 2), value, "float32") for value in (0, 100, 200)])
@@ -88,3 +88,63 @@ def test_batches_are_mixed_anew_in_each_epoch(photos):
     np.testing.assert_array_equal(first, weights(0)[0])
     validation = image_folder(photos, image_size=32, split="val", mixup=0.8)
     assert all((labels.max(1) == 1).all() for _, labels in validation)
+
+
+class TestTargets:
+    """What belongs to parts of the image is mixed there."""
+
+    MAPS = np.stack([np.full((2, 3, 1), value, "float32") for value in (0, 1, 2)])
+
+    def test_mixup(self):
+        draw = MixDraw(PARTNER, 0.75, (0, 0, 0, 0), 0.75)
+        targets = {"labels": LABELS, "features_0": self.MAPS, "teacher": LABELS[::-1]}
+        images, mixed = mix(IMAGES, targets, draw)
+        plain = mix(IMAGES, LABELS, draw)
+        np.testing.assert_array_equal(images, plain[0])
+        np.testing.assert_array_equal(mixed["labels"], plain[1])
+        np.testing.assert_array_equal(mixed["teacher"], mix(IMAGES, LABELS[::-1], draw)[1])
+        np.testing.assert_allclose(mixed["features_0"][:, 0, 0, 0], [0.25, 1.25, 1.5])
+        assert mixed["features_0"].dtype == "float32" and mixed["features_0"].std((1, 2, 3)).max() == 0
+
+    def test_cutmix_by_covered_share(self):
+        """A box of rows 1..3 and columns 1..5 over maps whose positions are two by two pixels."""
+        draw = MixDraw(PARTNER, 1.0, (1, 1, 3, 5), 1 - 8 / 24)
+        _, mixed = mix(IMAGES, {"labels": LABELS, "features_0": self.MAPS}, draw)
+        covered = np.array([[0.25, 0.5, 0.25], [0.25, 0.5, 0.25]])
+        np.testing.assert_allclose(mixed["features_0"][0, :, :, 0], covered)
+        np.testing.assert_allclose(mixed["features_0"][2, :, :, 0], 2 - 2 * covered)
+        np.testing.assert_allclose(mixed["labels"], mix(IMAGES, LABELS, draw)[1])
+        np.testing.assert_allclose(covered.mean(), 8 / 24)
+
+    def test_maps_finer_and_coarser_than_the_pixels_of_the_box(self, rng):
+        maps = {"fine": rng.normal(size=(3, 8, 18, 2)), "coarse": rng.normal(size=(3, 1, 1, 2)), "odd": self.MAPS}
+        maps = {name: array.astype("float32") for name, array in maps.items()}
+        draw = MixDraw(PARTNER, 1.0, (0, 2, 3, 6), 0.5)
+        _, mixed = mix(IMAGES, maps, draw)
+        inside, outside = mixed["fine"][:, :6, 6:], mixed["fine"][:, :, :6]
+        np.testing.assert_allclose(inside, maps["fine"][PARTNER][:, :6, 6:], atol=1e-6)
+        np.testing.assert_array_equal(outside, maps["fine"][:, :, :6])
+        np.testing.assert_array_equal(mixed["fine"][:, 6:], maps["fine"][:, 6:])
+        np.testing.assert_allclose(mixed["coarse"], (maps["coarse"] + maps["coarse"][PARTNER]) / 2, atol=1e-6)
+
+    def test_no_box_and_an_empty_box_change_nothing(self):
+        for box in ((0, 0, 0, 0), (2, 3, 2, 5)):
+            _, mixed = mix(IMAGES, {"labels": LABELS, "features_0": self.MAPS}, MixDraw(PARTNER, 1.0, box, 1.0))
+            np.testing.assert_array_equal(mixed["features_0"], self.MAPS)
+            np.testing.assert_array_equal(mixed["labels"], LABELS)
+
+    def test_of_photos_they_are_mixed_with_them(self, photos):
+        """A map that is the image itself stays it."""
+
+        def targets(images):
+            return {"features_0": images / 255}
+
+        options = {"image_size": 32, "batch_size": 8, "mixup": 0.8, "cutmix": 1.0}
+        mixed = 0
+        for images, labels in image_folder(photos, targets=targets, **options):
+            np.testing.assert_allclose(labels["features_0"], images / 255, atol=1e-5)
+            mixed += (labels["labels"].max(1) < 1).any()
+        assert mixed
+        for wrong in ({"augment_on": "device"}, {"num_workers": 1}):
+            with pytest.raises(DataError, match=f"augmented on the host, by threads.*{next(iter(wrong))}"):
+                image_folder(photos, targets=targets, **{**options, **wrong})

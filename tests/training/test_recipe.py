@@ -65,6 +65,18 @@ def test_strings_from_the_command_line():
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "weights"),
+    [("4,4,16", (4, 4, 16)), ("[4.0, 16]", (4, 16)), ("8", (8,)), (8, (8,)), ([4, 16], (4, 16)), ("", ()), ([], ())],
+)
+def test_weights_of_feature_maps(given, weights, tmp_path):
+    recipe = Recipe().override({"distill_features": given})
+    assert recipe.distill_features == weights and all(isinstance(x, float) for x in recipe.distill_features)
+    write_recipe(tmp_path / "recipe.toml", recipe)
+    assert read_recipe(tmp_path / "recipe.toml") == recipe
+    assert Recipe().override(recipe.as_dict()) == recipe
+
+
 def test_toml_holds_every_number():
     values = tomllib.loads(Recipe().to_toml())
     assert set(values) == {f.name for f in dataclasses.fields(Recipe)}
@@ -77,6 +89,10 @@ def test_toml_holds_every_number():
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"epochs": 1.5}, "epochs must be an integer"),
         ({"learning_rate": 0}, "learning_rate must be positive"),
+        ({"distill_alpha": 1.5}, r"distill_alpha must be in \[0, 1\]"),
+        ({"distill_temperature": 0}, "distill_temperature must be positive"),
+        ({"distill_features": "4,-1"}, "distill_features must be numbers of at least 0"),
+        ({"distill_features": "4,many"}, "distill_features must be numbers such as"),
         ({"learning_rate": "fast"}, "learning_rate must be a number"),
         ({"label_smoothing": 1}, r"label_smoothing must be in \[0, 1\)"),
         ({"clip_norm": -1}, "clip_norm must be positive or none"),
@@ -86,7 +102,7 @@ def test_toml_holds_every_number():
         ({"augmentation": 3}, "no number augmentation"),
         ({"augmentation.hue": 1}, "no number augmentation.hue.*augmentation.erasing"),
         ({"augmentation.erasing": 2}, "erasing is a probability"),
-        ({"augmentation.crop_area": 1}, "crop_area must be a pair"),
+        ({"augmentation.crop_area": 1}, "crop_area is a pair of positive numbers"),
     ],
 )
 def test_wrong_values(values, message):

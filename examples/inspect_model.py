@@ -2,6 +2,7 @@
 
 python examples/inspect_model.py                               # the preset animals10, scikit-image's cat
 python examples/inspect_model.py my_model photo.jpg --out photo.png
+python examples/inspect_model.py my_model --sample astronaut   # another of scikit-image's
 python examples/inspect_model.py my_model photo.jpg --data photos     # and the confusion matrix, photo_confusion.png
 """
 
@@ -26,12 +27,12 @@ from keras_ci2p.training.evaluation import evaluation_size, plot_confusion
 from keras_ci2p.training.model import read_compressor
 
 
-def read_picture(path):
-    if path:
-        return load_image(path)
+def read_sample(name):
     from skimage import data
 
-    return Image.fromarray(data.chelsea())
+    if name not in data.__all__:
+        raise SystemExit(f"scikit-image has no picture {name!r}. It has: {', '.join(data.__all__)}")
+    return Image.fromarray(getattr(data, name)()).convert("RGB")
 
 
 def reconstruction(model, batch, name):
@@ -61,18 +62,20 @@ def probabilities(model, batch):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("preset", nargs="?", default="animals10", help="name, directory or run; default: animals10")
-    parser.add_argument("picture", nargs="?", help="default: the cat of scikit-image")
+    parser.add_argument("picture", nargs="?", help="default: --sample")
+    parser.add_argument("--sample", default="chelsea", metavar="NAME", help="of scikit-image; default: chelsea, a cat")
     parser.add_argument("--compressor", help="preset, run or checkpoint that decodes the latents; default: the model's")
     parser.add_argument("--data", help="folder of photos, one subfolder per class, for the confusion matrix")
     parser.add_argument("--out", type=Path, default="inspection.png", help="default: inspection.png")
     args = parser.parse_args()
 
     model, preset = open_model(args.preset)
-    picture = center_crop(read_picture(args.picture), evaluation_size(model))
+    picture = load_image(args.picture) if args.picture else read_sample(args.sample)
+    picture = center_crop(picture, evaluation_size(model))
     batch = picture[None]
     decoded = reconstruction(model, batch, args.compressor or preset.metadata.get("compressor"))
 
-    figure = Figure(figsize=(16 if decoded is not None else 12.5, 4), layout="constrained")
+    figure = Figure(figsize=(15 if decoded is not None else 11.5, 3.7), layout="constrained")
     axes = list(figure.subplots(1, 4 if decoded is not None else 3))
     shown = [("picture", picture)]
     if decoded is not None:
@@ -80,23 +83,32 @@ def main():
         shown.append((f"reconstruction, {10 * np.log10(255**2 / max(error, 1e-9)):.1f} dB", decoded))
     shown.append(("attention rollout (1: the mean token)", picture.mean(axis=-1)))
     for panel, (title, pixels) in zip(axes, shown, strict=False):
-        panel.imshow(pixels, cmap="gray")
+        panel.imshow(pixels, cmap="gray", interpolation="lanczos")
         panel.set_title(title)
         panel.set_axis_off()
     height, width = picture.shape[:2]
     overlay = axes[-2].imshow(
-        received_attention(model, batch), extent=(-0.5, width - 0.5, height - 0.5, -0.5), cmap="inferno", alpha=0.55
+        received_attention(model, batch),
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        cmap="inferno",
+        alpha=0.6,
+        # The tokens are few, and what each sees has no edges: the layers before mix it with its neighbours.
+        interpolation="bicubic",
     )
     figure.colorbar(overlay, ax=axes[-2], shrink=0.8)
 
     scores = probabilities(model, batch)
     best = np.argsort(scores)[-10:]
     names = model.class_names or [str(i) for i in range(model.num_classes)]
-    bars = axes[-1].barh([names[i] for i in best], 100 * scores[best])
-    axes[-1].bar_label(bars, fmt="%.1f", padding=3)
-    axes[-1].set_xlim(0, 115)
-    axes[-1].set_xlabel("probability (%)")
-    figure.savefig(args.out, dpi=110)
+    colours = ["C0" if i == best[-1] else "lightsteelblue" for i in best]
+    bars = axes[-1].barh([names[i] for i in best], 100 * scores[best], color=colours)
+    axes[-1].bar_label(bars, fmt="%.1f %%", padding=3)
+    axes[-1].set_xlim(0, 120)
+    axes[-1].set_xticks([])
+    axes[-1].tick_params(left=False)
+    axes[-1].spines[["top", "right", "bottom"]].set_visible(False)
+    axes[-1].set_title("probabilities")
+    figure.savefig(args.out, dpi=120)
     print(f"{names[best[-1]]}, {scores[best[-1]]:.1%}. Picture: {args.out}")
 
     if args.data:

@@ -29,6 +29,16 @@ def add_parser(commands):
         help="test: of a folder or set that has such a split; default: val",
     )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="default: 32")
+    classifiers = parser.add_argument_group("for classifiers")
+    classifiers.add_argument(
+        "--without-copies",
+        action="store_true",
+        help="leave out the images that have a near-copy among the training images of DATA: scaled, encoded anew or "
+        "mirrored",
+    )
+    classifiers.add_argument(
+        "--worst", type=int, default=0, metavar="N", help="also worst.png: of the wrong images the N of highest loss"
+    )
     parser.add_argument(
         "--out", metavar="DIR", help="where to write; default: RUN/evaluation, for a preset ./evaluation"
     )
@@ -53,9 +63,14 @@ def run(args):
 
     require("matplotlib.figure", extra="train")
     preset = open_preset(preset_of(args.model))
+    is_compressor = preset.registered_name() == "keras_ci2p>Compressor"
+    if is_compressor and (args.without_copies or args.worst):
+        raise ValueError(f"--without-copies and --worst are for classifiers; {args.model} is a compressor.")
+    if args.worst < 0:
+        raise ValueError(f"--worst must not be negative. Received: {args.worst}")
     is_run = preset_of(args.model) != args.model
     out = Path(args.out) if args.out else Path(args.model if is_run else ".") / "evaluation"
-    measure = _measure_compressor if preset.registered_name() == "keras_ci2p>Compressor" else _measure_classifier
+    measure = _measure_compressor if is_compressor else _measure_classifier
     measure(args, preset, out)
 
 
@@ -65,7 +80,7 @@ def _measure_classifier(args, preset, out):
     from keras_ci2p.data import open_data
     from keras_ci2p.data.seen import count_overlap
     from keras_ci2p.training.backend import environment
-    from keras_ci2p.training.evaluation import check_classes, evaluate, plot_confusion
+    from keras_ci2p.training.evaluation import check_classes, evaluate, evaluation_size, plot_confusion, plot_worst
 
     model, _ = open_model(preset)
     manifest = open_data(args.data)
@@ -75,14 +90,32 @@ def _measure_classifier(args, preset, out):
     if known:
         by = f" ({by_name} are known by class and name alone)" if by_name else ""
         warnings.warn(f"{known} of these {count} photos were trained on{by}: the figures are too good.", stacklevel=1)
-    report = evaluate(model, manifest, args.split, batch_size=args.batch_size, verbose=int(sys.stdout.isatty()))
+    report = evaluate(
+        model,
+        manifest,
+        args.split,
+        batch_size=args.batch_size,
+        verbose=int(sys.stdout.isatty()),
+        without_copies=args.without_copies,
+        worst=args.worst,
+    )
     report = {"model": str(args.model), **report, **environment()}
     files.write_json(out / "report.json", report)
     plot_confusion(out / "confusion.png", report)
+    written = [out / "report.json", out / "confusion.png"]
+    if report.get("worst"):
+        plot_worst(out / "worst.png", report, manifest, evaluation_size(model))
+        written.append(out / "worst.png")
     print(_table(report))
+    if args.without_copies:
+        copies = report["copies"]
+        print(
+            f"{copies['left_out']} of the {count} photos left out: near-copies of training photos, which differ in at "
+            f"most {copies['max_distance']} of 64 bits of their hash"
+        )
     scores = f"top-1 {100 * report['top1']:.2f} %, top-5 {100 * report['top5']:.2f} %"
     print(f"{scores} of {report['images']} photos ({args.split})")
-    print(f"written: {out / 'report.json'}, {out / 'confusion.png'}")
+    print(f"written: {', '.join(map(str, written))}")
 
 
 def _measure_compressor(args, preset, out):

@@ -103,6 +103,9 @@ class CI2PClassifier(CI2PParts, ImageClassifier):
             self.__dict__["_latent_classifier"] = keras.Model(inputs, outputs, name="latent_classifier")
         return self.__dict__["_latent_classifier"]
 
+    # Latents and files of a compressor serve every model that holds it.
+    _exact_groups = ("analysis_transform",)
+
     def _preset_metadata(self):
         # The preset with the synthesis transform: with it, reconstructions can be shown.
         origin = self.compressor.origin

@@ -153,7 +153,7 @@ class ImageClassifier(keras.Model):
             metadata: Further entries of `metadata.json`, values that JSON can hold.
             files: Further files, as a dict of name to bytes.
             storage: "float32", "float16" or "int8", as in `keras_ci2p.presets.compact_weights`; what is loaded from it
-                is float32 again.
+                is float32 again. A compressor that 16-bit floats hold exactly, as the shipped one, keeps its weights.
 
         Raises:
             FileExistsError: `preset_dir` exists and is no preset.
@@ -171,6 +171,7 @@ class ImageClassifier(keras.Model):
             metadata={"parameter_count": self.count_params(), **self._preset_metadata(), **(metadata or {})},
             files=files,
             storage=storage,
+            exact=self._exact_groups,
         )
 
     @classmethod
@@ -225,6 +226,9 @@ class ImageClassifier(keras.Model):
             with files.reading(TASK_WEIGHTS) as path:
                 model._head_model().load_weights(path)
         return model
+
+    # What weight files call the layers whose weights are not rounded further than they are.
+    _exact_groups = ()
 
     def _preset_metadata(self):
         return {}

@@ -127,7 +127,7 @@ def open_preset(name_or_directory):
     return Preset(directory, metadata)
 
 
-def write_preset(directory, config, task, weights, metadata, files=None, storage="float32"):
+def write_preset(directory, config, task, weights, metadata, files=None, storage="float32", exact=()):
     """Writes a preset directory aside and renames it into place.
 
     Args:
@@ -137,7 +137,7 @@ def write_preset(directory, config, task, weights, metadata, files=None, storage
         weights: File name to a function that writes that weight file to a path.
         metadata: Further entries of `metadata.json`.
         files: Further files, name to bytes.
-        storage: How the weights are stored, as in `compact_weights`.
+        storage, exact: How the weights are stored, as in `compact_weights`.
 
     Raises:
         FileExistsError: `directory` exists and is no preset.
@@ -151,7 +151,7 @@ def write_preset(directory, config, task, weights, metadata, files=None, storage
             disk.write_json(temporary / TASK, task)
         for name, write in weights.items():
             write(str(temporary / name))
-            compact_weights(temporary / name, storage)
+            compact_weights(temporary / name, storage, exact)
         for name, content in (files or {}).items():
             (temporary / name).write_bytes(content)
         _write_metadata(temporary, metadata, storage, temporary.iterdir())

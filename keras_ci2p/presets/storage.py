@@ -31,7 +31,7 @@ def check_storage(storage):
         raise ValueError(f"`storage` must be one of {', '.join(STORAGES)}. Received: storage={storage!r}")
 
 
-def compact_weights(path, storage):
+def compact_weights(path, storage, exact=()):
     """Rewrites the large float32 arrays of a Keras weight file; names, shapes and all else stay.
 
     "float16" rounds to 16-bit floats. "int8" rounds the weights of each output channel to whole multiples of a power of
@@ -39,9 +39,13 @@ def compact_weights(path, storage):
     floats hold them exactly. Both are datasets of 16-bit floats behind HDF5's own shuffle and gzip filters, of 1.7 and
     1.1 bytes a weight. Equal weights make equal files.
 
+    What was trained elsewhere and must stay what it is there, such as a frozen compressor, is named by `exact`: of its
+    arrays those that 16-bit floats hold exactly, as stored ones are, are not rounded further.
+
     Args:
         path: File ending in .weights.h5; replaced.
         storage: One of `STORAGES`; "float32" leaves the file as it is.
+        exact: Names of groups of the file, at whatever depth.
 
     Raises:
         ValueError: Unknown storage.
@@ -54,16 +58,22 @@ def compact_weights(path, storage):
         h5py.File(path) as source,
         _create_file(temporary) as target,
     ):
-        _copy(source, target, storage)
+        _copy(source, target, storage, exact)
 
 
-def compact_array(values, storage):
-    """A float32 array as `compact_weights` stores it: float16 where that loses little enough, else as it is."""
+def compact_array(values, storage, exact=False):
+    """A float32 array as `compact_weights` stores it: float16 where that loses little enough, else as it is.
+
+    With `exact`, values that 16-bit floats hold exactly are not rounded further.
+    """
     if values.dtype != np.float32 or values.size < SMALLEST or sum(side > 1 for side in values.shape) < 2:
         return values
     # Depthwise kernels end in an axis of length 1.
     axis = max(axis for axis, side in enumerate(values.shape) if side > 1)
     others = tuple(other for other in range(values.ndim) if other != axis)
+    with np.errstate(over="ignore"):
+        if exact and np.array_equal(values.astype("float16"), values):
+            return values.astype("float16")
     candidates = {"float16": lambda: values, "int8": lambda: _whole_steps(values, others)}
     for precision in ("int8", "float16") if storage == "int8" else ("float16",):
         with np.errstate(over="ignore"):
@@ -97,14 +107,14 @@ def _relative_error(rounded, values, others):
     return worst if np.isfinite(worst) else np.inf
 
 
-def _copy(source, target, storage):
+def _copy(source, target, storage, exact, is_exact=False):
     for name, value in source.attrs.items():
         target.attrs[name] = value
     for name, item in source.items():
         if isinstance(item, h5py.Group):
-            _copy(item, _create_group(target, name), storage)
+            _copy(item, _create_group(target, name), storage, exact, is_exact or name in exact)
             continue
-        values = compact_array(item[()], storage)
+        values = compact_array(item[()], storage, is_exact)
         if values.dtype == item.dtype:
             source.copy(item, target, name)
             continue

@@ -22,6 +22,7 @@ from keras_ci2p.extras import require
 from keras_ci2p.training.probe import fit_probe
 
 TEACHERS = ("efficientnet-lite2",)
+DEFAULT_SIZE = 192
 LICENSE = "Apache-2.0"
 # Part of the files' names: what it computes, and how the probe is fitted.
 _VERSION = 1
@@ -35,7 +36,7 @@ _FEW_PHOTOS = 5000
 _CROP = dataclasses.replace(CROP_AND_FLIP, crop_area=(0.35, 1.0))
 
 
-def make_teacher(name, manifest, image_size=192, cache_dir=None, verbose=1):
+def make_teacher(name, manifest, image_size=DEFAULT_SIZE, cache_dir=None, verbose=1):
     """Fits a teacher to photos, or finds the one fitted to the same photos before.
 
     The network's ImageNet features stay as they are; multinomial logistic regression on their mean makes the logits.

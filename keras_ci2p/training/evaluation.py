@@ -1,14 +1,17 @@
 """How good a classifier is on a folder of photos."""
 
+import math
+
 import keras
 import numpy as np
 
 from keras_ci2p import files
-from keras_ci2p.data import DataError, image_folder, open_data
+from keras_ci2p.data import DataError, center_crop, image_folder, open_data
+from keras_ci2p.data.near_copies import MAX_DISTANCE, without_near_copies
 from keras_ci2p.extras import require
 
 
-def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1):
+def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1, without_copies=False, worst=0):
     """Top-1, top-5 and the confusion matrix of a classifier.
 
     Args:
@@ -18,16 +21,28 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         split: "val" (the default, never trained on by `train`), "test" of data that have it, or "all".
         image_size: Height and width of the images; None for the model's.
         batch_size, verbose: As in `predict`.
+        without_copies: Whether to leave out the images that have a near-copy among the training images, as
+            `keras_ci2p.data.near_copies.without_near_copies` finds them.
+        worst: How many of the wrongly classified images to name.
 
     Returns:
         dict: `images`, `top1`, `top5` (shares in 0..1), `per_class` (list of dicts with `name`, `images`, `recall`,
-        `precision`), `confusion` (rows: true class, columns: predicted), `class_names`, `data_sha256`.
+        `precision`), `confusion` (rows: true class, columns: predicted), `class_names`, `split`, `data_sha256`. With
+        `without_copies` also `copies`, a dict with the number `left_out` and the `max_distance` of the hashes; with
+        `worst` such a list: of the wrongly classified images those of the highest loss, the highest first, dicts with
+        `image` (its file), `true` and `predicted` class, the `probability` of each as `true_probability` and
+        `predicted_probability`, and `loss`.
 
     Raises:
         DataError: Classes that are not the model's, or data that cannot be used.
+        ValueError: `without_copies` with the split "all".
     """
-    manifest = open_data(data)
+    manifest = whole = open_data(data)
     class_names = check_classes(model, manifest)
+    copies = {}
+    if without_copies:
+        manifest, count = without_near_copies(manifest, split)
+        copies = {"copies": {"left_out": count, "max_distance": MAX_DISTANCE}}
     images = image_folder(
         manifest,
         split=split,
@@ -37,14 +52,15 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         size_multiple=model.size_multiple,
     )
     # Photos that can no longer be read are left out of the batches; so labels come with the images.
-    probabilities, labels = [], []
+    scores, labels, files_read = [], [], []
     progress = keras.utils.Progbar(images.steps_per_epoch, verbose=verbose, unit_name="batch")
-    for batch, one_hot in images:
+    for number, (batch, one_hot) in enumerate(images):
         if len(batch):
-            probabilities.append(model.predict_on_batch(batch))
+            scores.append(model.predict_on_batch(batch))
             labels.append(one_hot.argmax(-1))
+            files_read += _files_of_batch(images, number, len(batch))
         progress.add(1)
-    scores, labels = np.concatenate(probabilities), np.concatenate(labels)
+    scores, labels = np.concatenate(scores), np.concatenate(labels)
     order = np.argsort(-scores, axis=-1, kind="stable")
     # The folder's labels count its subfolders; the model's outputs count its class names.
     labels = np.array([class_names.index(name) for name in manifest.class_names])[labels]
@@ -66,8 +82,47 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         "confusion": confusion.tolist(),
         "class_names": class_names,
         "split": split,
-        "data_sha256": manifest.sha256,
+        "data_sha256": whole.sha256,
+        **copies,
+        **({"worst": _worst(model, scores, labels, files_read, class_names, worst)} if worst else {}),
     }
+
+
+def _files_of_batch(images, number, count):
+    """Names of the `count` images in the batch `number` of `image_folder`, which leaves out what it cannot read."""
+    first = number * images.batch_size
+    numbers = range(first, min(first + images.batch_size, len(images.manifest)))
+    if len(numbers) != count:
+        numbers = [number for number in numbers if _is_readable(images.manifest, number)]
+    return [images.manifest.files[number] for number in numbers]
+
+
+def _is_readable(manifest, number):
+    try:
+        manifest.open(number)
+    except OSError:
+        return False
+    return True
+
+
+def _worst(model, scores, labels, names, class_names, count):
+    scores = np.asarray(scores, "float64")
+    if model.activation is None:
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    probabilities = scores / scores.sum(axis=-1, keepdims=True)
+    predicted, of_truth = probabilities.argmax(axis=-1), probabilities[np.arange(len(labels)), labels]
+    wrong = [i for i in np.argsort(of_truth, kind="stable") if predicted[i] != labels[i]]
+    return [
+        {
+            "image": names[i],
+            "true": class_names[labels[i]],
+            "predicted": class_names[predicted[i]],
+            "true_probability": float(of_truth[i]),
+            "predicted_probability": float(probabilities[i].max()),
+            "loss": float(-np.log(max(of_truth[i], np.finfo("float64").tiny))),
+        }
+        for i in wrong[:count]
+    ]
 
 
 def check_classes(model, manifest):
@@ -109,6 +164,38 @@ def plot_confusion(path, report):
             axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
     axes.set_title(f"top-1 {100 * report['top1']:.2f} % of {report['images']} photos")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    with files.atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def plot_worst(path, report, data, image_size=(192, 192)):
+    """The images that a report of `evaluate` names as `worst`, as a PNG, each above what it was taken for.
+
+    Args:
+        path: Where to.
+        report: What `evaluate` gave, with at least one image in `worst`.
+        data: The data that were measured.
+        image_size: `(height, width)` of the central crops that are shown.
+    """
+    figure_class = require("matplotlib.figure", extra="train").Figure
+    manifest = open_data(data).split(report["split"])
+    number_of = {file: number for number, file in enumerate(manifest.files)}
+    rows = report["worst"]
+    columns = min(6, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    figure = figure_class(figsize=(1.9 * columns, 2.35 * lines + 0.3), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, row in zip(panels, rows, strict=False):
+        axes.imshow(center_crop(manifest.open(number_of[row["image"]]), image_size))
+        axes.set_title(
+            f"{row['true']} ({100 * row['true_probability']:.1f} %)\n"
+            f"as {row['predicted']} ({100 * row['predicted_probability']:.1f} %)",
+            fontsize=8,
+        )
+    wrong = report["images"] - int(np.trace(report["confusion"]))
+    figure.suptitle(f"{len(rows)} of {wrong} wrong, the highest loss first", fontsize=10)
     with files.atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
 

@@ -6,7 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from keras_ci2p import CI2PViT
 from keras_ci2p.cli import main
@@ -47,6 +47,46 @@ def test_evaluate(run_dir, photos, capsys):
     captured = capsys.readouterr()
     assert "24 of these 30 photos were trained on" in captured.err
     assert json.loads((run_dir.parent / "elsewhere" / "report.json").read_text())["images"] == 30
+
+
+def test_evaluate_without_copies_and_the_worst(run_dir, tmp_path, capsys):
+    """A copy of a training photo is left out, another photo of its class is not; what is wrong is shown."""
+    scenes = np.random.default_rng(0).integers(0, 256, (12, 9, 12, 3), "uint8")
+    scenes = [Image.fromarray(pixels).resize((120, 90), Image.Resampling.BICUBIC) for pixels in scenes]
+    for i, (split, name) in enumerate((split, name) for split in ("train", "val") for name in ("bird", "cat", "dog")):
+        (tmp_path / "split" / split / name).mkdir(parents=True)
+        for j in range(2):
+            scenes[2 * i + j].save(tmp_path / "split" / split / name / f"{j}.png")
+    copy = ImageOps.mirror(scenes[2].resize((77, 60)))
+    copy.save(tmp_path / "split" / "val" / "cat" / "copy.jpg", quality=60)
+    arguments = ["evaluate", str(run_dir), str(tmp_path / "split"), "--worst", "5"]
+    assert main(arguments) == 0
+    assert "left out" not in capsys.readouterr().out
+    whole = json.loads((run_dir / "evaluation" / "report.json").read_text())
+    assert whole["images"] == 7 and "copies" not in whole
+    (run_dir / "evaluation" / "worst.png").unlink()
+
+    assert main([*arguments, "--without-copies"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 of the 7 photos left out: near-copies of training photos" in printed and "worst.png" in printed
+    report = json.loads((run_dir / "evaluation" / "report.json").read_text())
+    assert report["images"] == 6 and report["copies"] == {"left_out": 1, "max_distance": 4}
+    assert report["data_sha256"] == whole["data_sha256"]
+    wrong = 6 - round(6 * report["top1"])
+    assert wrong > 0 and len(report["worst"]) == min(5, wrong)
+    losses = [row["loss"] for row in report["worst"]]
+    assert losses == sorted(losses, reverse=True) and losses[0] > 0
+    for row in report["worst"]:
+        assert row["image"].startswith(f"val/{row['true']}/") and row["predicted"] != row["true"]
+        assert row["true_probability"] < row["predicted_probability"]
+    with Image.open(run_dir / "evaluation" / "worst.png") as page:
+        assert min(page.size) > 200
+
+    for options, message in (
+        (["--without-copies", "--split", "all"], "left out of val or test"),
+        (["--worst", "-1"], "must not be negative"),
+    ):
+        assert message in failed(capsys, "evaluate", str(run_dir), str(tmp_path / "split"), *options)
 
 
 def test_evaluate_finds_photos_that_were_trained_on_in_other_folders(run_dir, photos, capsys):

@@ -237,15 +237,126 @@ def test_a_run_on_stored_latents():
     """Its recipe has the image size and the augmentation of the cache, and there are two commands."""
     recipe = {"image_size": 256, "epochs": 3, "augmentation": {"flip": 0.5}}
     latents = {"views": 4, "store": "rounded", "seed": 7, "image_size": [128, 128], "augmentation": {"flip": 0.25}}
-    settings = {"variant": "tiny", "seed": 2, "recipe": recipe, "class_weights": {"cat": 2.0}, "dtype": "float32"}
+    weights = {"cat": 2.0, "dog": 1.23456789}
+    settings = {"variant": "tiny", "seed": 2, "recipe": recipe, "class_weights": weights, "dtype": "float32"}
     record = {"settings": settings, "data": {"latents": latents}, "backend": "jax"}
     assert recipe_of(record).image_size == 128 and recipe_of(record).augmentation.flip == 0.25
     assert training_commands(record) == [
         'KERAS_BACKEND=jax keras-ci2p cache "$DATA" latents --compressor "$COMPRESSOR" --views 4 --store rounded '
         "--recipe recipe.toml --seed 7",
-        "KERAS_BACKEND=jax keras-ci2p train latents --recipe recipe.toml --variant tiny --class-weights cat=2 --seed 2 "
-        "--out run",
+        "KERAS_BACKEND=jax keras-ci2p train latents --recipe recipe.toml --variant tiny "
+        "--class-weights cat=2,dog=1.23456789 --seed 2 --out run",
     ]
+
+
+class TestTeacher:
+    """What a card says of the teacher of a run, and the commands that ask it again."""
+
+    TEACHER = {
+        "name": "efficientnet-lite2",
+        "sha256": "89ab",
+        "license": "Apache-2.0",
+        "image_size": [192, 192],
+        "value_range": [0, 255],
+        "features": [{"name": "features_16", "channels": 128}, {"name": "features_32", "channels": 128}],
+        "val_top1": 0.975,
+    }
+
+    def record(self, teacher, **data):
+        latents = {"views": 4, "store": "rounded", "seed": 7, "image_size": [128, 128], "augmentation": {}}
+        recipe = {"distill_alpha": 0.5, "distill_temperature": 2.0}
+        settings = {"variant": "tiny", "seed": 2, "recipe": recipe, "matmul_precision": "bfloat16"}
+        return {"settings": settings, "data": {"latents": latents, "teacher": teacher, **data}, "backend": "torch"}
+
+    def test_commands_of_a_run_on_latents_with_more_views(self):
+        made, *others = training_commands(self.record(self.TEACHER, views=10))
+        assert made.endswith('--views 4 --store rounded --recipe recipe.toml --seed 7 --teacher "$TEACHER"')
+        assert others == [
+            'KERAS_BACKEND=torch keras-ci2p cache "$DATA" latents --more-views 6 --teacher "$TEACHER"',
+            "KERAS_BACKEND=torch keras-ci2p train latents --recipe recipe.toml --variant tiny "
+            "--matmul-precision bfloat16 --seed 2 --out run",
+        ]
+        small = {**self.TEACHER, "image_size": [160, 160]}
+        assert training_commands(self.record(small))[0].endswith('--teacher "$TEACHER" --teacher-size 160')
+
+    def test_commands_with_a_teacher_of_another_origin(self):
+        other = {**self.TEACHER, "name": "resnet", "value_range": [-1.0, 1.0]}
+        made, _ = training_commands(self.record(other))
+        asked = '"$TEACHER" --teacher-size 192 --teacher-range -1,1 --teacher-features features_16,features_32'
+        assert made.endswith(f"--teacher {asked}")
+        triples = {**other, "value_range": [[0, 0, 0], [1, 1, 2]], "image_size": [64, 96], "features": []}
+        assert training_commands(self.record(triples))[0].endswith('--seed 7 --teacher "$TEACHER"')
+
+    def test_card_of_a_run_on_latents(self):
+        model = {"class": "CI2PViT", "image_shape": [128, 128, 3], "parameters": 1, "compressor": None}
+        here = {"bytes": 1, "storage": "int8"}
+        environment_of_run = {**environment(), "hours": 1.0}
+        record = {**self.record(self.TEACHER, views=10), **environment_of_run}
+        record["settings"] = {**record["settings"], "dtype": "float32"}
+        report = {
+            "name": "animals",
+            **here,
+            "model": {**model, **VARIANTS["tiny"]},
+            **MEASURED,
+            "original": {**MEASURED, **here, "difference": 0, "allowed": 1},
+            "data": {"name": "photos", "sha256": "0123", "classes": [{"name": "cat", "train": 9, "val": 2}]},
+            "training": {"epoch": 3, "train_photos": 20865, "train_sha256": "4567"},
+            "run": record,
+            **environment(),
+        }
+        text = classifier_card(report, notes="")
+        assert (
+            "\nCI2P-ViT tiny, trained on 20,865 images while imitating the teacher efficientnet-lite2 (ImageNet's "
+            "features, a linear probe for these classes; top-1 97.50 % itself): an RGB photo in, one of 3 classes out:"
+        ) in text
+        assert row(text, "teacher") == ["efficientnet-lite2"] and row(text, "teacher's licence") == ["Apache-2.0"]
+        assert row(text, "teacher's SHA-256") == ["`89ab`"]
+        assert row(text, "teacher's own top-1") == ["97.50 % of the run's validation photos"]
+        assert row(text, "imitated") == [
+            "its probabilities at temperature 2, 50 % of the classification loss; its feature maps "
+            "features_16 times 8, features_32 times 16"
+        ]
+        assert row(text, "trained on stored latents") == ["10 augmented views of each photo, rounded, seed 7"]
+        assert "distill_alpha = 0.5" in text and row(text, "precision of products") == ["bfloat16"]
+        assert "\nTEACHER=...  # the teacher efficientnet-lite2, SHA-256 89ab; or the name efficientnet-lite2" in text
+        assert '"knowledge-distillation"' in text
+        # Begun with another run, without a teacher.
+        del record["data"]["teacher"]
+        record["settings"]["init"] = "$INIT"
+        text = classifier_card(report, notes="")
+        assert "\nCI2P-ViT tiny, fine-tuned on 20,865 images: an RGB photo in" in text
+        assert row(text, "began with")[0].startswith("the weights of another run or preset, `INIT` below")
+        assert "teacher" not in text.lower().replace("distill", "") and "knowledge-distillation" not in text
+
+    def test_publish(self, trained, photos, tmp_path, monkeypatch):
+        """Of a run that asked a teacher while it was fine-tuned."""
+        run, dest = tmp_path / "run", tmp_path / "published"
+        options = ["--init", str(trained), "--model", "vit", "--teacher", str(trained), "--teacher-size", "64"]
+        recipe = ["--image-size", "32", "--epochs", "1", "--batch-size", "8", "--set", "distill_alpha=0.75"]
+        assert main(["train", str(photos), "--out", str(run), *options, *recipe]) == 0
+        assert main(["publish", str(run), str(dest), "--data", str(photos)]) == 0
+        (dest / "README.md").write_text("")
+        # What is published again still knows it.
+        assert main(["publish", str(dest), str(tmp_path / "again"), "--data", str(photos), "--storage", "int8"]) == 0
+        report = json.loads((tmp_path / "again" / "report.json").read_text())
+        teacher = report["run"]["data"]["teacher"]
+        assert teacher["sha256"] == json.loads((run / "config.json").read_text())["data"]["teacher"]["sha256"]
+        head, text = read_card(tmp_path / "again")
+        assert "knowledge-distillation" in head["tags"]
+        itself = f"top-1 {100 * teacher['val_top1']:.2f} % itself"
+        assert f"ViT, fine-tuned on 24 images while imitating the teacher {teacher['name']} ({itself}): " in text
+        assert row(text, "teacher's licence") == ["not stated in its file"]
+        assert str(tmp_path.parent) not in text + json.dumps(report)
+        # The card's command gives the settings of the run again.
+        (command,) = [line for line in text.splitlines() if "keras-ci2p train " in line]
+        given = []
+        monkeypatch.setattr(keras_ci2p.training, "train", lambda settings, *_, **__: given.append(settings))
+        for name, value in (("DATA", photos), ("INIT", trained), ("TEACHER", trained)):
+            assert f'"${name}"' in command and f"\n{name}=" in text
+            command = command.replace(f"${name}", str(value))
+        monkeypatch.chdir(tmp_path / "again")
+        assert main(shlex.split(command)[2:]) == 0
+        assert given[0].as_dict() == json.loads((run / "config.json").read_text())["settings"]
 
 
 def test_a_compressor(photos, tmp_path, capsys):

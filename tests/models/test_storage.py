@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ci2p import CI2PViT, Compressor, ViT
+from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT
+from keras_ci2p.data.latent_cache import fingerprint
 from keras_ci2p.layers import GDN
 from keras_ci2p.presets import STORAGES, compact_weights, open_preset
 from keras_ci2p.presets.storage import LARGEST_ERROR, SMALLEST, compact_array
@@ -67,6 +68,16 @@ class TestArrays:
         assert len(np.unique(stored[:, 1])) < 200
         # By 127 steps alone, of size 1, it would be three times as much.
         assert channel_error(np.rint(values[:, :1]), values[:, :1]) > 3 * 2**-6
+
+    def test_what_is_exact_already_stays_so_where_asked(self, values):
+        once = compact_array(values, "float16").astype("float32")
+        for storage in ("float16", "int8"):
+            again = compact_array(once, storage, exact=True)
+            assert again.dtype == np.float16
+            np.testing.assert_array_equal(again, once)
+        assert (compact_array(once, "int8") != once).any()
+        # Nothing that 16 bits do not hold is exempt from rounding.
+        np.testing.assert_array_equal(compact_array(values, "int8", exact=True), compact_array(values, "int8"))
 
     def test_zeros_and_others(self):
         assert (compact_array(np.zeros((64, 64), "float32"), "int8") == 0).all()
@@ -138,6 +149,24 @@ def test_presets_of_both_kinds(kind, request, tmp_path):
     # Of models so small, much is vectors and HDF5's own.
     most = {"compressor": {"float16": 0.5, "int8": 0.35}, "classifier": {"float16": 0.6, "int8": 0.5}}[kind]
     assert all(sizes[storage] < share * sizes["float32"] for storage, share in most.items())
+
+
+@pytest.mark.parametrize("model_class", [CI2PViT, CI2PViTDualScale])
+def test_a_classifier_keeps_the_weights_of_the_shipped_compressor(model_class, nano, tmp_path):
+    """Latents and files of one serve the other, however it is stored and however often."""
+    compressor = Compressor.from_preset("bmshj2018-factorized-mse-5-photos")
+    more = {"early_dim": 32, "merge_at": 1} if model_class is CI2PViTDualScale else {}
+    model = model_class((32, 32, 3), num_classes=3, compressor=compressor, **{**nano, **more, "hidden_dim": 64})
+    expected = fingerprint(compressor.analysis)
+    for first, second in (("float16", "int8"), ("int8", "float16"), ("float32", "int8")):
+        model.save_to_preset(tmp_path / "once", storage=first)
+        once = model_class.from_preset(tmp_path / "once")
+        once.save_to_preset(tmp_path / "again", storage=second)
+        again = model_class.from_preset(tmp_path / "again")
+        assert fingerprint(once.compressor) == fingerprint(again.compressor) == expected
+        # Its own weights are rounded as asked.
+        kernels = [to_numpy(loaded.get_layer("block_1").weights[2]) for loaded in (model, again)]
+        assert kernels[0].size >= SMALLEST and (kernels[0] != kernels[1]).any()
 
 
 @pytest.mark.parametrize(("storage", "bound"), [("float16", 2**-11), ("int8", 2**-5)])

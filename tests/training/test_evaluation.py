@@ -1,10 +1,13 @@
+import math
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_ci2p import ViT
 from keras_ci2p.data import DataError
 from keras_ci2p.training import evaluate
-from keras_ci2p.training.evaluation import plot_confusion
+from keras_ci2p.training.evaluation import plot_confusion, plot_worst
 
 
 class BrightestChannel(ViT):
@@ -35,6 +38,33 @@ def test_report(photos, nano, tmp_path):
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_worst(photos, nano, tmp_path):
+    model = BrightestChannel((32, 32, 3), num_classes=3, class_names=["dog", "bird", "cat"], **nano)
+    assert "worst" not in evaluate(model, photos, verbose=0)
+    report = evaluate(model, photos, split="all", verbose=0, batch_size=4, worst=3)
+    assert [row["image"] for row in report["worst"]] == [f"bird/{i:03}.png" for i in range(3)]
+    # Scores 1, 0 and 0 are logits.
+    right = math.e / (math.e + 2)
+    expected = {"predicted_probability": right, "true_probability": right / math.e, "loss": math.log(math.e + 2)}
+    for row in report["worst"]:
+        assert row["true"] == "bird" and row["predicted"] == "cat"
+        assert {key: row[key] for key in expected} == pytest.approx(expected)
+    assert len(evaluate(model, photos, split="all", verbose=0, worst=30)["worst"]) == 10
+    plot_worst(tmp_path / "worst.png", report, photos, (32, 32))
+    with Image.open(tmp_path / "worst.png") as page:
+        assert np.asarray(page.convert("RGB")).std(axis=(0, 1)).min() > 10
+
+
+def test_the_worst_of_probabilities(photos, nano):
+    class Sure(BrightestChannel):
+        def predict_on_batch(self, images):
+            return np.maximum(0.9 * super().predict_on_batch(images), 0.05)
+
+    model = Sure((32, 32, 3), num_classes=3, class_names=["dog", "bird", "cat"], activation="softmax", **nano)
+    (row,) = evaluate(model, photos, split="all", verbose=0, worst=1)["worst"]
+    assert row["predicted_probability"] == pytest.approx(0.9) and row["loss"] == pytest.approx(-math.log(0.05))
+
+
 def test_classes_must_agree(photos, nano):
     with pytest.raises(DataError, match="3 classes, the model 2"):
         evaluate(ViT((32, 32, 3), num_classes=2, **nano), photos, verbose=0)
@@ -48,6 +78,9 @@ def test_photos_that_vanish(photos, nano):
 
     manifest = scan_folder(photos)
     (photos / manifest.split("val").files[0]).unlink()
-    model = ViT((32, 32, 3), num_classes=3, **nano)
+    # All of one class are wrong; those that are left bear their own names.
+    model = BrightestChannel((32, 32, 3), num_classes=3, class_names=["bird", "cat", "dog"], **nano)
     with pytest.warns(UserWarning, match="no longer"):
-        assert evaluate(model, manifest, verbose=0)["images"] == 5
+        report = evaluate(model, manifest, verbose=0, batch_size=4, worst=6)
+    assert report["images"] == 5
+    assert [row["image"] for row in report["worst"]] == [manifest.split("val").files[1]]

@@ -5,8 +5,9 @@ import json
 import shlex
 
 from keras_ci2p.data.tfds import PREFIX
+from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.publishing.commands import training_commands
-from keras_ci2p.training.publishing.run_record import CURVES, HISTORY, recipe_of
+from keras_ci2p.training.publishing.run_record import CURVES, HISTORY, INIT, recipe_of, teacher_of
 
 LICENSE = "Apache-2.0"
 PAPER = "[arXiv 2502.10120](https://arxiv.org/abs/2502.10120)"
@@ -105,9 +106,11 @@ def training_section(report, more_facts):
     settings = record["settings"]
     rows = [
         *more_facts,
+        ("began with", _began_with(settings.get("init"))),
         ("seed", settings["seed"]),
         ("duration", f"{record['hours']:.2f} hours, the sum of `seconds` in [{HISTORY}]({HISTORY})"),
         ("dtype", settings["dtype"]),
+        ("precision of products", settings.get("matmul_precision")),
         ("backend", record["backend"]),
         ("versions", versions(record)),
         ("hardware", machine(record)),
@@ -123,12 +126,22 @@ def training_section(report, more_facts):
     return "\n\n".join(parts)
 
 
+def _began_with(init):
+    if init == INIT:
+        return "the weights of another run or preset, `INIT` below; what that one was trained on is not recorded here"
+    return None if init is None else f"the weights of the preset `{init}`"
+
+
 def _needed(report):
     """What the commands name besides the data, with an explanation."""
     origin = (report["model"].get("compressor") or {}).get("origin")
     known = f" ({', '.join(f'{key} {value}' for key, value in origin.items())})" if origin else ""
     yield "INIT", "the preset or run that training began with"
     yield "COMPRESSOR", f"the trained compressor that training began with{known}"
+    teacher = teacher_of(report["run"])
+    if teacher is not None:
+        anew = f"; or the name {teacher['name']}, which fits it to DATA anew" if teacher["name"] in TEACHERS else ""
+        yield "TEACHER", f"the teacher {teacher['name']}, SHA-256 {teacher['sha256']}{anew}"
 
 
 def join(*parts):

@@ -1,5 +1,6 @@
 """The model card of a classifier."""
 
+from keras_ci2p.models import DUAL_SCALE_VARIANTS, VARIANTS
 from keras_ci2p.training.publishing.card import (
     LICENSE,
     PAPER,
@@ -14,20 +15,31 @@ from keras_ci2p.training.publishing.card import (
     table,
     training_section,
 )
+from keras_ci2p.training.publishing.run_record import recipe_of, teacher_of, views_of
+
+# Of a class: its name in the papers, and its sizes by name.
+_FAMILIES = {
+    "CI2PViT": ("CI2P-ViT", VARIANTS),
+    "CI2PViTDualScale": ("CI2P-ViT-ds", DUAL_SCALE_VARIANTS),
+    "ViT": ("ViT", VARIANTS),
+}
+# Of teachers that this package makes.
+_KINDS = {"efficientnet-lite2": "ImageNet's features, a linear probe for these classes"}
 
 TAGS = ["image-classification", "vision-transformer", "ci2p-vit", "learned-image-compression"]
 
 
 def classifier_card(report, notes):
     """Markdown of a classifier's report, with the author's `notes`."""
-    data, model = report["data"], report["model"]
+    data, model, teacher = report["data"], report["model"], teacher_of(report["run"])
+    tags = TAGS if teacher is None else [*TAGS, "knowledge-distillation"]
     metrics = [("accuracy", name, report[key]) for name, key in (("top-1", "top1"), ("top-5", "top5"))]
     variable = assignment(data)
     return join(
-        front_matter(report["name"], "image-classification", TAGS, metrics, data["name"]),
+        front_matter(report["name"], "image-classification", tags, metrics, data["name"]),
         f"# {report['name']}",
-        f"`{model['class']}` of keras_ci2p ({PAPER}): an RGB photo in, one of {len(report['class_names'])} classes "
-        f"out: {', '.join(report['class_names'])}.",
+        f"{_made(report)}: an RGB photo in, one of {len(report['class_names'])} classes out: "
+        f"{', '.join(report['class_names'])}. It is a `{model['class']}` of keras_ci2p ({PAPER}).",
         _model_table(report),
         code("keras-ci2p info .", "sh"),
         "## Use",
@@ -55,6 +67,23 @@ def classifier_card(report, notes):
         "## Licence",
         f"{LICENSE}.",
     )
+
+
+def _made(report):
+    """What it is and how it was made, the beginning of a sentence."""
+    model, training, record = report["model"], report["training"], report["run"]
+    name, variants = _FAMILIES[model["class"]]
+    sizes = [variant for variant, own in variants.items() if all(model.get(key) == own[key] for key in own)]
+    words = " ".join([name, *sizes[:1]])
+    if training is not None:
+        begun = "fine-tuned" if record is not None and record["settings"].get("init") is not None else "trained"
+        words += f", {begun} on {training['train_photos']:,} images"
+    teacher = teacher_of(record)
+    if teacher is not None:
+        kind = _KINDS.get(teacher["name"])
+        own = f"{f'{kind}; ' if kind else ''}top-1 {percent(teacher['val_top1'])} itself"
+        words += f"{' while' if training else ', trained'} imitating the teacher {teacher['name']} ({own})"
+    return words
 
 
 def _model_table(report):
@@ -130,6 +159,29 @@ def _training_facts(report):
     training, record = report["training"], report["run"]
     latents = (record or {}).get("data", {}).get("latents")
     if latents is not None:
-        latents = f"{latents['views']} augmented views of each photo, {latents['store']}, seed {latents['seed']}"
+        views = f"{sum(views_of(record))} augmented views of each photo"
+        latents = f"{views}, {latents['store']}, seed {latents['seed']}"
     best = f"of epoch {training['epoch']}, the best validation top-1" if training else None
-    return [("weights", best), ("trained on stored latents", latents)]
+    return [("weights", best), ("trained on stored latents", latents), *_teacher_facts(record)]
+
+
+def _teacher_facts(record):
+    teacher = teacher_of(record)
+    if teacher is None:
+        return []
+    recipe = recipe_of(record)
+    maps = [row["name"] for row in teacher["features"]]
+    weights = recipe.distill_features[len(recipe.distill_features) - len(maps) :]
+    weighed = ", ".join(f"{name} times {weight:g}" for name, weight in zip(maps, weights, strict=True))
+    return [
+        ("teacher", teacher["name"]),
+        ("teacher's SHA-256", f"`{teacher['sha256']}`"),
+        ("teacher's licence", teacher["license"] or "not stated in its file"),
+        ("teacher's own top-1", f"{percent(teacher['val_top1'])} of the run's validation photos"),
+        ("teacher's images", "{} x {}".format(*teacher["image_size"])),
+        (
+            "imitated",
+            f"its probabilities at temperature {recipe.distill_temperature:g}, {100 * recipe.distill_alpha:g} % of the "
+            f"classification loss{f'; its feature maps {weighed}' if maps else ''}",
+        ),
+    ]

@@ -4,6 +4,8 @@ import shlex
 from dataclasses import fields
 
 from keras_ci2p.training.compression.settings import CompressorSettings
+from keras_ci2p.training.efficientnet import DEFAULT_SIZE, TEACHERS
+from keras_ci2p.training.publishing.run_record import TEACHER, teacher_of, views_of
 from keras_ci2p.training.settings import TrainSettings
 
 # Options of `train` and `train-compressor` by the setting that they give.
@@ -13,7 +15,12 @@ _TRAIN = {
     "init": "--init",
     "compressor": "--compressor",
     "freeze_compressor": "--freeze-compressor",
+    "teacher": "--teacher",
+    "teacher_size": "--teacher-size",
+    "teacher_range": "--teacher-range",
+    "teacher_features": "--teacher-features",
     "dtype": "--dtype",
+    "matmul_precision": "--matmul-precision",
     "augment": "--augment",
     "class_weights": "--class-weights",
     "seed": "--seed",
@@ -54,11 +61,33 @@ def training_commands(record):
     latents = record["data"].get("latents")
     if latents is None:
         return [f'{backend} keras-ci2p train "$DATA" {train}']
-    cache = f"--views {latents['views']} --store {latents['store']} --recipe recipe.toml --seed {latents['seed']}"
+    views, more_views = views_of(record)
+    cache, teacher = f'{backend} keras-ci2p cache "$DATA" latents', _cache_teacher(record)
+    options = f"--views {views} --store {latents['store']} --recipe recipe.toml --seed {latents['seed']}"
     return [
-        f'{backend} keras-ci2p cache "$DATA" latents --compressor "$COMPRESSOR" {cache}',
+        f'{cache} --compressor "$COMPRESSOR" {options}{teacher}',
+        *([f"{cache} --more-views {more_views}{teacher}"] if more_views else []),
         f"{backend} keras-ci2p train latents {train}",
     ]
+
+
+def _cache_teacher(record):
+    """The options that name the teacher of a latent cache; empty without one."""
+    teacher = teacher_of(record)
+    if teacher is None:
+        return ""
+    words = ["--teacher", _word(TEACHER)]
+    height, width = teacher["image_size"]
+    if teacher["name"] in TEACHERS:
+        # They know the rest, and take no other.
+        return " ".join(["", *words, *(["--teacher-size", str(height)] if height != DEFAULT_SIZE else [])])
+    if height == width:
+        words += ["--teacher-size", str(height)]
+    if not any(isinstance(value, list) for value in teacher["value_range"]):
+        words += ["--teacher-range", _word(teacher["value_range"])]
+    if teacher["features"]:
+        words += ["--teacher-features", _word([row["name"] for row in teacher["features"]])]
+    return " ".join(["", *words])
 
 
 def _options(settings, settings_class, flags, always):
@@ -80,6 +109,12 @@ def _options(settings, settings_class, flags, always):
 
 def _word(value):
     if isinstance(value, dict):
-        value = ",".join(f"{key}={number:g}" for key, number in value.items())
+        value = [f"{key}={_number(number)}" for key, number in value.items()]
+    if isinstance(value, (list, tuple)):
+        value = ",".join(map(_number, value))
     text = str(value)
     return f'"{text}"' if text.startswith("$") else shlex.quote(text)
+
+
+def _number(value):
+    return str(value).removesuffix(".0")

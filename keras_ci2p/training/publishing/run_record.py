@@ -5,16 +5,20 @@ import json
 import os
 
 from keras_ci2p.data.tfds import PREFIX
+from keras_ci2p.presets import list_presets
+from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.recipe import Recipe
 from keras_ci2p.training.recorder import RunError
 from keras_ci2p.training.run_directory import CONFIG
+from keras_ci2p.training.settings import NO_TEACHER
 
 HISTORY = "history.csv"
 CURVES = "curves.png"
 REPORT = "report.json"
 
 # What the commands of a card call things that lie elsewhere on other machines.
-_PLACEHOLDERS = {"data": "$DATA", "init": "$INIT", "compressor": "$COMPRESSOR"}
+INIT, TEACHER = "$INIT", "$TEACHER"
+_PLACEHOLDERS = {"data": "$DATA", "init": INIT, "compressor": "$COMPRESSOR", "teacher": TEACHER}
 
 
 def read_record(directory):
@@ -57,17 +61,32 @@ def recipe_of(record):
     return recipe.override({**size, "augmentation": latents["augmentation"]})
 
 
+def teacher_of(record):
+    """What a run's record says of its teacher, as `find_teacher` describes it; None without one."""
+    return (record or {}).get("data", {}).get("teacher")
+
+
+def views_of(record):
+    """`(stored with the cache, added later)`: views of each image that a run on latents was trained on."""
+    data = record["data"]
+    first = data["latents"]["views"]
+    return first, data.get("views", first) - first
+
+
 def _portable(record):
     settings = dict(record["settings"])
     for key, placeholder in _PLACEHOLDERS.items():
         value = settings.get(key)
-        if value is not None and not value.startswith(PREFIX) and (key == "data" or _is_path(value)):
+        if value is not None and not value.startswith(PREFIX) and _is_path(key, value):
             settings[key] = placeholder
     return {**record, "settings": settings}
 
 
-def _is_path(value):
-    return os.sep in value or "/" in value
+def _is_path(key, value):
+    if key == "teacher":
+        # Mostly a file in the directory where the command was given.
+        return value not in (NO_TEACHER, *TEACHERS, *list_presets())
+    return key == "data" or os.sep in value or "/" in value
 
 
 def _hours(history):

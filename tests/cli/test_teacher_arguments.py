@@ -18,7 +18,7 @@ TRAIN = ["--variant", "nano", "--epochs", "1", "--batch-size", "8"]
 
 @pytest.fixture(autouse=True)
 def nano_variant(monkeypatch):
-    monkeypatch.setitem(VARIANTS, "nano", dict(NANO))
+    monkeypatch.setitem(VARIANTS, "nano", {**NANO, "num_layers": 1})
 
 
 @pytest.fixture
@@ -70,9 +70,6 @@ def test_latents(photos, preset, silent, other, tmp_path, capsys):
     settings = json.loads((run / "config.json").read_text())["settings"]
     assert settings["recipe"]["distill_features"] == [4, 4, 16] and settings["teacher"] == silent
     assert "features_0_loss" in (run / "history.csv").read_text()
-    assert main(["train", out, "--out", str(tmp_path / "none"), "--teacher", "none", *TRAIN]) == 0
-    assert "teacher" not in capsys.readouterr().out
-    assert "teacher_loss" not in (tmp_path / "none" / "history.csv").read_text()
 
 
 def test_photos(photos, other, tmp_path, capsys):

@@ -12,11 +12,13 @@ from conftest import NANO, write_photos
 from tiny_teacher import onnx_file
 
 from keras_ci2p import CI2PViT, ViT
-from keras_ci2p.data import CROP_AND_FLIP, DataError
+from keras_ci2p.data import CROP_AND_FLIP, DataError, open_cache, open_data
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
 from keras_ci2p.training import RECIPES, CacheSettings, RunError, TrainSettings, cache_latents, evaluate, train
 from keras_ci2p.training.checkpoint import Checkpoints
+from keras_ci2p.training.inputs import find_teacher
+from keras_ci2p.training.model import distilled
 from keras_ci2p.training.teacher import open_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:The latents are made with a compressor of random weights")
@@ -48,7 +50,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nano_variants(monkeypatch):
-    monkeypatch.setitem(VARIANTS, "nano", dict(NANO))
+    monkeypatch.setitem(VARIANTS, "nano", {**NANO, "num_layers": 1})
     monkeypatch.setitem(DUAL_SCALE_VARIANTS, "nano", {**NANO, "early_dim": 16, "merge_at": 1})
 
 
@@ -120,26 +122,37 @@ class TestLatents:
         assert np.isfinite(list(history[0].values())).all() and set(TAUGHT) <= set(history[0])
 
     def test_whose_targets_they_are(self, settings, place, tmp_path):
-        def refused(error, text, data, **kwargs):
+        def found(data, **kwargs):
+            return find_teacher(settings(data, **kwargs), open_cache(place / data), 32, tmp_path, None, verbose=False)
+
+        def refused(error, text, data, teacher):
             with pytest.raises(error, match=text):
-                train(settings(data, epochs=1, **kwargs), tmp_path / "no", verbose=0)
+                found(data, teacher=teacher)
 
         means, silent = str(place / "means.onnx"), str(place / "silent.onnx")
-        refused(DataError, "holds no targets.*Make a new one.*--teacher .*means.onnx", "alone", teacher=means)
-        refused(DataError, "holds the targets of another teacher: means, SHA-256", "latents_means", teacher=silent)
-        refused(DataError, "another teacher: means.*lite2", "latents_means", teacher="efficientnet-lite2")
-        refused(FileNotFoundError, "none.onnx", "latents_means", teacher=str(place / "none.onnx"))
-        refused(ValueError, r"a weight for each of them. Received: \(\)", "latents_means", distill_features="")
-        refused(ValueError, "distill_alpha=1. Set it lower", "latents_means", class_weights="balanced")
-        assert not (tmp_path / "no").exists()
+        refused(DataError, "holds no targets.*Make a new one.*--teacher .*means.onnx", "alone", means)
+        refused(DataError, "holds the targets of another teacher: means, SHA-256", "latents_means", silent)
+        refused(DataError, "another teacher: means.*lite2", "latents_means", "efficientnet-lite2")
+        refused(FileNotFoundError, "none.onnx", "latents_means", str(place / "none.onnx"))
         # It is known by its contents, whatever else it does not say.
-        train(settings("latents_silent", epochs=1, teacher=silent), tmp_path / "run", verbose=0)
+        for data, teacher in (("latents_silent", silent), ("latents_means", means), ("latents_means", None)):
+            assert found(data, teacher=teacher) == (None, open_cache(place / data).teacher)
+        for data, teacher in (("latents_means", "none"), ("alone", None)):
+            assert found(data, teacher=teacher) == (None, None)
 
-    def test_views_that_were_added_since(self, settings, place, tmp_path, capsys, monkeypatch):
+    def test_a_recipe_that_does_not_fit_the_teacher(self, settings, place, tmp_path):
+        teacher = open_cache(place / "latents_means").teacher
+        with pytest.raises(ValueError, match=r"means has 1 feature maps.*a weight for each of them. Received: \(\)"):
+            distilled(None, teacher, settings(distill_features="").recipe)
+        with pytest.raises(ValueError, match="distill_alpha=1. Set it lower"):
+            train(settings("latents_means", class_weights="balanced"), tmp_path / "no", verbose=0)
+        assert not (tmp_path / "no").exists()
+
+    def test_views_that_were_added_since(self, settings, place, tmp_path, capsys):
         copy = shutil.copytree(place / "latents_means", tmp_path / "copy")
-        on_copy = dataclasses.replace(settings("latents_means"), data=str(copy))
+        on_copy = dataclasses.replace(settings("latents_means", epochs=1), data=str(copy))
         run = tmp_path / "run"
-        stop_after_the_first_epoch(monkeypatch, on_copy, run)
+        train(on_copy, run, verbose=0)
         assert json.loads((run / "config.json").read_text())["data"]["views"] == 2
         teacher = open_teacher(place / "means.onnx", NAMES)
         cache_latents(place / "photos", copy, None, teacher=teacher, more_views=1, verbose=0)
@@ -188,12 +201,15 @@ class TestPhotos:
         assert len(ViT.from_preset(run / "last").weights) == len(whole[0].weights)
 
     def test_what_is_not_in_its_file(self, settings, place, tmp_path):
-        silent = str(place / "silent.onnx")
+        def found(**kwargs):
+            chosen = settings(teacher=str(place / "silent.onnx"), **kwargs)
+            return find_teacher(chosen, open_data(place / "photos"), 16, tmp_path, None, verbose=False)
+
         with pytest.raises(ValueError, match="does not say which values it takes.*--teacher-range"):
-            train(settings(teacher=silent), tmp_path / "run", verbose=0)
-        options = {"teacher_range": (0, 10), "teacher_features": (), "epochs": 1}
-        _, history = train(settings(teacher=silent, **options), tmp_path / "run", verbose=0)
-        assert "teacher_loss" in history[0] and "features_0_loss" not in history[0]
+            found()
+        targets, said = found(teacher_range=(0, 10), teacher_features=())
+        assert (said["value_range"], said["features"], said["val_top1"]) == ([0, 10], [], 1)
+        assert targets.projection.channels == []
 
     @pytest.mark.parametrize(
         ("wrong", "message"),

@@ -8,7 +8,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import NANO
 from PIL import Image
+
+from keras_ci2p.models.variants import VARIANTS
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -81,3 +84,32 @@ def test_scaling(run):
         assert result["by_batch"]["2"][name]["macs"] == result["by_batch"]["1"][name]["macs"]
         assert large["seconds"]["median"] > 0
     assert printed.count("| 64 |") == 1 and f"| px | {' | '.join(names)} |" in printed
+
+
+def test_teacher(run, monkeypatch, tmp_path):
+    monkeypatch.setitem(VARIANTS, "nano", NANO)
+    options = ["--variant", "nano", "--runs", str(tmp_path / "runs")]
+    result, printed = run("teacher", *options, "--only", "vit", "ci2p-teacher")
+    assert list(result["runs"]) == ["ci2p-teacher-0", "vit-0"] and "| vit-0 |" in printed
+    # The others are added; what is finished is as it was.
+    before, (result, printed) = result["runs"], run("teacher", *options)
+    assert list(result["runs"]) == ["ci2p-0", "ci2p-teacher-0", "vit-0", "vit-teacher-0"]
+    assert printed.count("Best validation top-1") == 2
+    for name, row in result["runs"].items():
+        assert row == before.get(name, row) and row["photos"] == 16
+        assert row["epochs"] == 2 and row["top1"] == max(row["top1_by_epoch"])
+        assert (row["teacher_top1"] is not None) == ("teacher" in name)
+        assert (row["views"] is not None) == ("ci2p" in name)
+
+    few = ["--photos", "6", "--seeds", "0", "1", "--only", "ci2p-teacher"]
+    result, printed = run("teacher", *options, *few, written="teacher_6")
+    assert len(result["runs"]) == 2 and {row["photos"] for row in result["runs"].values()} == {6}
+    assert "CI2P-ViT, teacher: mean of 2 seeds" in printed
+    # Links, of each class alike.
+    links = sorted((tmp_path / "runs" / "photos6" / "photos" / "train").glob("*/*"))
+    assert [link.parent.name for link in links] == ["a"] * 3 + ["b"] * 3
+
+    from teacher import shares
+
+    assert shares([1743, 1343, 3968], 100) == [25, 19, 56] and shares([1000, 2], 10) == [9, 1]
+    assert shares([3, 4], 100) == [3, 4]

@@ -17,6 +17,20 @@ EPILOG = """\
 Of the recipe only the augmentation and the image size count; Mixup and CutMix are done on the latents in training."""
 
 
+# What a cache is begun by, so that it cannot be chosen when views are added.
+_BEGUN_BY = (
+    "views",
+    "compressor",
+    "store",
+    "recipe",
+    "set",
+    "recipe.image_size",
+    "seed",
+    "batch_size",
+    "shard_records",
+)
+
+
 def add_parser(commands):
     parser = commands.add_parser(
         "cache",
@@ -70,7 +84,7 @@ def add_parser(commands):
     parser.add_argument("--threads", type=int, metavar="N", help="that decode and augment; default: one per core")
     parser.add_argument("--resume", action="store_true", help="go on with the cache in OUT")
     add_teacher_arguments(parser.add_argument_group("teacher"))
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, begun_by={name: parser.get_default(name) for name in _BEGUN_BY})
 
 
 def run(args):
@@ -78,7 +92,17 @@ def run(args):
     from keras_ci2p.training.caching import cache_latents
     from keras_ci2p.training.distillation import load_teacher
 
-    settings, compressor = (None, None) if args.more_views is not None else _begun_with(args)
+    if args.more_views is None:
+        settings, compressor = _begun_with(args)
+    else:
+        settings = compressor = None
+        given = [name for name, default in args.begun_by.items() if getattr(args, name) != default]
+        if given:
+            flag = given[0].removeprefix("recipe.").replace("_", "-")
+            raise ValueError(
+                f"--more-views adds to {args.out} what it was begun with; only the teacher is to be given again. "
+                f"Received also: --{flag}"
+            )
     photos = open_data(args.data)
     teacher = None
     if args.teacher not in (None, "none"):

@@ -55,6 +55,7 @@ def test_latents(photos, preset, silent, other, tmp_path, capsys):
     more = ["cache", str(photos), out, "--more-views", "2"]
     assert "teacher's image_size [48, 48], now [32, 32]" in failed(capsys, *more, *teacher[:3], "--teacher-size", "32")
     assert "now None" in failed(capsys, *more) and "now None" in failed(capsys, *more, "--teacher", "none")
+    assert "Received also: --image-size" in failed(capsys, *more, *teacher, "--image-size", "64")
     assert main([*more, *teacher]) == 0
     assert "72 latents of 24 training photos" in capsys.readouterr().out
     assert open_cache(out).views("train") == 3

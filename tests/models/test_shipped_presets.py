@@ -14,6 +14,7 @@ from skimage import data
 import keras_ci2p
 from keras_ci2p import CI2PViT, Compressor
 from keras_ci2p.data import center_crop
+from keras_ci2p.data.latent_cache import fingerprint
 from keras_ci2p.presets import open_preset
 from keras_ci2p.training.evaluation import evaluation_size
 
@@ -55,6 +56,14 @@ def test_classifier(name):
     assert model.class_names[logits.argmax()] == "cat"
     # Its compressor is a preset of ours too, the one that decodes its latents.
     assert open_preset(name).metadata["compressor"] in WITH_WEIGHTS
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_classifier_holds_its_compressor(name):
+    """Not one that is rounded anew: latents of the one serve the other."""
+    own = CI2PViT.from_preset(name).compressor
+    compressor = Compressor.from_preset(open_preset(name).metadata["compressor"]).analysis
+    assert fingerprint(own) == fingerprint(compressor)
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)

@@ -26,10 +26,10 @@ from common import add_data_argument, noise_photos
 from keras_ci2p import ViT, files
 from keras_ci2p.data import open_data, scan_folder
 from keras_ci2p.training import RECIPES, CacheSettings, TrainSettings, cache_latents, train
-from keras_ci2p.training.distillation import load_teacher
 from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.model import read_compressor
 from keras_ci2p.training.settings import DEFAULT_COMPRESSOR, NO_TEACHER
+from keras_ci2p.training.teacher_targets import load_teacher
 
 KINDS = {"ci2p": "CI2P-ViT", "ci2p-teacher": "CI2P-ViT, teacher", "vit": "ViT", "vit-teacher": "ViT, teacher"}
 # Of the order in which --photos takes them; the runs' own seeds change all else.

@@ -90,7 +90,7 @@ def add_parser(commands):
 def run(args):
     from keras_ci2p.data import open_data
     from keras_ci2p.training.caching import cache_latents
-    from keras_ci2p.training.distillation import load_teacher
+    from keras_ci2p.training.teacher_targets import load_teacher
 
     if args.more_views is None:
         settings, compressor = _begun_with(args)

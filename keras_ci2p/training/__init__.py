@@ -5,7 +5,7 @@ from keras_ci2p.training.augmented_model import AugmentedClassifier
 from keras_ci2p.training.cache_settings import CacheSettings
 from keras_ci2p.training.caching import cache_latents
 from keras_ci2p.training.compression import CompressorSettings, evaluate_compressor, train_compressor
-from keras_ci2p.training.distillation import DistilledClassifier, load_teacher
+from keras_ci2p.training.distillation import DistilledClassifier
 from keras_ci2p.training.efficientnet import make_teacher
 from keras_ci2p.training.evaluation import evaluate
 from keras_ci2p.training.fused_adamw import FusedAdamW
@@ -15,6 +15,7 @@ from keras_ci2p.training.recorder import RunError
 from keras_ci2p.training.run import train
 from keras_ci2p.training.settings import TrainSettings
 from keras_ci2p.training.teacher import Teacher, TeacherError, open_teacher
+from keras_ci2p.training.teacher_targets import load_teacher
 
 __all__ = [
     "RECIPES",

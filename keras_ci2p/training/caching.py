@@ -35,8 +35,8 @@ from keras_ci2p.layers.ci2p_patch_embedding import PATCH_SIZE, compressor_config
 from keras_ci2p.training.backend import environment
 from keras_ci2p.training.cache_settings import CacheSettings
 from keras_ci2p.training.cached_compressor import analysis_of, cached_compressor, write_compressor
-from keras_ci2p.training.distillation import FIT_VIEWS, FeatureProjection, TeacherTargets, teacher_top1
 from keras_ci2p.training.latent_encoder import LatentEncoder
+from keras_ci2p.training.teacher_targets import FIT_VIEWS, FeatureProjection, TeacherTargets, teacher_top1
 
 
 def cache_latents(
@@ -60,7 +60,7 @@ def cache_latents(
         verbose: 0 for silence, 1 for a progress bar, 2 for one line per shard.
         teacher: `Teacher` with the class names of the photos, whose logits and feature maps of each training view are
             stored too, or None. It sees each view in its own size, cut from the photo; the feature maps are projected
-            as `keras_ci2p.training.distillation` tells.
+            as `keras_ci2p.training.teacher_targets` tells.
         more_views: Number of further views of each training photo to add to the complete cache in `out`, which may be
             read meanwhile; they count once all are there. An interrupted addition of as many views is gone on with.
 

@@ -2,11 +2,11 @@
 
 from keras_ci2p.data import DataError, image_folder, latent_folder
 from keras_ci2p.data.latent_cache import PROJECTION, LatentCache
-from keras_ci2p.training.distillation import FeatureProjection, TeacherTargets, load_teacher, resized, teacher_top1
 from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.run_directory import check_same
 from keras_ci2p.training.settings import NO_TEACHER
 from keras_ci2p.training.teacher import teacher_sha256
+from keras_ci2p.training.teacher_targets import FeatureProjection, TeacherTargets, load_teacher, resized, teacher_top1
 
 
 def make_inputs(settings, photos, size_multiple, devices, targets=None, teacher=None):

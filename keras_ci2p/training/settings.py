@@ -32,7 +32,7 @@ class TrainSettings:
         compressor: Trained compressor to begin with: a preset's name or directory, or a CompressAI checkpoint; "none"
             for random weights; None for that of `init` or of the latent cache, else `DEFAULT_COMPRESSOR`.
         freeze_compressor: Whether the compressor keeps its weights; None: where it begins with trained ones.
-        teacher: Trained classifier that is imitated too, as `keras_ci2p.training.distillation.load_teacher` takes it;
+        teacher: Trained classifier that is imitated too, as `keras_ci2p.training.load_teacher` takes it;
             "none" for none; None for that of the latent cache, where it has one.
         teacher_size, teacher_range, teacher_features: Size of its images, what black and white are for it, and names of
             its feature maps, where its file does not say so; as in `open_teacher`.

@@ -16,10 +16,10 @@ from keras_ci2p.data.augmentation import draw
 from keras_ci2p.data.latent_cache import open_cache
 from keras_ci2p.data.latent_examples import TargetRecords
 from keras_ci2p.data.latent_storage import decode_targets, encode_targets
-from keras_ci2p.training import distillation
+from keras_ci2p.training import teacher_targets
 from keras_ci2p.training.caching import cache_latents
-from keras_ci2p.training.distillation import FeatureProjection, TeacherTargets, target_arrays
 from keras_ci2p.training.teacher import open_teacher
+from keras_ci2p.training.teacher_targets import FeatureProjection, TeacherTargets, target_arrays
 
 pytestmark = pytest.mark.filterwarnings("ignore:The latents are made with a compressor of random weights")
 
@@ -186,7 +186,7 @@ class TestTargets:
     def test_projection_is_fitted_on_views_of_photos_from_everywhere(self, place, tmp_path, monkeypatch):
         """24 photos of three classes in order; of each that is looked at all views."""
         monkeypatch.setattr("keras_ci2p.training.caching.FIT_VIEWS", 6)
-        monkeypatch.setattr(distillation, "FIT_VIEWS", 6)
+        monkeypatch.setattr(teacher_targets, "FIT_VIEWS", 6)
         seen, fit = [], FeatureProjection.fit.__func__
 
         def watched(cls, maps, grid):

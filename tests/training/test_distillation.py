@@ -10,16 +10,16 @@ from keras_ci2p import CI2PViT, CI2PViTDualScale, ViT
 from keras_ci2p.data import ImageManifest, center_crop, image_folder, open_data
 from keras_ci2p.data.mixing import target_arrays
 from keras_ci2p.training import DistilledClassifier
-from keras_ci2p.training.distillation import (
+from keras_ci2p.training.distillation import guided_layers
+from keras_ci2p.training.loss import SoftTargetCrossentropy
+from keras_ci2p.training.teacher_targets import (
     FeatureProjection,
     TeacherTargets,
-    guided_layers,
     load_teacher,
     resized,
     teacher_top1,
     tokens_of_map,
 )
-from keras_ci2p.training.loss import SoftTargetCrossentropy
 
 to_numpy = keras.ops.convert_to_numpy
 NAMES = ("bird", "cat", "dog")
@@ -373,7 +373,7 @@ class TestTeacherTargets:
         )
 
     def test_only_as_many_views_are_looked_at_as_needed(self, teacher, rng, monkeypatch):
-        monkeypatch.setattr("keras_ci2p.training.distillation.FIT_VIEWS", 3)
+        monkeypatch.setattr("keras_ci2p.training.teacher_targets.FIT_VIEWS", 3)
         images = rng.integers(0, 256, (4, 48, 48, 3)).astype("uint8")
         batches = iter([images[:2], images[2:], images])
         targets = TeacherTargets(teacher)

@@ -196,7 +196,7 @@ class TestPhotos:
             train(dataclasses.replace(taught, teacher=str(place / "means.onnx")), run, resume=True, verbose=0)
         teacher.write_bytes((place / "means.onnx").read_bytes())
         # The projection is the one that it was begun with.
-        monkeypatch.setattr("keras_ci2p.training.distillation.TeacherTargets.fit", None)
+        monkeypatch.setattr("keras_ci2p.training.teacher_targets.TeacherTargets.fit", None)
         assert_same(train(taught, run, resume=True, verbose=0), whole)
         assert len(ViT.from_preset(run / "last").weights) == len(whole[0].weights)
 

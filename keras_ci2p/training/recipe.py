@@ -230,7 +230,7 @@ def _read(cls, name, value):
             parts = value.strip("[] ").split(",") if isinstance(value, str) else value
             if cls is Recipe and isinstance(parts, (int, float)):
                 parts = [parts]
-            return tuple(float(part) for part in parts)
+            return tuple(float(part) for part in parts if cls is Augmentation or part != "")
         if value is None or str(value).lower() == "none":
             if expected in (int | None, float | None):
                 return None

@@ -53,9 +53,8 @@ def test_as_pytorch_counts(model_class, nano):
     model = model_class((64, 96, 3), **nano, **scales)
     with FlopCounterMode(display=False) as counter:
         model(np.zeros((1, 64, 96, 3), "float32"))
-    # It does not see attention on a CPU.
-    attention = {CI2PViT: 2 * [(6, 32)], CI2PViTDualScale: [(24, 16), (6, 32)], ViT: 2 * [(24, 32)]}[model_class]
-    assert count_macs(model).macs == counter.get_total_flops() / 2 + sum(2 * n * n * width for n, width in attention)
+    # So few tokens attend by plain products; PyTorch's counter does not see its fused attention on a CPU.
+    assert count_macs(model).macs == counter.get_total_flops() / 2
 
 
 @pytest.mark.parametrize(

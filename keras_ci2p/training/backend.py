@@ -28,8 +28,8 @@ MATMUL_PRECISIONS = {"float32": "highest", "tensorfloat32": "high", "bfloat16": 
 def set_matmul_precision(precision):
     """Lets products of float32 matrices be computed with fewer bits, where the processor is faster so.
 
-    Weights, activations and sums stay float32. On a CPU with AMX, torch's steps of CI2P-ViT tiny take 0.75 of the time
-    with "bfloat16"; TensorFlow knows "tensorfloat32" alone, for GPUs.
+    Weights, activations and sums stay float32. "bfloat16" is for torch on a CPU with AMX too; TensorFlow knows
+    "tensorfloat32" alone, for GPUs.
 
     Args:
         precision: One of `MATMUL_PRECISIONS`.

@@ -13,10 +13,8 @@ import contestants
 import keras
 from common import MEMORY_SETTINGS, settings_of
 
-from keras_ci2p import files
-from keras_ci2p.comparison.arithmetic import arithmetic
-from keras_ci2p.comparison.memory import peak_device_memory, peak_memory
-from keras_ci2p.training.backend import environment
+from keras_ci2p import utils
+from keras_ci2p.backend import arithmetic, environment, peak_device_memory, peak_memory
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -157,11 +155,11 @@ def write(name, args, result, plot):
     settings = {"settings": settings_of(args), **MEMORY_SETTINGS}
     result = {**settings, **environment(), **arithmetic(), **result}
     path = args.out / "-".join([name, result["backend"], *([args.dtype] if args.dtype != "float32" else [])])
-    files.write_json(path.with_suffix(".json"), result)
+    utils.write_json(path.with_suffix(".json"), result)
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     plot(figure, result)
     figure.suptitle(f"{result['backend']}, {args.dtype}, {result['device']}, {result['threads']} threads", fontsize=10)
-    with files.atomic_file(path.with_suffix(".png")) as temporary:
+    with utils.atomic_file(path.with_suffix(".png")) as temporary:
         figure.savefig(temporary, dpi=120)
     print(f"written: {path}.json, .png")
 

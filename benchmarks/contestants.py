@@ -10,8 +10,8 @@ import numpy as np
 from common import Stopwatch
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT, count_macs
-from keras_ci2p.comparison.compare import count_parameters
-from keras_ci2p.training.fused_adamw import adamw
+from keras_ci2p.flops import count_parameters
+from keras_ci2p.training.optim import adamw
 
 CLASSES = 10
 # Of a rate at which nothing is learned, so that rounds are alike.

@@ -25,15 +25,15 @@ import keras_hub
 import numpy as np
 from common import MEMORY_SETTINGS, add_data_argument, noise_photos, settings_of
 
-from keras_ci2p import Compressor, files
+from keras_ci2p import Compressor, utils
+from keras_ci2p.backend import environment
+from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import image_folder, scan_folder
 from keras_ci2p.hub import replace_patch_embedding
 from keras_ci2p.models import VARIANTS
 from keras_ci2p.training import RECIPES
-from keras_ci2p.training.backend import environment
-from keras_ci2p.training.model import read_compressor
-from keras_ci2p.training.optimizer import make_optimizer
-from keras_ci2p.training.settings import DEFAULT_COMPRESSOR
+from keras_ci2p.training.optim import make_optimizer
+from keras_ci2p.training.recipes import DEFAULT_COMPRESSOR
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("16x16 patches", "CI2P")
@@ -54,7 +54,7 @@ def main():
     print_table(result)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"drop_in{'_speed' if args.speed_only else ''}-{result['backend']}.json"
-    files.write_json(path, result)
+    utils.write_json(path, result)
     print(f"written: {path}")
 
 

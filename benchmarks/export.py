@@ -23,12 +23,12 @@ import keras
 import numpy as np
 from common import MEMORY_SETTINGS
 
-from keras_ci2p import CI2PViT, files
+from keras_ci2p import CI2PViT, utils
+from keras_ci2p.backend import environment
 from keras_ci2p.cli.model import open_model
-from keras_ci2p.comparison.compare import count_parameters
 from keras_ci2p.export import FORMATS, export, open_exported
+from keras_ci2p.flops import count_parameters
 from keras_ci2p.presets import WEIGHTS
-from keras_ci2p.training.backend import environment
 
 RESULTS = Path(__file__).parent / "results"
 SUFFIXES = {name: form.suffix or "" for name, form in FORMATS.items()}
@@ -51,7 +51,7 @@ def main():
     result = {**described, "settings": settings, **environment(), "rows": rows}
     print_table(result)
     args.out.mkdir(parents=True, exist_ok=True)
-    files.write_json(args.out / "export.json", result)
+    utils.write_json(args.out / "export.json", result)
     print(f"\nwritten: {args.out / 'export.json'}")
 
 

@@ -30,8 +30,8 @@ from input_report import plot, report
 from input_steps import measure_steps
 from PIL import features
 
-from keras_ci2p import files
-from keras_ci2p.training.hardware import hardware
+from keras_ci2p import utils
+from keras_ci2p.backend import hardware
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -53,7 +53,7 @@ def main(arguments=None):
     result["cores"] = measure_cores(paths, size, args.repeats, args.cores)
     report(result)
     out = Path(args.out)
-    files.write_json(out / "input.json", result)
+    utils.write_json(out / "input.json", result)
     plot(out / "input.png", result)
 
 

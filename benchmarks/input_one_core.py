@@ -9,8 +9,7 @@ from input_common import AUGMENTATION, in_batches, spread
 from PIL import Image, ImageFilter, ImageOps
 
 from keras_ci2p.data import load_image
-from keras_ci2p.data.operations import FILL
-from keras_ci2p.data.transforms import augment
+from keras_ci2p.data.transforms import FILL, augment
 
 
 def ours(paths, size, rng):

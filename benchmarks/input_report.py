@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_ci2p import files
+from keras_ci2p import utils
 
 SPREAD = {"elinewidth": 1, "ecolor": "0.25", "capsize": 3}
 
@@ -60,7 +60,7 @@ def plot(path, result):
         f"Pillow {env['pillow']}",
         fontsize=11,
     )
-    with files.atomic_file(path) as temporary:
+    with utils.atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 

@@ -10,10 +10,8 @@ from PIL import Image, ImageFilter, ImageOps
 
 from keras_ci2p.data import load_image
 from keras_ci2p.data.augmentation import draw
-from keras_ci2p.data.mixing import draw_mix, mix
-from keras_ci2p.data.noise import normal_pixels
-from keras_ci2p.data.operations import FUNCTIONS
-from keras_ci2p.data.transforms import GRAY_WEIGHTS, REDUCING_GAP, apply_draw
+from keras_ci2p.data.mixup import draw_mix, mix
+from keras_ci2p.data.transforms import FUNCTIONS, GRAY_WEIGHTS, REDUCING_GAP, apply_draw, normal_pixels
 
 
 def crop(image, drawn, size):

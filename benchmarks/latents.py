@@ -23,16 +23,15 @@ import numpy as np
 from common import MEMORY_SETTINGS, Stopwatch, add_data_argument, noise_photos, settings_of, timed
 from matplotlib.figure import Figure
 
-from keras_ci2p import CI2PViT, Compressor, files
+from keras_ci2p import CI2PViT, Compressor, utils
+from keras_ci2p.backend import environment
+from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import CROP_AND_FLIP, image_folder, scan_folder
-from keras_ci2p.data.latent_examples import LatentRecords
-from keras_ci2p.data.latent_storage import STORES
-from keras_ci2p.data.latents import latent_folder
-from keras_ci2p.training.backend import environment
-from keras_ci2p.training.cache_settings import CacheSettings
-from keras_ci2p.training.caching import cache_latents
-from keras_ci2p.training.fused_adamw import adamw
-from keras_ci2p.training.model import read_compressor
+from keras_ci2p.data.latent_cache import STORES
+from keras_ci2p.data.latent_loader import LatentRecords, latent_folder
+from keras_ci2p.training.cache_latents import cache_latents
+from keras_ci2p.training.optim import adamw
+from keras_ci2p.training.recipes import CacheSettings
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -67,7 +66,7 @@ def main():
     print_tables(result)
     name = f"latents-{result['backend']}"
     args.out.mkdir(parents=True, exist_ok=True)
-    files.write_json(args.out / f"{name}.json", result)
+    utils.write_json(args.out / f"{name}.json", result)
     plot(args.out / f"{name}.png", result)
     print(f"written: {args.out / name}.json, .png")
 
@@ -240,7 +239,7 @@ def plot(path, result):
     right.bar(list(stores), [row["bytes_per_latent"] / 1000 for row in stores.values()], color="tab:orange")
     right.set_ylabel("kB for each latent")
     figure.suptitle(f"{result['backend']}, {result['settings']['image_size']} px, {result['cores']} cores")
-    with files.atomic_file(path) as temporary:
+    with utils.atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 

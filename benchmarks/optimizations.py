@@ -17,7 +17,9 @@ import contestants
 import keras
 from common import KEEPS_FREED_MEMORY
 
-from keras_ci2p.layers import batch_norm, pointwise, symmetric_conv
+from keras_ci2p.layers import core as batch_norm
+from keras_ci2p.layers import core as pointwise
+from keras_ci2p.layers import core as symmetric_conv
 
 CONTESTANT = "CI2P-ViT base"
 AS_IT_IS = "as it is"

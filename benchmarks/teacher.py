@@ -23,13 +23,13 @@ import contest
 import numpy as np
 from common import add_data_argument, noise_photos
 
-from keras_ci2p import ViT, files
+from keras_ci2p import ViT, utils
+from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import open_data, scan_folder
 from keras_ci2p.training import RECIPES, CacheSettings, TrainSettings, cache_latents, train
+from keras_ci2p.training.distillation import load_teacher
 from keras_ci2p.training.efficientnet import TEACHERS
-from keras_ci2p.training.model import read_compressor
-from keras_ci2p.training.settings import DEFAULT_COMPRESSOR, NO_TEACHER
-from keras_ci2p.training.teacher_targets import load_teacher
+from keras_ci2p.training.recipes import DEFAULT_COMPRESSOR, NO_TEACHER
 
 KINDS = {"ci2p": "CI2P-ViT", "ci2p-teacher": "CI2P-ViT, teacher", "vit": "ViT", "vit-teacher": "ViT, teacher"}
 # Of the order in which --photos takes them; the runs' own seeds change all else.
@@ -140,7 +140,7 @@ def few_photos(data, folder, count):
         if counts[label]:
             counts[label] -= 1
             chosen.append(number)
-    with files.atomic_directory(folder) as temporary:
+    with utils.atomic_directory(folder) as temporary:
         for split, photos in (("train", train_photos.subset(sorted(chosen))), ("val", val_photos)):
             for number, (file, label) in enumerate(zip(photos.files, photos.labels, strict=True)):
                 link = temporary / split / photos.class_names[label] / f"{number:06}{Path(file).suffix}"

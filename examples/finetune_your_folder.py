@@ -19,7 +19,7 @@ import keras
 from keras_ci2p import CI2PViT
 from keras_ci2p.data import image_folder
 from keras_ci2p.training import RECIPES
-from keras_ci2p.training.optimizer import make_optimizer
+from keras_ci2p.training.optim import make_optimizer
 
 
 def main():

@@ -20,11 +20,12 @@ from PIL import Image
 
 from keras_ci2p import ViT
 from keras_ci2p.cli.model import open_model
+from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import center_crop, load_image
 from keras_ci2p.layers import attention_rollout
+from keras_ci2p.plots import plot_confusion
 from keras_ci2p.training import evaluate
-from keras_ci2p.training.evaluation import evaluation_size, plot_confusion
-from keras_ci2p.training.model import read_compressor
+from keras_ci2p.training.evaluation import evaluation_size
 
 
 def read_sample(name):

@@ -16,10 +16,10 @@ from pathlib import Path
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 from keras_ci2p import CI2PViT
+from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import open_data
+from keras_ci2p.plots import plot_confusion
 from keras_ci2p.training import RECIPES, CacheSettings, TrainSettings, cache_latents, evaluate, load_teacher, train
-from keras_ci2p.training.evaluation import plot_confusion
-from keras_ci2p.training.model import read_compressor
 
 
 def main():

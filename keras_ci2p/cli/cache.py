@@ -88,9 +88,9 @@ def add_parser(commands):
 
 
 def run(args):
-    from keras_ci2p.data import open_data
-    from keras_ci2p.training.caching import cache_latents
-    from keras_ci2p.training.teacher_targets import load_teacher
+    from keras_ci2p.data.sources import open_data
+    from keras_ci2p.training.cache_latents import cache_latents
+    from keras_ci2p.training.distillation import load_teacher
 
     if args.more_views is None:
         settings, compressor = _begun_with(args)
@@ -131,7 +131,7 @@ def run(args):
 def _begun_with(args):
     """`(settings, compressor)` of a cache that is begun, or gone on with by the arguments that began it."""
     from keras_ci2p.cli.train import read_recipe_arguments
-    from keras_ci2p.training.cache_settings import CacheSettings
+    from keras_ci2p.training.recipes import CacheSettings
 
     recipe = read_recipe_arguments(args)
     settings = CacheSettings(
@@ -148,10 +148,10 @@ def _begun_with(args):
 
 def _read_compressor(source):
     from keras_ci2p.cli.model import open_model
-    from keras_ci2p.convert import from_compressai
-    from keras_ci2p.models import CI2PClassifier, Compressor
-    from keras_ci2p.presets import PresetError, open_preset
-    from keras_ci2p.training.run_directory import preset_of
+    from keras_ci2p.convert.compressai import from_compressai
+    from keras_ci2p.models.backbone import CI2PClassifier
+    from keras_ci2p.models.compressor import Compressor
+    from keras_ci2p.presets import PresetError, open_preset, preset_of
 
     if Path(source).is_file():
         return from_compressai(source)

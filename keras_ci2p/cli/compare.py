@@ -47,9 +47,7 @@ def add_parser(commands):
 def run(args):
     from pathlib import Path
 
-    from keras_ci2p.comparison import CompareSettings, compare
-    from keras_ci2p.comparison.compare import FIGURE, REPORT
-    from keras_ci2p.comparison.report import table
+    from keras_ci2p.compare import FIGURE, REPORT, CompareSettings, compare, table
 
     given = {key: value for key, value in vars(args).items() if key not in ("out", "run", "on_interrupt")}
     args.on_interrupt = f"Nothing is written to {args.out}."

@@ -32,12 +32,12 @@ def add_parser(commands):
 
 
 def run(args):
-    from keras_ci2p import files
+    from keras_ci2p import utils
 
     source, dest = Path(args.source), Path(args.dest)
     if dest.exists():
         raise FileExistsError(f"{dest} exists already; choose another name.")
-    sha256 = files.sha256(source) if source.is_file() else None
+    sha256 = utils.file_sha256(source) if source.is_file() else None
     if args.sha256 and not (sha256 and sha256.startswith(args.sha256.lower())):
         raise ValueError(f"{source} is not the expected file: its SHA-256 does not begin with {args.sha256}.")
     further = {}
@@ -62,9 +62,10 @@ def run(args):
 
 def _read_checkpoint(path, sha256, args):
     """`(model, keys used, {reason: keys left out})`."""
-    from keras_ci2p.convert import compressai, from_compressai, from_mmpretrain
-    from keras_ci2p.convert.checkpoints import CheckpointError, read_state_dict
-    from keras_ci2p.convert.mmpretrain import mmpretrain_entries
+    from keras_ci2p.convert import compressai
+    from keras_ci2p.convert.compressai import from_compressai
+    from keras_ci2p.convert.mmpretrain import from_mmpretrain, mmpretrain_entries
+    from keras_ci2p.convert.state_dict import CheckpointError, read_state_dict
 
     state = read_state_dict(path)
     ignored = {}
@@ -95,10 +96,9 @@ def _part(key):
 def _read_preset(name):
     """The model, and what else of its preset `save_to_preset` is to write again."""
     from keras_ci2p.cli.model import open_model
-    from keras_ci2p.data.seen import carried_files
-    from keras_ci2p.models import Compressor
-    from keras_ci2p.presets import open_preset
-    from keras_ci2p.training.run_directory import preset_of
+    from keras_ci2p.data.overlap import carried_files
+    from keras_ci2p.models.compressor import Compressor
+    from keras_ci2p.presets import open_preset, preset_of
 
     preset = open_preset(preset_of(name))
     if preset.registered_name() == "keras_ci2p>Compressor":
@@ -108,15 +108,16 @@ def _read_preset(name):
 
 def _write_checkpoint(model, dest, kind):
     """Writes a checkpoint and returns its keys."""
-    from keras_ci2p import files
-    from keras_ci2p.convert import to_compressai, to_mmpretrain
-    from keras_ci2p.extras import require
-    from keras_ci2p.models import Compressor
+    from keras_ci2p import utils
+    from keras_ci2p.convert.compressai import to_compressai
+    from keras_ci2p.convert.mmpretrain import to_mmpretrain
+    from keras_ci2p.models.compressor import Compressor
+    from keras_ci2p.utils import require
 
     if isinstance(model, Compressor) != (kind == "compressai"):
         raise ValueError(f"A {type(model).__name__} cannot be written as a checkpoint of {kind}.")
     state = to_compressai(model) if kind == "compressai" else to_mmpretrain(model)
-    with files.atomic_file(dest) as temporary:
+    with utils.atomic_file(dest) as temporary:
         if dest.suffix == ".safetensors":
             require("safetensors.numpy", extra="convert").save_file(state, temporary)
         else:

@@ -58,8 +58,7 @@ def run(args):
 
 
 def _lay_out(args):
-    from keras_ci2p.data.animals10 import CLASSES
-    from keras_ci2p.data.animals10_lists import lay_out, read_lists
+    from keras_ci2p.data.animals10 import CLASSES, lay_out, read_lists
 
     args.on_interrupt = "Nothing is kept; the same command begins anew."
     layout = lay_out(args.source, args.out)
@@ -79,10 +78,9 @@ def _lay_out(args):
 
 
 def _prepare(name, args):
-    from keras_ci2p.data.source import open_data
-    from keras_ci2p.data.tfds import PREFIX, find_builder, prepare_tfds, prepared_directory
-    from keras_ci2p.data.tfds.sets import OWN_SETS
-    from keras_ci2p.extras import require
+    from keras_ci2p.data.sources import open_data
+    from keras_ci2p.data.tfds import OWN_SETS, PREFIX, find_builder, prepare_tfds, prepared_directory
+    from keras_ci2p.utils import require
 
     directory = prepared_directory(name, args.data_dir)
     if directory and name in OWN_SETS:

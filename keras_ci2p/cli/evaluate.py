@@ -57,9 +57,8 @@ def add_parser(commands):
 
 
 def run(args):
-    from keras_ci2p.extras import require
-    from keras_ci2p.presets import open_preset
-    from keras_ci2p.training.run_directory import preset_of
+    from keras_ci2p.presets import open_preset, preset_of
+    from keras_ci2p.utils import require
 
     require("matplotlib.figure", extra="train")
     preset = open_preset(preset_of(args.model))
@@ -75,12 +74,13 @@ def run(args):
 
 
 def _measure_classifier(args, preset, out):
-    from keras_ci2p import files
+    from keras_ci2p import utils
+    from keras_ci2p.backend import environment
     from keras_ci2p.cli.model import open_model
-    from keras_ci2p.data import open_data
-    from keras_ci2p.data.seen import count_overlap
-    from keras_ci2p.training.backend import environment
-    from keras_ci2p.training.evaluation import check_classes, evaluate, evaluation_size, plot_confusion, plot_worst
+    from keras_ci2p.data.overlap import count_overlap
+    from keras_ci2p.data.sources import open_data
+    from keras_ci2p.plots import plot_confusion, plot_worst
+    from keras_ci2p.training.evaluation import check_classes, evaluate, evaluation_size
 
     model, _ = open_model(preset)
     manifest = open_data(args.data)
@@ -100,7 +100,7 @@ def _measure_classifier(args, preset, out):
         worst=args.worst,
     )
     report = {"model": str(args.model), **report, **environment()}
-    files.write_json(out / "report.json", report)
+    utils.write_json(out / "report.json", report)
     plot_confusion(out / "confusion.png", report)
     written = [out / "report.json", out / "confusion.png"]
     if report.get("worst"):
@@ -119,11 +119,11 @@ def _measure_classifier(args, preset, out):
 
 
 def _measure_compressor(args, preset, out):
-    from keras_ci2p import files
-    from keras_ci2p.models import Compressor
-    from keras_ci2p.training.backend import environment
-    from keras_ci2p.training.compression import evaluate_compressor, show_reconstructions
-    from keras_ci2p.training.compression.data import open_pictures
+    from keras_ci2p import utils
+    from keras_ci2p.backend import environment
+    from keras_ci2p.data.sources import open_pictures
+    from keras_ci2p.models.compressor import Compressor
+    from keras_ci2p.training.evaluation import evaluate_compressor, show_reconstructions
 
     compressor = Compressor.from_preset(preset)
     pictures = open_pictures(args.data)
@@ -137,7 +137,7 @@ def _measure_compressor(args, preset, out):
         args.batch_size,
         verbose=int(sys.stdout.isatty()),
     )
-    files.write_json(out / "report.json", {"model": str(args.model), **report, **environment()})
+    utils.write_json(out / "report.json", {"model": str(args.model), **report, **environment()})
     show_reconstructions(out / "reconstructions.png", compressor, pictures, args.split, args.size)
     print(
         f"{report['psnr']:.2f} dB, {report['bpp']:.4f} bits per pixel, cost {report['cost']:.4f} at lambda "

@@ -32,7 +32,7 @@ def run(args):
     import keras
 
     from keras_ci2p.cli.model import open_model
-    from keras_ci2p.export import export
+    from keras_ci2p.export.export import export
     from keras_ci2p.presets import name_of
 
     arguments = {"image_shape": (args.image_size, args.image_size, 3)} if args.image_size else {}

@@ -48,7 +48,7 @@ def add_parser(commands):
 def run(args):
     import keras
 
-    from keras_ci2p import files
+    from keras_ci2p import utils
 
     makers = {name: _maker(name, args.kind) for name in args.models}
     # What is made there gets no weights, which would take gigabytes.
@@ -58,14 +58,15 @@ def run(args):
     keras.utils.clear_session(free_memory=False)
     print("\n\n".join(_table(result) for result in results))
     if args.json:
-        files.write_json(args.json, results)
+        utils.write_json(args.json, results)
         print(f"written: {args.json}")
 
 
 def _maker(name, kind):
     """A function that makes the model for an `image_shape`."""
     from keras_ci2p.cli.model import open_model
-    from keras_ci2p.models import CLASSIFIERS, VARIANTS
+    from keras_ci2p.models.loading import CLASSIFIERS
+    from keras_ci2p.models.variants import VARIANTS
 
     if name in VARIANTS:
         return lambda image_shape: CLASSIFIERS[kind](image_shape, variant=name)
@@ -76,7 +77,7 @@ def _maker(name, kind):
 def _count(name, make, image_sizes):
     """Counts of the model at each size, and of the ViT to compare with, None for a ViT itself."""
     from keras_ci2p.flops import count_macs
-    from keras_ci2p.models import ViT
+    from keras_ci2p.models.vit import ViT
 
     rows = []
     for size in image_sizes:

@@ -1,7 +1,5 @@
 """`keras-ci2p info`"""
 
-import math
-
 
 def add_parser(commands):
     parser = commands.add_parser(
@@ -25,7 +23,10 @@ def add_parser(commands):
 
 def run(args):
     from keras_ci2p.cli.model import open_model
-    from keras_ci2p.models import CLASSIFIERS, VARIANTS, CI2PViTDualScale
+    from keras_ci2p.flops import parameters_by_part
+    from keras_ci2p.models.ci2p_vit import CI2PViTDualScale
+    from keras_ci2p.models.loading import CLASSIFIERS
+    from keras_ci2p.models.variants import VARIANTS
 
     if args.model in VARIANTS:
         model = CLASSIFIERS[args.kind](variant=args.model, num_classes=args.num_classes)
@@ -48,24 +49,3 @@ def run(args):
         total, trainable, statistics = counts
         print(f"{name:<20}{total:>14,}{trainable:>14,}{total - trainable:>14,}{statistics:>14,}")
     print("Statistics are the running means and variances of batch normalisation; they are no parameters.")
-
-
-def parameters_by_part(model):
-    """`{part: (parameters, trainable parameters, running statistics)}`.
-
-    The blocks and the closing norm are the transformer; parts without weights are left out.
-    """
-    parts = {}
-    for layer in model.layers:
-        is_transformer = layer.name == "norm" or layer.name.startswith("block_")
-        part = "transformer" if is_transformer else layer.name
-        everything = _size(layer.weights)
-        if everything:
-            statistics = _size(w for w in layer.weights if w.name.startswith("moving_"))
-            counts = (everything - statistics, _size(layer.trainable_weights), statistics)
-            parts[part] = tuple(map(sum, zip(parts.get(part, (0, 0, 0)), counts, strict=True)))
-    return parts
-
-
-def _size(weights):
-    return sum(math.prod(weight.shape) for weight in weights)

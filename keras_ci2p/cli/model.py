@@ -10,6 +10,6 @@ def open_model(name, **arguments):
         name: Any of these.
         **arguments: Of the model's `from_preset`.
     """
-    from keras_ci2p.training.run_directory import open_classifier
+    from keras_ci2p.models.loading import open_classifier
 
     return open_classifier(name, **arguments)

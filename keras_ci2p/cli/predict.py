@@ -24,7 +24,7 @@ def run(args):
     import numpy as np
 
     from keras_ci2p.cli.model import open_model
-    from keras_ci2p.data import center_crop, load_image
+    from keras_ci2p.data.transforms import center_crop, load_image
     from keras_ci2p.training.evaluation import evaluation_size
 
     if args.top < 1:

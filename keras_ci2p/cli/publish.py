@@ -38,7 +38,7 @@ def add_parser(commands):
 
 
 def run(args):
-    from keras_ci2p.training.publishing import publish
+    from keras_ci2p.training.publish import publish
 
     notes = Path(args.notes).read_text(encoding="utf-8") if args.notes else ""
     args.on_interrupt = f"Nothing is written to {args.dest}."

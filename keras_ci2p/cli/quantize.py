@@ -19,7 +19,7 @@ def add_parser(commands):
 
 def run(args):
     from keras_ci2p.cli.model import open_model
-    from keras_ci2p.data.seen import carried_files
+    from keras_ci2p.data.overlap import carried_files
     from keras_ci2p.presets import WEIGHTS, check_writable
 
     check_writable(args.dest)

@@ -135,8 +135,9 @@ RECIPE_FLAGS = (
 
 
 def run(args):
-    from keras_ci2p.training import TrainSettings, train
-    from keras_ci2p.training.run_directory import preset_of
+    from keras_ci2p.presets import preset_of
+    from keras_ci2p.training.recipes import TrainSettings
+    from keras_ci2p.training.train import train
 
     recipe = read_recipe_arguments(args)
     given = [name for name in ("epochs", "warmup_epochs") if name in _recipe_values(args)]
@@ -161,7 +162,7 @@ def run(args):
 
 def read_recipe_arguments(args):
     """The recipe that --recipe names, changed as the other arguments say."""
-    from keras_ci2p.training import read_recipe
+    from keras_ci2p.training.recipes import read_recipe
 
     return read_recipe(args.recipe).override(_recipe_values(args))
 

@@ -57,7 +57,8 @@ def add_parser(commands):
 
 
 def run(args):
-    from keras_ci2p.training.compression import CompressorSettings, train_compressor
+    from keras_ci2p.training.recipes import CompressorSettings
+    from keras_ci2p.training.train_compressor import train_compressor
 
     given = {key: value for key, value in vars(args).items() if key not in ("out", "resume", "run", "on_interrupt")}
     renamed = {"lr": "learning_rate", "workers": "num_workers"}

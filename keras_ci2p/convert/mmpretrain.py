@@ -4,20 +4,22 @@ import re
 
 import numpy as np
 
-from keras_ci2p.convert.assignment import (
+from keras_ci2p.convert.compressai import gdn_constants, transform_entries
+from keras_ci2p.convert.state_dict import (
+    CheckpointError,
     Entry,
     assign,
     batch_norm,
     convolution,
     dense,
     layer_norm,
+    read_state_dict,
     transformer_entries,
 )
-from keras_ci2p.convert.checkpoints import CheckpointError, read_state_dict
-from keras_ci2p.convert.compressai import gdn_constants, transform_entries
-from keras_ci2p.layers.analysis_transform import DOWNSAMPLING
-from keras_ci2p.layers.position_embedding import resize_position_embedding
-from keras_ci2p.models import CI2PViT, CI2PViTDualScale, ViT
+from keras_ci2p.layers.compression_transforms import DOWNSAMPLING
+from keras_ci2p.layers.embedding import resize_position_embedding
+from keras_ci2p.models.ci2p_vit import CI2PViT, CI2PViTDualScale
+from keras_ci2p.models.vit import ViT
 
 _EMBEDDING = "backbone.to_patch_embedding."
 _TRANSFORMER = "backbone.transformer."

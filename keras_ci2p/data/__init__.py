@@ -1,27 +1,16 @@
 """Photos from folders: reading, splitting, augmenting and feeding them. Knows no models."""
 
-from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
-from keras_ci2p.data.decode import load_image
-from keras_ci2p.data.folder import DataError, ImageManifest, scan_folder
-from keras_ci2p.data.latent_cache import LatentCache, open_cache
-from keras_ci2p.data.latents import latent_folder
-from keras_ci2p.data.pipeline import image_folder
-from keras_ci2p.data.source import open_data
-from keras_ci2p.data.split import validation_mask
-from keras_ci2p.data.transforms import center_crop
+from keras_ci2p.utils import lazy_imports
 
-__all__ = [
-    "CROP_AND_FLIP",
-    "Augmentation",
-    "DataError",
-    "ImageManifest",
-    "LatentCache",
-    "center_crop",
-    "image_folder",
-    "latent_folder",
-    "load_image",
-    "open_cache",
-    "open_data",
-    "scan_folder",
-    "validation_mask",
-]
+__all__, __getattr__, __dir__ = lazy_imports(
+    __name__,
+    {
+        "augmentation": ["Augmentation", "CROP_AND_FLIP"],
+        "latent_cache": ["LatentCache", "open_cache"],
+        "latent_loader": ["latent_folder"],
+        "loader": ["image_folder"],
+        "manifest": ["DataError", "ImageManifest", "validation_mask"],
+        "sources": ["open_data", "scan_folder"],
+        "transforms": ["center_crop", "load_image"],
+    },
+)

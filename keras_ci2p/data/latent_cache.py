@@ -1,7 +1,8 @@
-"""A directory of stored latents: what it holds, of which photos, by which compressor."""
+"""Caches of precomputed latents: directories, shards, records."""
 
-import hashlib
+import contextlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,126 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_ci2p import files
-from keras_ci2p.data.folder import DataError, ImageManifest
+from keras_ci2p.data.manifest import DataError, ImageManifest
+from keras_ci2p.layers.compression_transforms import fingerprint
+from keras_ci2p.utils import atomic_file, file_sha256, require
+
+ARRAY_RECORD = "array_record.python.array_record_module"
+
+STORES = ("float16", "rounded")
+
+# zstd at its fastest: measured on latents, its higher levels up to 9 and brotli save nothing and are slower.
+_OPTIONS = "group_size:1,zstd:1"
+
+
+def record_file(path, store):
+    """Yields a function that appends a batch of latents, as `encode` takes it, to a new ArrayRecord file.
+
+    Raises:
+        OSError: It cannot be written, for example since the disk is full.
+    """
+    return _record_file(path, lambda latents: encode(latents, store))
+
+
+def target_file(path):
+    """As `record_file`, of a teacher's targets; the function takes what `encode_targets` takes."""
+    return _record_file(path, encode_targets)
+
+
+@contextlib.contextmanager
+def _record_file(path, encode):
+    writer = require(ARRAY_RECORD, extra="train").ArrayRecordWriter(str(path), _OPTIONS)
+
+    def append(*batch):
+        for record in encode(*batch):
+            _checked(path, writer.write, record)
+
+    yield append
+    _checked(path, writer.close)
+
+
+def _checked(path, action, *arguments):
+    try:
+        action(*arguments)
+    except RuntimeError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def encode(latents, store):
+    """The bytes of each latent of a batch, channel after channel: a channel's neighbours are alike and pack better.
+
+    Args:
+        latents: float32 `(batch, height, width, channels)`.
+        store: "float16", or "rounded" to integers: one byte for each value, two where a latent's values need them.
+
+    Returns:
+        List of bytes.
+
+    Raises:
+        ValueError: A value that is not finite, or too large for the store.
+    """
+    planar = np.moveaxis(latents, -1, 1)
+    largest = float(np.abs(planar).max(initial=0))
+    limit = float(np.finfo("float16").max) if store == "float16" else np.iinfo("int16").max
+    # In this form also for NaN.
+    if not largest <= limit:
+        raise ValueError(f"Latents must be within -{limit}..{limit} to be stored as {store}. Largest: {largest}")
+    if store == "float16":
+        return [latent.tobytes() for latent in planar.astype("<f2")]
+    return [_smallest(latent).tobytes() for latent in np.rint(planar)]
+
+
+def _smallest(integers):
+    return integers.astype("int8" if integers.min() >= -128 and integers.max() <= 127 else "<i2")
+
+
+def decode(record, shape, store):
+    """The latent of `encode`'s bytes: float32 of the shape `(height, width, channels)`.
+
+    Raises:
+        ValueError: The bytes are not as many as the shape needs.
+    """
+    height, width, channels = shape
+    dtype = "<f2" if store == "float16" else "int8" if len(record) == height * width * channels else "<i2"
+    planar = np.frombuffer(record, dtype).reshape(channels, height, width)
+    return np.moveaxis(planar, 0, -1).astype("float32", order="C")
+
+
+def encode_targets(logits, features):
+    """The bytes of a teacher's targets, one record for each image of a batch.
+
+    Args:
+        logits: float `(batch, classes)`, stored as float16.
+        features: List of int8 arrays `(batch, rows, columns, channels)`.
+
+    Raises:
+        ValueError: A logit that is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise ValueError("The teacher's logits must be finite to be stored. Is its range of values right?")
+    logits = np.clip(logits, *(np.finfo("float16").max * np.array([-1, 1]))).astype("<f2")
+    return [b"".join(array[i].tobytes() for array in (logits, *features)) for i in range(len(logits))]
+
+
+def decode_targets(record, num_classes, shapes):
+    """One image's `(logits, list of feature maps)`, float32 and int8, as `encode_targets` took them.
+
+    Args:
+        record: Its bytes.
+        num_classes: Of the logits.
+        shapes: `(rows, columns, channels)` of each feature map.
+
+    Raises:
+        ValueError: The bytes are not as many as the shapes need.
+    """
+    ends = np.cumsum([2 * num_classes, *(math.prod(shape) for shape in shapes)])
+    if len(record) != ends[-1]:
+        raise ValueError(f"{ends[-1]} bytes are expected, {len(record)} found")
+    logits, *features = np.split(np.frombuffer(record, "int8"), ends[:-1])
+    return logits.view("<f2").astype("float32"), [
+        map_.reshape(shape) for map_, shape in zip(features, shapes, strict=True)
+    ]
+
 
 FORMAT_VERSION = 1
 MANIFEST = "latents.json"
@@ -155,7 +274,7 @@ class LatentCache:
         """Reads all files of latents; DataError unless they are as they were written."""
         for file in self.files():
             path = self.root / file["file"]
-            if files.sha256(path) != file["sha256"]:
+            if file_sha256(path) != file["sha256"]:
                 raise DataError(
                     f"{path} is damaged: its SHA-256 is not that of {MANIFEST}. Delete it; the command that began the "
                     "cache, with --resume, makes it again."
@@ -210,7 +329,7 @@ def read_cache(root):
         if version != FORMAT_VERSION:
             raise DataError(f"{root} has cache format {version!r}; this version of keras_ci2p reads {FORMAT_VERSION}.")
         data = manifest["data"]
-        if files.sha256(root / PHOTOS) != data["photos_sha256"]:
+        if file_sha256(root / PHOTOS) != data["photos_sha256"]:
             raise DataError(f"{root / PHOTOS} is damaged: its SHA-256 is not that of {MANIFEST}. Make a new cache.")
         return LatentCache(root, manifest, _read_photos(root / PHOTOS, data))
     except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -222,22 +341,6 @@ def is_latent_cache(root):
     return (Path(root) / MANIFEST).is_file()
 
 
-def fingerprint(transform):
-    """SHA-256 of a built `AnalysisTransform`: architecture, channels, weights. The same on every backend.
-
-    Raises:
-        ValueError: It has no weights yet.
-    """
-    if not transform.built:
-        raise ValueError(f"{transform.name} has no weights yet; build it first.")
-    config = f"{transform.architecture} {transform.num_filters} {transform.latent_channels}"
-    digest = hashlib.sha256(config.encode("ascii"))
-    for weight in transform.get_weights():
-        digest.update(str(weight.shape).encode("ascii"))
-        digest.update(weight.astype("<f4").tobytes())
-    return digest.hexdigest()
-
-
 def write_photos(path, photos):
     """Writes files, labels and digests of each split's `ImageManifest` as a numpy archive."""
     columns = {}
@@ -246,7 +349,7 @@ def write_photos(path, photos):
         columns[f"{split}_files"] = np.frombuffer(b"\0".join(map(os.fsencode, manifest.files)), "uint8")
         columns[f"{split}_labels"] = np.array(manifest.labels, "<i4")
         columns[f"{split}_digests"] = np.frombuffer(bytes.fromhex("".join(manifest.digests)), "uint8").reshape(-1, 32)
-    with files.atomic_file(path) as temporary:
+    with atomic_file(path) as temporary:
         np.savez_compressed(temporary, **columns)
 
 

@@ -1,17 +1,12 @@
 """Getting models out: files for other runtimes, checked against the model before they are called done."""
 
-from keras_ci2p.export.batch_norm import fold_batch_norm
-from keras_ci2p.export.exporter import ExportError, ExportReport, export
-from keras_ci2p.export.formats import FORMATS
-from keras_ci2p.export.runtimes import Network, open_exported, open_network
+from keras_ci2p.utils import lazy_imports
 
-__all__ = [
-    "FORMATS",
-    "ExportError",
-    "ExportReport",
-    "Network",
-    "export",
-    "fold_batch_norm",
-    "open_exported",
-    "open_network",
-]
+__all__, __getattr__, __dir__ = lazy_imports(
+    __name__,
+    {
+        "export": ["ExportError", "ExportReport", "export"],
+        "fold_batch_norm": ["fold_batch_norm"],
+        "formats": ["FORMATS", "Network", "open_exported", "open_network"],
+    },
+)

@@ -1,9 +1,22 @@
-"""The formats, and which of Keras's backends can write them."""
+"""File formats: suffix, packages, backends, how a file is written, opened and described."""
 
+import functools
 import importlib.util
+import json
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
+
+from keras_ci2p.export import metadata
+from keras_ci2p.export.fold_batch_norm import fold_batch_norm
+from keras_ci2p.export.metadata import output_name
+from keras_ci2p.utils import require
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,351 @@ def _is_installed(package):
     return importlib.util.find_spec(package) is not None
 
 
-def output_name(model):
-    """What the output is called in the formats that let it be named."""
-    return "logits" if model.activation is None else "probabilities"
+# Element types of inputs, as ONNX Runtime calls them.
+_ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+
+
+def open_exported(path, format):
+    """An exported model as a function, on the CPU and in float32.
+
+    Not every runtime is for every process: TensorFlow before torch's compiler ends it, and OpenVINO forks when it is
+    imported, which JAX does not bear.
+
+    Args:
+        path: What `export` wrote.
+        format: One of `FORMATS`.
+
+    Returns:
+        A function of float32 images `(batch, height, width, 3)`, RGB in 0..255, that gives `(batch, num_classes)`.
+
+    Raises:
+        ImportError: The runtime is not installed.
+    """
+    return _OPEN[format](Path(path))
+
+
+def _onnx(path):
+    onnxruntime = require("onnxruntime", extra="export")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def _tf_saved_model(path):
+    tensorflow = require("tensorflow", extra="tensorflow")
+    loaded = tensorflow.saved_model.load(str(path))
+    return lambda images: loaded.serve(images).numpy()
+
+
+def _openvino(path):
+    openvino = import_openvino()
+    compiled = openvino.compile_model(path / FORMATS["openvino"].main_file, "CPU", _EXACT)
+    return lambda images: compiled(images)[0]
+
+
+def _torch(path):
+    torch = require("torch", extra="torch")
+    module = torch.export.load(path).module()
+    return lambda images: module(torch.from_numpy(images)).numpy()
+
+
+def _litert(path):
+    interpreter = require("ai_edge_litert.interpreter", extra="export").Interpreter(str(path))
+    signature = interpreter.get_signature_runner()
+    return lambda images: next(iter(signature(images=images).values()))
+
+
+_OPEN = {
+    "onnx": _onnx,
+    "tf_saved_model": _tf_saved_model,
+    "openvino": _openvino,
+    "torch": _torch,
+    "litert": _litert,
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A file of ONNX or OpenVINO, ready to run on the CPU.
+
+    Attributes:
+        run: Function of an array as `input_shape` and `input_type` say and a list of names of outputs, that gives the
+            list of these outputs, as arrays. Several threads may call it.
+        runtime: Name and version of what runs it.
+        input_shape: With None for what may be of any size.
+        input_type: "float32", "float16" or "uint8".
+        output_shapes: Name to shape, with None for what may be of any size, in the order of the file.
+        metadata: The entries of `keras_ci2p.export.metadata` that the file has.
+    """
+
+    run: Callable
+    runtime: str
+    input_shape: tuple
+    input_type: str
+    output_shapes: dict
+    metadata: dict
+
+
+def open_network(path, exact=False):
+    """Opens an ONNX or OpenVINO file of whatever origin that has one input.
+
+    OpenVINO runs either where it is installed, which is faster; else ONNX Runtime runs the former.
+
+    Args:
+        path: An .onnx file, an OpenVINO .xml, or the directory that `export` wrote for OpenVINO.
+        exact: Whether to compute in float32 where the processor has something faster, such as bfloat16.
+
+    Returns:
+        A `Network`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The runtime cannot read it, or it has several inputs or one that is no image.
+        ImportError: No runtime is installed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FORMATS["openvino"].main_file
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    if path.suffix == ".xml" or importlib.util.find_spec("openvino"):
+        return _open_with_openvino(path, exact)
+    return _open_with_onnxruntime(path)
+
+
+def import_openvino():
+    """The package, without what it tells its makers over the network each time that it is imported.
+
+    It would fork for that, which JAX does not bear.
+    """
+    telemetry = "openvino_telemetry"
+    if "openvino" in sys.modules or telemetry in sys.modules:
+        return require("openvino", extra="export")
+    sys.modules[telemetry] = None
+    try:
+        return require("openvino", extra="export")
+    finally:
+        del sys.modules[telemetry]
+
+
+# By default some processors compute in bfloat16.
+_EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+def _open_with_openvino(path, exact):
+    openvino = import_openvino()
+    core = openvino.Core()
+    try:
+        model = core.read_model(path)
+        # Several batches at a time, each on a core of its own, is the fastest, and needs calls from several threads.
+        compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", **(_EXACT if exact else {})})
+    except RuntimeError as error:
+        raise ValueError(f"OpenVINO cannot read {path}: {_first_line(error)}") from error
+    names = [_name(output) for output in model.outputs]
+    own = threading.local()
+
+    def run(images, wanted):
+        # A request is for one thread at a time.
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        own.request.infer([images])
+        return [own.request.get_output_tensor(names.index(name)).data.copy() for name in wanted]
+
+    input_type = model.inputs[0].element_type.to_dtype().name if model.inputs else None
+    return Network(
+        run,
+        f"OpenVINO {openvino.__version__.split('-')[0]}",
+        _check_input(path, [_shape(port) for port in model.inputs], input_type),
+        input_type,
+        {name: _shape(port) for name, port in zip(names, model.outputs, strict=True)},
+        metadata.from_openvino(model),
+    )
+
+
+def _open_with_onnxruntime(path):
+    onnxruntime = require("onnxruntime", extra="export")
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # Its classes have no common base but this.
+        raise ValueError(f"ONNX Runtime cannot read {path}: {_first_line(error)}") from error
+    inputs = session.get_inputs()
+    input_type = _ONNX_TYPES.get(inputs[0].type, inputs[0].type) if inputs else None
+    return Network(
+        lambda images, wanted: session.run(wanted, {inputs[0].name: images}),
+        f"ONNX Runtime {onnxruntime.__version__}",
+        _check_input(path, [_numbers(port.shape) for port in inputs], input_type),
+        input_type,
+        {port.name: _numbers(port.shape) for port in session.get_outputs()},
+        metadata.from_onnx(session.get_modelmeta().custom_metadata_map),
+    )
+
+
+def _check_input(path, shapes, input_type):
+    if len(shapes) != 1 or len(shapes[0]) != 4 or input_type not in _ONNX_TYPES.values():
+        raise ValueError(
+            f"{path} must have one input, images of rank 4 and of type {', '.join(_ONNX_TYPES.values())}. "
+            f"Received: {len(shapes)} inputs, shapes {shapes}, the first of type {input_type}"
+        )
+    return shapes[0]
+
+
+def _shape(port):
+    shape = port.partial_shape
+    if shape.rank.is_dynamic:
+        return ()
+    return tuple(size.get_length() if size.is_static else None for size in shape)
+
+
+def _numbers(shape):
+    return tuple(size if isinstance(size, int) else None for size in shape)
+
+
+def _name(port):
+    return min(port.names, default=port.node.friendly_name)
+
+
+def _first_line(error):
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def write_openvino(converted, directory, model, entries):
+    """Writes an `openvino.Model` with named input and output, of any batch size, its weights in float32.
+
+    Args:
+        converted: What `openvino.convert_model` made of `model`.
+        directory: Where to; gets an .xml and a .bin.
+        model: The classifier.
+        entries: Metadata.
+    """
+    openvino = import_openvino()
+
+    (images,), (output,) = converted.inputs, converted.outputs
+    images.get_node().set_partial_shape(openvino.PartialShape([-1, *model.image_shape]))
+    images.tensor.set_names({"images"})
+    output.tensor.set_names({output_name(model)})
+    converted.validate_nodes_and_infer_types()
+    metadata.to_openvino(entries, converted)
+    openvino.save_model(converted, Path(directory) / FORMATS["openvino"].main_file, compress_to_fp16=False)
+
+
+# A protobuf file ends at 2 GB; torch moves weights to a second file from here on.
+LARGEST_ONNX = 3 * 2**29
+
+
+def write(model, path, format, opset, entries):
+    """Writes `model` with its batch norms folded to `path`, by the current backend; any batch size can be run.
+
+    Args:
+        model: A classifier of fixed image size.
+        path: File, or directory that exists.
+        format: Key of `FORMATS` that the backend writes.
+        opset: Of ONNX; None for torch's default.
+        entries: Metadata, a dict.
+    """
+    writer = {"torch": _write_from_torch, "tensorflow": _write_from_tensorflow}[keras.backend.backend()]
+    writer(model, path, format, opset, entries)
+
+
+def _write_from_torch(model, path, format, opset, entries):
+    with warnings.catch_warnings():
+        # Of torch about itself.
+        warnings.simplefilter("ignore")
+        program = _program(model)
+        if format == "torch":
+            _write_torch(program, path, entries)
+        elif format == "onnx":
+            _write_onnx(program, path, output_name(model), opset, entries)
+        else:
+            write_openvino(import_openvino().convert_model(program), path, model, entries)
+
+
+def _program(model):
+    import torch
+
+    class _Inference(torch.nn.Module):
+        """A Keras model whose weights torch can see: `torch.export` takes those of Keras for nameless constants."""
+
+        def __init__(self, model):
+            super().__init__()
+            # In a tuple, so that it is no submodule.
+            self._model = (model,)
+            for weight in model.weights:
+                self.register_buffer(weight.path, weight.value.detach())
+
+        def forward(self, images):
+            (model,) = self._model
+            state = list(zip(model.weights, self.buffers(), strict=True))
+            # Else variables that wait for their values elsewhere would get them here, as a part of the program.
+            with keras.StatelessScope(state_mapping=state, initialize_variables=False):
+                return model(images, training=False)
+
+    # The program remembers devices.
+    with keras.device("cpu"):
+        folded = fold_batch_norm(model)
+        # Two, since torch takes a batch of one for a constant.
+        images = torch.zeros(2, *folded.image_shape)
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.export.export(_Inference(folded).eval(), (images,), dynamic_shapes=({0: batch},), strict=False)
+    for node in program.graph.nodes:
+        # Paths of this machine.
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _write_torch(program, path, entries):
+    import torch
+
+    # Else it would be stored too.
+    program.example_inputs = None
+    torch.export.save(program, path, extra_files={metadata.FILE_NAME: json.dumps(entries, ensure_ascii=False)})
+
+
+def _write_onnx(program, path, output, opset, entries):
+    import torch
+
+    size = sum(weight.nbytes for weight in program.state_dict.values())
+    if size > LARGEST_ONNX:
+        raise ValueError(f"The weights are too large for one ONNX file: {size:,} bytes, at most {LARGEST_ONNX:,}.")
+    onnx_program = torch.onnx.export(
+        program,
+        dynamo=True,
+        dynamic_shapes=({0: "batch"},),
+        input_names=["images"],
+        output_names=[output],
+        opset_version=opset,
+        verbose=False,
+    )
+    for node in onnx_program.model.graph:
+        node.metadata_props.clear()
+    onnx_program.model.metadata_props.update(metadata.to_onnx(entries))
+    onnx_program.save(path, external_data=False)
+
+
+def _write_from_tensorflow(model, path, format, opset, entries):
+    folded = fold_batch_norm(model)
+    if format == "tf_saved_model":
+        _write_saved_model(folded, path)
+        metadata.write_beside(entries, path)
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        _write_saved_model(folded, directory)
+        if format == "litert":
+            _write_litert(directory, path)
+            metadata.append_to_litert(entries, path)
+        else:
+            write_openvino(import_openvino().convert_model(directory), path, model, entries)
+
+
+def _write_saved_model(folded, path):
+    archive = keras.export.ExportArchive()
+    # What the function uses is stored; the model, tracked as `folded.export` does it, would be stored once more.
+    serve = functools.partial(folded, training=False)
+    archive.add_endpoint("serve", serve, input_signature=folded.inputs)
+    archive.write_out(str(path), verbose=False)
+
+
+def _write_litert(saved_model, path):
+    import tensorflow as tf
+
+    # Keras's own export also admits operations that only TensorFlow's large runtime has; none is needed.
+    converter = tf.lite.TFLiteConverter.from_saved_model(saved_model)
+    Path(path).write_bytes(converter.convert())

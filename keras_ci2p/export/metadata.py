@@ -22,7 +22,6 @@ import zipfile
 from pathlib import Path
 
 from keras_ci2p.data.transforms import RESIZE_RATIO
-from keras_ci2p.export.formats import output_name
 
 PREFIX = "keras_ci2p"
 FILE_NAME = f"{PREFIX}.json"
@@ -103,3 +102,8 @@ def _loads(strings):
                 'marks: "logits".'
             ) from None
     return entries
+
+
+def output_name(model):
+    """What the output is called in the formats that let it be named."""
+    return "logits" if model.activation is None else "probabilities"

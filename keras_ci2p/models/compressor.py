@@ -5,9 +5,8 @@ import math
 import keras
 from keras import ops
 
-from keras_ci2p.layers.analysis_transform import AnalysisTransform, check_images
-from keras_ci2p.layers.entropy_bottleneck import EntropyBottleneck
-from keras_ci2p.layers.synthesis_transform import SynthesisTransform
+from keras_ci2p.layers.compression_layers import EntropyBottleneck
+from keras_ci2p.layers.compression_transforms import AnalysisTransform, SynthesisTransform, check_images
 from keras_ci2p.models.rate_distortion import RateDistortionModel
 from keras_ci2p.presets import WEIGHTS, PresetError, name_of, open_preset, serialize, write_preset
 

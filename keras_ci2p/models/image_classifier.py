@@ -6,9 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.layers.analysis_transform import check_images
-from keras_ci2p.layers.pointwise import Dense
-from keras_ci2p.layers.transformer_block import TransformerBlock
+from keras_ci2p.layers.compression_transforms import check_images
+from keras_ci2p.layers.core import Dense
+from keras_ci2p.layers.transformer import TransformerBlock
 from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, PresetError, open_preset, serialize, write_preset
 
 

@@ -1,4 +1,7 @@
-"""Sizes of the transformers, by name."""
+"""Names of the models, and sizes of their transformers. Imports no Keras."""
+
+# Classes of `keras_ci2p.models` by the names of the command line's `--model`.
+MODELS = {"ci2p": "CI2PViT", "ci2p_dual": "CI2PViTDualScale", "vit": "ViT"}
 
 VARIANTS = {
     "tiny": {"hidden_dim": 192, "num_layers": 12, "num_heads": 3, "mlp_dim": 768},

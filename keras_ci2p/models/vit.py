@@ -2,11 +2,10 @@
 
 import keras
 
-from keras_ci2p.layers.analysis_transform import check_images
-from keras_ci2p.layers.image_normalization import ImageNormalization
-from keras_ci2p.layers.position_embedding import PositionEmbedding
-from keras_ci2p.models.backbone import Backbone
-from keras_ci2p.models.encoder import transformer_encoder
+from keras_ci2p.layers.compression_transforms import check_images
+from keras_ci2p.layers.core import ImageNormalization
+from keras_ci2p.layers.embedding import PositionEmbedding
+from keras_ci2p.models.backbone import Backbone, transformer_encoder
 from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.models.variants import transformer_sizes
 

@@ -1,14 +1,266 @@
-"""Distillation: a student that learns from a teacher's logits and from its feature maps, token by token.
+"""Imitates a teacher: targets of its feature maps, and the student's losses."""
 
-Logits as in Hinton et al. (arXiv 1503.02531), seen on the very view that the student sees (arXiv 2106.05237). What a
-convolutional teacher says within each token (`keras_ci2p.training.teacher_targets`), at several depths, is predicted by
-linear heads that are thrown away after training ("locality guidance", arXiv 2207.10026).
-"""
+import io
+import math
+import zipfile
 
 import keras
+import numpy as np
 from keras.distillation import FeatureDistillation, LogitsDistillation
+from PIL import Image
 
-from keras_ci2p.layers.transformer_block import TransformerBlock
+from keras_ci2p.data.mixup import target_arrays
+from keras_ci2p.data.transforms import center_crop
+from keras_ci2p.layers.transformer import TransformerBlock
+from keras_ci2p.training.efficientnet import TEACHERS, make_teacher
+from keras_ci2p.training.teacher import open_teacher
+
+# What is kept of a feature map. Of EfficientNet-Lite2's strides 8, 16 and 32 they explain 47, 59 and 67 %.
+MAX_COMPONENTS = 128
+# Views that the components are fitted on.
+FIT_VIEWS = 1600
+# Stored features are integers: so many standard deviations are 127 of them. The error is 0.01 % of the variance.
+_DEVIATIONS = 5
+# A map is not folded into tokens of more numbers: their principal components take a minute.
+_MAX_DIMS = 6144
+
+
+def tokens_of_map(features, grid):
+    """What of a feature map lies within each token, flattened.
+
+    A map of more positions than the grid is folded, `k x k` positions into each token, after it is resampled by area
+    where the grid does not divide it, or where tokens would become too long; one of fewer positions is resampled by
+    area.
+
+    Args:
+        features: `(batch, rows, columns, channels)`.
+        grid: `(rows, columns)` of the tokens.
+
+    Returns:
+        float32 `(batch, *grid, k * k * channels)`.
+    """
+    most = math.isqrt(_MAX_DIMS // features.shape[-1])
+    folds = [max(1, min(size // tokens, most)) for size, tokens in zip(features.shape[1:3], grid, strict=True)]
+    for axis, (tokens, fold) in enumerate(zip(grid, folds, strict=True), start=1):
+        if features.shape[axis] != tokens * fold:
+            weights = _area_weights(features.shape[axis], tokens * fold)
+            features = np.moveaxis(np.moveaxis(features, axis, -1) @ weights.T, -1, axis)
+    batch, channels = len(features), features.shape[-1]
+    folded = features.reshape(batch, grid[0], folds[0], grid[1], folds[1], channels).transpose(0, 1, 3, 2, 4, 5)
+    return np.ascontiguousarray(folded, "float32").reshape(batch, *grid, -1)
+
+
+def _area_weights(source, target):
+    """float32 `(target, source)`: the mean over the part of the source that each target position covers."""
+    edges, ends = np.arange(source), np.arange(target + 1) * (source / target)
+    covered = np.minimum(edges + 1, ends[1:, None]) - np.maximum(edges, ends[:-1, None])
+    return (np.maximum(covered, 0) * (target / source)).astype("float32")
+
+
+class FeatureProjection:
+    """Feature maps to what the student predicts: tokens, centred, on their first principal components.
+
+    All components of a map have one scale, so that their mean variance is 1.
+
+    Args:
+        grid: `(rows, columns)` of the student's tokens.
+        means: For each feature map float32 `(dims,)`.
+        components: For each float32 `(dims, channels)`.
+        deviations: For each float32 `(channels,)`, the standard deviations of what is predicted.
+        explained: For each the share of the variance that the components explain.
+    """
+
+    def __init__(self, grid, means, components, deviations, explained):
+        self.grid = tuple(grid)
+        self.means = means
+        self.components = components
+        self.deviations = deviations
+        self.explained = explained
+
+    @classmethod
+    def fit(cls, maps, grid, max_components=MAX_COMPONENTS):
+        """The projection for such feature maps.
+
+        Args:
+            maps: List of float32 `(batch, rows, columns, channels)`, one for each depth.
+            grid: `(rows, columns)` of the student's tokens.
+            max_components: At most so many are kept.
+        """
+        fitted = [cls._fit_one(tokens_of_map(features, grid), max_components) for features in maps]
+        return (
+            cls(grid, *(list(column) for column in zip(*fitted, strict=True))) if fitted else cls(grid, [], [], [], [])
+        )
+
+    @staticmethod
+    def _fit_one(tokens, max_components):
+        rows = tokens.reshape(-1, tokens.shape[-1])
+        mean = rows.mean(0, dtype="float64")
+        centred = rows - mean.astype("float32")
+        values, vectors = np.linalg.eigh((centred.T @ centred).astype("float64") / len(rows))
+        order = np.argsort(values)[::-1][: min(max_components, len(rows))]
+        kept, total = np.maximum(values[order], 0), max(values.sum(), np.finfo("float64").tiny)
+        # A map without any variance stays zero.
+        scale = 1 / np.sqrt(kept.mean() or 1.0)
+        # Eigenvectors have no sign of their own; theirs is made the same everywhere.
+        vectors = vectors[:, order] * np.sign(vectors[np.abs(vectors[:, order]).argmax(0), order])
+        arrays = (mean, vectors * scale, np.sqrt(kept) * scale)
+        return *(array.astype("float32") for array in arrays), float(kept.sum() / total)
+
+    def __call__(self, maps):
+        """List of float32 `(batch, *grid, channels)` for the feature maps of a batch."""
+        return [
+            (tokens_of_map(features, self.grid) - mean) @ components
+            for features, mean, components in zip(maps, self.means, self.components, strict=True)
+        ]
+
+    @property
+    def channels(self):
+        """Number of components of each map."""
+        return [array.shape[1] for array in self.components]
+
+    @property
+    def steps(self):
+        """What an integer of `quantized` stands for: for each map float32 `(channels,)`."""
+        return [np.maximum(array, 1e-6) * np.float32(_DEVIATIONS / 127) for array in self.deviations]
+
+    def quantized(self, projected):
+        """What `__call__` gives as int8: multiples of `steps`, cut off at five standard deviations."""
+        return [
+            np.clip(np.rint(array / step), -127, 127).astype("int8")
+            for array, step in zip(projected, self.steps, strict=True)
+        ]
+
+    def to_bytes(self):
+        """The bytes of a numpy archive, which `from_bytes` reads."""
+        content = io.BytesIO()
+        arrays = {"grid": np.array(self.grid), "explained": np.array(self.explained, "float64")}
+        for name in ("means", "components", "deviations"):
+            arrays.update({f"{name}_{i}": array for i, array in enumerate(getattr(self, name))})
+        np.savez(content, **arrays)
+        return content.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content):
+        """The projection that `to_bytes` wrote; ValueError where the bytes are damaged."""
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                count = len(arrays["explained"])
+                names = ("means", "components", "deviations")
+                lists = ([arrays[f"{name}_{i}"] for i in range(count)] for name in names)
+                return cls(arrays["grid"].tolist(), *lists, arrays["explained"].tolist())
+        # What numpy raises, depending on where the damage is.
+        except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+            raise ValueError(f"The projection of the teacher's feature maps is damaged: {error}") from error
+
+
+class TeacherTargets:
+    """What a student learns from a teacher's view of a batch.
+
+    Args:
+        teacher: `Teacher`.
+        projection: `FeatureProjection` of its feature maps; None until it is fitted.
+    """
+
+    def __init__(self, teacher, projection=None):
+        self.teacher = teacher
+        self.projection = projection
+
+    def fit(self, batches, grid):
+        """Fits the projection on the first views of some batches.
+
+        Args:
+            batches: Iterable of images as `Teacher` takes them.
+            grid: `(rows, columns)` of the student's tokens.
+        """
+        kept, count = [], 0
+        for images in batches:
+            kept.append(self.teacher(images)[1])
+            count += len(images)
+            if count >= FIT_VIEWS or not self.teacher.feature_names:
+                break
+        maps = [np.concatenate(parts)[:FIT_VIEWS] for parts in zip(*kept, strict=True)]
+        self.projection = FeatureProjection.fit(maps, grid)
+
+    def stored(self, images):
+        """`(logits, features)` of images as the teacher takes them, the features as int8: what a cache stores."""
+        logits, maps = self.teacher(images)
+        return logits, self.projection.quantized(self.projection(maps))
+
+    def live(self, temperature):
+        """Function from a batch of the student's images, 0..255, to `target_arrays`; `image_folder(targets=...)`."""
+
+        def targets(images):
+            logits, maps = self.teacher(resized(images, self.teacher.image_size))
+            return target_arrays(logits, self.projection(maps), temperature)
+
+        return targets
+
+    def describe(self):
+        """Teacher and feature maps, as a dict that JSON can hold."""
+        rows, columns = self.projection.grid
+        return {
+            **self.teacher.describe(),
+            "features": [
+                {
+                    "name": name,
+                    "shape": list(shape),
+                    "rows": rows,
+                    "columns": columns,
+                    "channels": channels,
+                    "explained": round(explained, 4),
+                    "steps": step.tolist(),
+                }
+                for name, shape, channels, explained, step in zip(
+                    self.teacher.feature_names,
+                    self.teacher.feature_shapes,
+                    self.projection.channels,
+                    self.projection.explained,
+                    self.projection.steps,
+                    strict=True,
+                )
+            ],
+        }
+
+
+def load_teacher(source, manifest, image_size=None, value_range=None, features=None, verbose=1):
+    """The teacher for some images, in the order of their classes.
+
+    Args:
+        source: What `open_teacher` takes, or a name of `TEACHERS`, which is fitted to the training images first.
+        manifest: `ImageManifest` of all splits.
+        image_size, value_range, features: As in `open_teacher`; a name of `TEACHERS` takes its size alone.
+        verbose: 0 for silence.
+
+    Raises:
+        ValueError, ImportError, OSError: As in `open_teacher` and `make_teacher`.
+    """
+    if str(source) in TEACHERS:
+        if value_range is not None or features is not None:
+            raise ValueError(f"{source} has its own range of values and feature maps; only its size can be chosen.")
+        size = {} if image_size is None else {"image_size": image_size}
+        source = make_teacher(str(source), manifest, verbose=verbose, **size)
+        image_size = None
+    return open_teacher(source, manifest.class_names, image_size, value_range, features)
+
+
+def teacher_top1(teacher, manifest, batch_size=16):
+    """The teacher's own top-1 on the central crops of a manifest's images, in 0..1."""
+    correct, labels = 0, np.array(manifest.labels)
+    for first in range(0, len(manifest), batch_size):
+        numbers = range(first, min(first + batch_size, len(manifest)))
+        images = [center_crop(manifest.open(number), teacher.image_size) for number in numbers]
+        logits, _ = teacher(np.stack(images))
+        correct += int((logits.argmax(-1) == labels[numbers.start : numbers.stop]).sum())
+    return correct / len(manifest)
+
+
+def resized(images, image_size):
+    """A batch of images in 0..255 in another size, bicubically: uint8 `(batch, *image_size, 3)`."""
+    pixels = np.clip(np.rint(images), 0, 255).astype("uint8")
+    if pixels.shape[1:3] == tuple(image_size):
+        return pixels
+    size = image_size[1], image_size[0]
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in pixels])
 
 
 def guided_layers(classifier, count):

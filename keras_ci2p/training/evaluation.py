@@ -1,14 +1,23 @@
-"""How good a classifier is on a folder of photos."""
-
-import math
+"""How good a classifier or a compressor is."""
 
 import keras
 import numpy as np
 
-from keras_ci2p import files
-from keras_ci2p.data import DataError, center_crop, image_folder, open_data
-from keras_ci2p.data.near_copies import MAX_DISTANCE, without_near_copies
-from keras_ci2p.extras import require
+from keras_ci2p.data.loader import image_folder
+from keras_ci2p.data.manifest import DataError
+from keras_ci2p.data.overlap import MAX_DISTANCE, without_near_copies
+from keras_ci2p.data.sources import open_data, open_pictures
+from keras_ci2p.data.transforms import middle_crop, random_crop
+from keras_ci2p.plots import plot_reconstructions
+
+# Pictures in a row.
+SHOWN = 5
+
+
+def show_reconstructions(path, compressor, pictures, split="val", size=256):
+    """`plot_reconstructions` of the first pictures that `evaluate_compressor` measures."""
+    crops = middle_crops(held_out(pictures, split, SHOWN), size, batch_size=1)
+    plot_reconstructions(path, compressor, [images[0] for images, _ in crops])
 
 
 def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1, without_copies=False, worst=0):
@@ -145,60 +154,66 @@ def evaluation_size(model):
     return tuple(256 if size is None else size for size in model.image_shape[:2])
 
 
-def plot_confusion(path, report):
-    """The confusion matrix as a PNG: rows are true classes, shares of each row in colour, counts in the cells."""
-    figure_class = require("matplotlib.figure", extra="train").Figure
-    names, counts = report["class_names"], np.array(report["confusion"])
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = max(4.5, 0.55 * len(names) + 2)
-    figure = figure_class(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if len(names) <= 30:
-        for row, column in np.ndindex(*counts.shape):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
-    axes.set_title(f"top-1 {100 * report['top1']:.2f} % of {report['images']} photos")
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    with files.atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-
-
-def plot_worst(path, report, data, image_size=(192, 192)):
-    """The images that a report of `evaluate` names as `worst`, as a PNG, each above what it was taken for.
-
-    Args:
-        path: Where to.
-        report: What `evaluate` gave, with at least one image in `worst`.
-        data: The data that were measured.
-        image_size: `(height, width)` of the central crops that are shown.
-    """
-    figure_class = require("matplotlib.figure", extra="train").Figure
-    manifest = open_data(data).split(report["split"])
-    number_of = {file: number for number, file in enumerate(manifest.files)}
-    rows = report["worst"]
-    columns = min(6, len(rows))
-    lines = math.ceil(len(rows) / columns)
-    figure = figure_class(figsize=(1.9 * columns, 2.35 * lines + 0.3), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in panels:
-        axes.set_axis_off()
-    for axes, row in zip(panels, rows, strict=False):
-        axes.imshow(center_crop(manifest.open(number_of[row["image"]]), image_size))
-        axes.set_title(
-            f"{row['true']} ({100 * row['true_probability']:.1f} %)\n"
-            f"as {row['predicted']} ({100 * row['predicted_probability']:.1f} %)",
-            fontsize=8,
-        )
-    wrong = report["images"] - int(np.trace(report["confusion"]))
-    figure.suptitle(f"{len(rows)} of {wrong} wrong, the highest loss first", fontsize=10)
-    with files.atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-
-
 def _share(part, whole):
     return float(part / whole) if whole else None
+
+
+def evaluate_compressor(compressor, data, split="val", pictures=100, size=256, lmbda=None, batch_size=8, verbose=0):
+    """Bits, errors and cost of a compressor, on pictures that `train_compressor` keeps aside.
+
+    Args:
+        compressor: `Compressor` with a factorized prior and a synthesis transform.
+        data: Folder of pictures at any depth, "tfds:NAME" or an `ImageManifest`.
+        split: "val", "test" of data that have it, or "all".
+        pictures: How many at most, chosen by their contents; None for all.
+        size: Height and width of the central crops, a multiple of 16; smaller pictures are enlarged.
+        lmbda: Weight of the squared error; None for that of the compressor's quality.
+        batch_size, verbose: As in `evaluate`.
+
+    Returns:
+        dict of means over the pictures: `psnr` in dB, of images clipped to 0..255; `bpp`, bits per pixel; `cost`,
+        `lmbda * 255^2 * MSE + bpp`. And `lmbda`, `images`, `size`, `data_sha256`.
+
+    Raises:
+        DataError: Data that cannot be used.
+        ValueError: A compressor that cannot decode, or whose quality is unknown without `lmbda`.
+    """
+    if not compressor.compiled or (lmbda is not None and lmbda != compressor.lmbda):
+        compressor.compile(lmbda=lmbda)
+    everything = open_pictures(data)
+    chosen = held_out(everything, split, pictures)
+    crops = middle_crops(chosen, size, batch_size)
+    # By `repeated` and steps: Keras would warn that the data ran out.
+    means = compressor.evaluate(crops.repeated(), steps=crops.steps_per_epoch, verbose=verbose, return_dict=True)
+    return {
+        **{name: float(means[name]) for name in ("psnr", "bpp", "cost")},
+        "lmbda": compressor.lmbda,
+        "images": len(chosen),
+        "size": size,
+        "data_sha256": everything.sha256,
+    }
+
+
+def training_crops(pictures, size, batch_size, seed, num_workers=0):
+    """Random crops of the training split, as an endless source of batches; their labels mean nothing."""
+    return image_folder(
+        pictures,
+        split="train",
+        image_size=size,
+        batch_size=batch_size,
+        seed=seed,
+        augment=random_crop,
+        num_workers=num_workers,
+    )
+
+
+def middle_crops(pictures, size, batch_size):
+    """The central crop of each picture, in order."""
+    return image_folder(pictures, split="all", image_size=size, batch_size=batch_size, augment=middle_crop)
+
+
+def held_out(pictures, split="val", most=None):
+    """Up to `most` pictures of a split, chosen by their contents alone."""
+    pictures = pictures.split(split)
+    order = sorted(range(len(pictures)), key=lambda i: pictures.digests[i])
+    return pictures.subset(order[:most])

@@ -12,13 +12,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ci2p import files
-from keras_ci2p.export.formats import FORMATS
+from keras_ci2p.export.formats import FORMATS, open_network
 from keras_ci2p.export.metadata import model_metadata
-from keras_ci2p.export.runtimes import open_network
-from keras_ci2p.models import CLASSIFIERS
-from keras_ci2p.presets import open_preset
-from keras_ci2p.training.run_directory import open_classifier, preset_of
+from keras_ci2p.models.loading import CLASSIFIERS, open_classifier
+from keras_ci2p.presets import open_preset, preset_of
+from keras_ci2p.utils import file_sha256
 
 # Names of an ONNX or OpenVINO file's outputs that are taken for feature maps where none are named.
 FEATURE_PREFIX = "features_"
@@ -168,10 +166,10 @@ def teacher_sha256(source):
     if (path / FORMATS["openvino"].main_file).is_file():
         path = path / FORMATS["openvino"].main_file
     if path.suffix == ".xml":
-        parts = [files.sha256(part) for part in (path, path.with_suffix(".bin"))]
+        parts = [file_sha256(part) for part in (path, path.with_suffix(".bin"))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if path.suffix in (".onnx", ".keras"):
-        return files.sha256(path)
+        return file_sha256(path)
     return _preset_sha256(open_preset(preset_of(source)))
 
 

@@ -13,7 +13,7 @@ from keras_ci2p import CI2PViT, Compressor, ViT
 from keras_ci2p.cli import main
 from keras_ci2p.data import Augmentation
 from keras_ci2p.data.latent_cache import open_cache
-from keras_ci2p.data.latent_examples import LatentRecords
+from keras_ci2p.data.latent_loader import LatentRecords
 from keras_ci2p.layers import AnalysisTransform
 
 OPTIONS = ["--image-size", "32", "--batch-size", "8"]

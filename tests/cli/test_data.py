@@ -6,9 +6,11 @@ import pytest
 from conftest import write_photos
 
 from keras_ci2p.cli import main
-from keras_ci2p.data import animals10_lists, scan_folder
+from keras_ci2p.data import animals10 as animals10_lists
+from keras_ci2p.data import scan_folder
 from keras_ci2p.data.animals10 import CLASSES
-from keras_ci2p.data.seen import NAMES_FILE, encode_names
+from keras_ci2p.data.manifest import NAMES_FILE
+from keras_ci2p.data.overlap import encode_names
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Publishing on the command line."""
 
+import importlib
 import json
 import re
 import shlex
@@ -13,16 +14,17 @@ from test_cli import failed
 
 import keras_ci2p.training
 from keras_ci2p import Compressor, ViT
+from keras_ci2p.backend import environment
 from keras_ci2p.cli import main
-from keras_ci2p.data.seen import NAMES_FILE, SEEN_FILE
+from keras_ci2p.data.manifest import NAMES_FILE
+from keras_ci2p.data.overlap import SEEN_FILE
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.presets import open_preset
 from keras_ci2p.training import evaluate
-from keras_ci2p.training.backend import environment
-from keras_ci2p.training.publishing import classifier
-from keras_ci2p.training.publishing.classifier_card import classifier_card
-from keras_ci2p.training.publishing.commands import training_commands
-from keras_ci2p.training.publishing.run_record import recipe_of
+from keras_ci2p.training.model_card import classifier_card, training_commands
+from keras_ci2p.training.run_dir import recipe_of
+
+classifier = importlib.import_module("keras_ci2p.training.publish")
 
 FILES = {
     "README.md",

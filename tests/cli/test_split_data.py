@@ -9,10 +9,10 @@ from PIL import Image
 from test_cli import failed
 
 from keras_ci2p.cli import main
-from keras_ci2p.comparison import CompareSettings
-from keras_ci2p.comparison.pictures import make_pictures
+from keras_ci2p.compare import CompareSettings, make_pictures
 from keras_ci2p.data import image_folder
-from keras_ci2p.data.seen import NAMES_FILE, SEEN_FILE
+from keras_ci2p.data.manifest import NAMES_FILE
+from keras_ci2p.data.overlap import SEEN_FILE
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.presets import open_preset
 

@@ -10,14 +10,11 @@ import pytest
 from PIL import Image
 
 from keras_ci2p import CI2PViT, ViT
-from keras_ci2p.comparison import CompareSettings, compare
-from keras_ci2p.comparison.arithmetic import arithmetic
-from keras_ci2p.comparison.compare import _compared, _reason, count_parameters
-from keras_ci2p.comparison.memory import peak_device_memory, peak_memory
-from keras_ci2p.comparison.pictures import make_pictures
-from keras_ci2p.comparison.report import plot, table
-from keras_ci2p.comparison.worker import BatchLoss, measure
+from keras_ci2p.backend import arithmetic, peak_device_memory, peak_memory
+from keras_ci2p.compare import BatchLoss, CompareSettings, _compared, _reason, compare, make_pictures, measure, table
 from keras_ci2p.data import DataError
+from keras_ci2p.flops import count_parameters
+from keras_ci2p.plots import plot
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from fuzz import fuzz
 
 from keras_ci2p.convert import CheckpointError, from_compressai
-from keras_ci2p.convert.checkpoints import read_state_dict
+from keras_ci2p.convert.state_dict import read_state_dict
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="the reader is the same on every backend")

@@ -7,7 +7,7 @@ from torchvision_operators import define_torchvision_operators
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.convert import CheckpointError, from_vit, to_mmpretrain
-from keras_ci2p.layers.position_embedding import resize_position_embedding
+from keras_ci2p.layers.embedding import resize_position_embedding
 
 COMPRESSOR = {"num_filters": 8, "latent_channels": 12}
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from keras_ci2p import CI2PViT, Compressor
-from keras_ci2p.convert import DownloadError, to_compressai, zoo, zoo_names
+from keras_ci2p.convert import DownloadError, to_compressai, zoo_names
+from keras_ci2p.convert import compressai as zoo
 
 NAME = "bmshj2018-factorized-mse-5"
 

@@ -9,10 +9,11 @@ import pytest
 from conftest import write_photos
 from PIL import Image
 
-from keras_ci2p.data import DataError, animals10_lists, open_data, scan_folder
-from keras_ci2p.data.animals10 import CLASSES, ENGLISH
-from keras_ci2p.data.animals10_lists import lay_out, listed_splits, read_lists
-from keras_ci2p.data.seen import NAMES_FILE, encode_names
+from keras_ci2p.data import DataError, open_data, scan_folder
+from keras_ci2p.data import animals10 as animals10_lists
+from keras_ci2p.data.animals10 import CLASSES, ENGLISH, lay_out, listed_splits, read_lists
+from keras_ci2p.data.manifest import NAMES_FILE
+from keras_ci2p.data.overlap import encode_names
 from keras_ci2p.data.tfds import open_tfds, prepare_tfds
 
 ITALIAN = [italian for italian, _ in CLASSES.values()]

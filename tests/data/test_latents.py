@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from conftest import write_photos
 
-from keras_ci2p import files
+from keras_ci2p import utils
 from keras_ci2p.data import DataError, scan_folder
-from keras_ci2p.data.latent_cache import MANIFEST, PHOTOS, fingerprint, is_latent_cache, open_cache
+from keras_ci2p.data.latent_cache import MANIFEST, PHOTOS, decode, encode, is_latent_cache, open_cache, record_file
 from keras_ci2p.data.latent_cache import write_photos as write
-from keras_ci2p.data.latent_examples import LatentRecords
-from keras_ci2p.data.latent_storage import decode, encode, record_file
-from keras_ci2p.data.latents import latent_folder
+from keras_ci2p.data.latent_loader import LatentRecords, latent_folder
 from keras_ci2p.layers import AnalysisTransform
+from keras_ci2p.layers.compression_transforms import fingerprint
 
 VIEWS = 3
 SHAPE = (8, 6, 5)
@@ -46,7 +45,7 @@ def written(tmp_path_factory):
                     "file": path.name,
                     "records": len(latents[first : first + step]),
                     "bytes": path.stat().st_size,
-                    "sha256": files.sha256(path),
+                    "sha256": utils.file_sha256(path),
                 }
             )
     manifest = {
@@ -58,11 +57,11 @@ def written(tmp_path_factory):
             "root": str(photos.root),
             "sha256": photos.sha256,
             "class_names": photos.class_names,
-            "photos_sha256": files.sha256(root / PHOTOS),
+            "photos_sha256": utils.file_sha256(root / PHOTOS),
         },
         "shards": shards,
     }
-    files.write_json(root / MANIFEST, manifest)
+    utils.write_json(root / MANIFEST, manifest)
     return root
 
 
@@ -218,7 +217,7 @@ class TestRefusals:
     def change(self, root, edit):
         manifest = json.loads((root / MANIFEST).read_text())
         edit(manifest)
-        files.write_json(root / MANIFEST, manifest)
+        utils.write_json(root / MANIFEST, manifest)
 
     def test_no_cache(self, tmp_path):
         assert not is_latent_cache(tmp_path)

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from keras_ci2p.data import DataError, image_folder
-from keras_ci2p.data.mixing import MixDraw, draw_mix, mix
+from keras_ci2p.data.mixup import MixDraw, draw_mix, mix
 
 IMAGES = np.stack([np.full((4, 6, 2), value, "float32") for value in (0, 100, 200)])
 LABELS = np.eye(3, dtype="float32")

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from keras_ci2p.data import DataError, scan_folder
-from keras_ci2p.data.near_copies import difference_hashes, without_near_copies
+from keras_ci2p.data.overlap import difference_hashes, without_near_copies
 
 
 def scene(seed, size=(160, 120)):

@@ -7,8 +7,7 @@ from PIL import Image
 from torchvision_operators import define_torchvision_operators
 
 from keras_ci2p.data.augmentation import MAX_MAGNITUDE, OPERATIONS
-from keras_ci2p.data.operations import FILL, FUNCTIONS
-from keras_ci2p.data.shift import shift_rows
+from keras_ci2p.data.transforms import FILL, FUNCTIONS, shift_rows
 
 BICUBIC = Image.Resampling.BICUBIC
 

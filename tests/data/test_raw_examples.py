@@ -7,16 +7,11 @@ from conftest import write_photos
 from PIL import Image
 
 from keras_ci2p.data import CROP_AND_FLIP, Augmentation, scan_folder
-from keras_ci2p.data.augmentation import Draw
-from keras_ci2p.data.device_parameters import collate, collate_mix
-from keras_ci2p.data.grain_dataset import EpochDataset
-from keras_ci2p.data.mix_batches import MixBatches
-from keras_ci2p.data.mixing import MixDraw
-from keras_ci2p.data.photo_examples import PhotoExamples
-from keras_ci2p.data.raw_examples import DrawMix, RawExamples
+from keras_ci2p.data.augmentation import Draw, collate
+from keras_ci2p.data.loader import EpochDataset, PhotoExamples, RawExamples
+from keras_ci2p.data.mixup import DrawMix, MixBatches, MixDraw, collate_mix
 from keras_ci2p.data.transforms import augment
-from keras_ci2p.layers.batch_augmentation import BatchAugmentation
-from keras_ci2p.layers.batch_mixing import BatchMixing
+from keras_ci2p.layers.batch_augmentation import BatchAugmentation, BatchMixing
 
 SIZE = (32, 48)
 # Without noise, which host and device draw for themselves.

@@ -10,15 +10,14 @@ from conftest import write_photos
 from PIL import Image
 
 from keras_ci2p.data import ImageManifest, scan_folder
-from keras_ci2p.data.seen import (
-    NAMES_FILE,
+from keras_ci2p.data.manifest import NAMES_FILE, hash_names
+from keras_ci2p.data.overlap import (
     SEEN_FILE,
     carried_files,
     count_overlap,
     encode,
     encode_names,
     english_names,
-    hash_names,
     image_names,
 )
 from keras_ci2p.presets import Preset

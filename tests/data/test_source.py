@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from keras_ci2p.data import DataError, scan_folder
-from keras_ci2p.data.source import open_data
+from keras_ci2p.data.sources import open_data
 
 
 def test_folders_and_manifests(photos):

@@ -8,10 +8,11 @@ from conftest import write_photos
 from PIL import Image
 
 from keras_ci2p.data import DataError, ImageManifest, image_folder, open_data, scan_folder
-from keras_ci2p.data.folder import scan_pictures, summarize
 from keras_ci2p.data.latent_cache import _read_photos
 from keras_ci2p.data.latent_cache import write_photos as write_columns
-from keras_ci2p.training.compression.data import held_out, open_pictures
+from keras_ci2p.data.manifest import summarize
+from keras_ci2p.data.sources import open_pictures, scan_pictures
+from keras_ci2p.training.evaluation import held_out
 
 CLASSES = ("ant", "bee", "cow")
 

@@ -20,9 +20,11 @@ from conftest import write_photos
 from PIL import Image
 
 from keras_ci2p.data import DataError, animals10, image_folder, scan_folder, validation_mask
+from keras_ci2p.data import tfds as index
+from keras_ci2p.data import tfds as manifest
 from keras_ci2p.data.animals10 import CLASSES, PUBLISHED
-from keras_ci2p.data.folder import in_threads
-from keras_ci2p.data.tfds import index, manifest, open_tfds, prepare_tfds, prepared_directory
+from keras_ci2p.data.manifest import in_threads
+from keras_ci2p.data.tfds import open_tfds, prepare_tfds, prepared_directory
 
 ITALIAN = [italian for italian, _ in CLASSES.values()]
 ITALIAN_OF = {english: italian for english, (italian, _) in CLASSES.items()}
@@ -308,7 +310,7 @@ def test_long_passes_run_only_a_little_ahead():
 
 
 def test_long_passes_tell_how_far_they_are(original, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("keras_ci2p.data.tfds.progress._LINE_EVERY", 0.0)
+    monkeypatch.setattr("keras_ci2p.utils._LINE_EVERY", 0.0)
     open_tfds("animals10", shutil.copytree(original[1], tmp_path / "tfds", ignore=shutil.ignore_patterns(index.INDEX)))
     assert "Hashing tfds:animals10: 49 of 50 photos\n" in capsys.readouterr().err
 

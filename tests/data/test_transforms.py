@@ -8,9 +8,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from keras_ci2p.data import Augmentation, center_crop
 from keras_ci2p.data.augmentation import OPERATIONS, Draw
-from keras_ci2p.data.noise import MEAN, STD, normal_pixels
-from keras_ci2p.data.operations import FUNCTIONS
-from keras_ci2p.data.transforms import apply_draw, augment
+from keras_ci2p.data.transforms import FUNCTIONS, MEAN, STD, apply_draw, augment, normal_pixels
 
 BICUBIC = Image.Resampling.BICUBIC
 EVERYTHING = Augmentation(

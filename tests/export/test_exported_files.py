@@ -1,6 +1,7 @@
 """Exported files, run by their runtimes against the Keras model; what is refused, and that failure leaves nothing."""
 
 import dataclasses
+import importlib
 import subprocess
 
 import keras
@@ -9,8 +10,10 @@ import pytest
 from test_batch_norm import COMPRESSOR, models, trained
 
 from keras_ci2p import ViT
-from keras_ci2p.export import ExportError, export, exporter, open_exported, worker
+from keras_ci2p.export import ExportError, export, open_exported
 from keras_ci2p.export.formats import FORMATS, writing_backend
+
+exporter = importlib.import_module("keras_ci2p.export.export")
 
 BACKEND = keras.backend.backend()
 HERE = [name for name, form in FORMATS.items() if BACKEND in form.backends]
@@ -149,7 +152,7 @@ def test_other_process_that_fails_is_quoted(tmp_path, vit, monkeypatch):
         commands.append((command, env))
         return subprocess.CompletedProcess(command, 1, stdout="", stderr="Traceback ...\nValueError: out of luck\n\n")
 
-    monkeypatch.setattr(worker.subprocess, "run", run)
+    monkeypatch.setattr(exporter.subprocess, "run", run)
     monkeypatch.setattr(exporter, "writing_backend", lambda name: "numpy")
     with pytest.raises(ExportError, match="numpy could not write the model as onnx: ValueError: out of luck"):
         export(vit, tmp_path / "model.onnx", "onnx")

@@ -8,7 +8,7 @@ import pytest
 from test_batch_norm import models
 
 from keras_ci2p import ViT
-from keras_ci2p.layers.pointwise import Dense
+from keras_ci2p.layers.core import Dense
 
 
 @pytest.fixture(params=["ci2p", "dual", "vit"])

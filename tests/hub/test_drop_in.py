@@ -8,7 +8,7 @@ from nano_models import COMPRESSOR, VIT, assert_same_weights, to_numpy
 
 from keras_ci2p import Compressor
 from keras_ci2p.hub import replace_patch_embedding
-from keras_ci2p.layers.position_embedding import resize_position_embedding
+from keras_ci2p.layers.embedding import resize_position_embedding
 
 
 def make_vit(**arguments):

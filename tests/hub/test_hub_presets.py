@@ -9,8 +9,9 @@ from keras_hub.src.utils import preset_utils
 from nano_models import DUAL, PLAIN, assert_same_weights, our_model, to_numpy
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, hub
-from keras_ci2p.files import sha256
-from keras_ci2p.presets import STORAGES, PresetError, open_preset
+from keras_ci2p.presets import PresetError, open_preset
+from keras_ci2p.utils import file_sha256 as sha256
+from keras_ci2p.weight_storage import STORAGES
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("uint8")
 

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ci2p.layers import torch_kernels
-from keras_ci2p.layers.attention import scaled_dot_product_attention
+from keras_ci2p.backend import torch as torch_kernels
+from keras_ci2p.layers.transformer import scaled_dot_product_attention
 
 pytestmark = pytest.mark.skipif(not torch_kernels.on_torch(), reason="of torch alone")
 
@@ -36,7 +36,7 @@ def test_which_one_is_used(rng, monkeypatch):
     calls = []
     short = torch_kernels.short_attention
     monkeypatch.setattr(
-        "keras_ci2p.layers.attention.short_attention", lambda *args: calls.append(args[0].shape[1]) or short(*args)
+        "keras_ci2p.layers.transformer.short_attention", lambda *args: calls.append(args[0].shape[1]) or short(*args)
     )
     for tokens, dtype in ((64, "float32"), (65, "float32"), (4, "bfloat16"), (4, "float64")):
         x = keras.ops.convert_to_tensor(rng.normal(size=(1, tokens, 2, 4)), dtype)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from keras_ci2p.data.augmentation import CROP_AND_FLIP, OPERATIONS, Augmentation, Draw
-from keras_ci2p.data.device_parameters import collate
+from keras_ci2p.data.augmentation import CROP_AND_FLIP, OPERATIONS, Augmentation, Draw, collate
 from keras_ci2p.data.transforms import apply_draw
 from keras_ci2p.layers.batch_augmentation import FILL, BatchAugmentation
 

@@ -1,9 +1,8 @@
 import keras
 import numpy as np
 
-from keras_ci2p.data.device_parameters import collate_mix
-from keras_ci2p.data.mixing import MixDraw, draw_mix, mix
-from keras_ci2p.layers.batch_mixing import BatchMixing
+from keras_ci2p.data.mixup import MixDraw, collate_mix, draw_mix, mix
+from keras_ci2p.layers.batch_augmentation import BatchMixing
 
 
 def run(images, labels, draw):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gradients import training_step
 
-from keras_ci2p.layers.batch_norm import BatchNormalization
+from keras_ci2p.layers.core import BatchNormalization
 
 to_numpy = keras.ops.convert_to_numpy
 

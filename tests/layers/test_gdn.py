@@ -4,7 +4,7 @@ import pytest
 from keras.src import testing
 
 from keras_ci2p.layers import GDN
-from keras_ci2p.layers.gdn import PEDESTAL
+from keras_ci2p.layers.compression_layers import PEDESTAL
 
 
 class GDNLayerTest(testing.TestCase):

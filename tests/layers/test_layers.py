@@ -136,7 +136,7 @@ def test_inverted_residual_adds_its_input_only_where_shapes_agree(rng):
 
 @pytest.mark.parametrize(("channels", "width"), [(768, 192), (1152, 288), (1536, 384), (8, 8), (60, 16), (148, 40)])
 def test_squeeze_width(channels, width):
-    from keras_ci2p.layers.inverted_residual import squeeze_width
+    from keras_ci2p.layers.embedding import squeeze_width
 
     assert squeeze_width(channels) == width
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_ci2p.layers import SymmetricConv2D, SymmetricDepthwiseConv2D
-from keras_ci2p.layers.pointwise import Dense, PointwiseConv2D
+from keras_ci2p.layers.core import Dense, PointwiseConv2D
 
 to_numpy = keras.ops.convert_to_numpy
 

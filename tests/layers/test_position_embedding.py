@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_ci2p.layers import PositionEmbedding
-from keras_ci2p.layers.position_embedding import cubic_resize_matrix, resize_position_embedding
+from keras_ci2p.layers.embedding import cubic_resize_matrix, resize_position_embedding
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="numpy against torch, once is enough")

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from keras_ci2p import CI2PViT, ViT
-from keras_ci2p.layers.attention import attention_rollout
-from keras_ci2p.layers.transformer_block import TransformerBlock
+from keras_ci2p.layers.transformer import TransformerBlock, attention_rollout
 from keras_ci2p.models import CI2PViTDualScale
 
 SMALL_COMPRESSOR = {"num_filters": 8, "latent_channels": 12}

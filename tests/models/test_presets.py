@@ -92,7 +92,7 @@ def test_arguments(preset, model):
 
 @pytest.mark.parametrize("model_class", [ViT, CI2PViTDualScale])
 def test_position_embedding_is_resized_with_the_image(model_class, nano, tmp_path):
-    from keras_ci2p.layers.position_embedding import resize_position_embedding
+    from keras_ci2p.layers.embedding import resize_position_embedding
 
     if model_class is CI2PViTDualScale:
         nano.update(DUAL, compressor=SMALL_COMPRESSOR)
@@ -115,7 +115,7 @@ def test_names():
 
 
 def test_second_names(tmp_path, monkeypatch, model):
-    from keras_ci2p.presets import locations
+    from keras_ci2p import presets as locations
 
     model.save_to_preset(tmp_path / "one")
     (tmp_path / "aliases.json").write_text('{"best": "one", "dangling": "absent"}')
@@ -133,12 +133,12 @@ def test_architecture_preset():
 
 
 def test_only_our_own_checkout_offers_its_weights(tmp_path, monkeypatch):
-    from keras_ci2p.presets import locations
+    from keras_ci2p import presets as locations
 
     (tmp_path / "keras_ci2p" / "presets").mkdir(parents=True)
     (tmp_path / "weights" / "some").mkdir(parents=True)
     (tmp_path / "weights" / "some" / "metadata.json").write_text("{}")
-    monkeypatch.setattr(locations, "__file__", str(tmp_path / "keras_ci2p" / "presets" / "locations.py"))
+    monkeypatch.setattr(locations, "__file__", str(tmp_path / "keras_ci2p" / "presets.py"))
     assert locations.weights_directory() is None
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\n')
     assert locations.list_presets() == []
@@ -190,7 +190,7 @@ class TestBadPresets:
 
     def rewrite(self, preset, name, value):
         """Changes a file and its checksum, as someone who writes presets by hand would."""
-        from keras_ci2p.files import sha256
+        from keras_ci2p.utils import file_sha256 as sha256
 
         (preset / name).write_text(json.dumps(value))
         metadata = json.loads((preset / "metadata.json").read_text())
@@ -239,7 +239,7 @@ class TestWriting:
         CI2PViT.from_preset(preset)
 
     def test_killed_writers_are_cleaned_up(self, preset, model):
-        from keras_ci2p.files import clean_up
+        from keras_ci2p.utils import clean_up
 
         preset.rename(preset.with_name("preset.replaced-1234"))
         preset.with_name("preset.partial-5678").mkdir()

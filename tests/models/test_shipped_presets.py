@@ -14,7 +14,7 @@ from skimage import data
 import keras_ci2p
 from keras_ci2p import CI2PViT, Compressor
 from keras_ci2p.data import center_crop
-from keras_ci2p.data.latent_cache import fingerprint
+from keras_ci2p.layers.compression_transforms import fingerprint
 from keras_ci2p.presets import open_preset
 from keras_ci2p.training.evaluation import evaluation_size
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT
-from keras_ci2p.data.latent_cache import fingerprint
 from keras_ci2p.layers import GDN
-from keras_ci2p.presets import STORAGES, compact_weights, open_preset
-from keras_ci2p.presets.storage import LARGEST_ERROR, SMALLEST, compact_array
+from keras_ci2p.layers.compression_transforms import fingerprint
+from keras_ci2p.presets import open_preset
+from keras_ci2p.weight_storage import LARGEST_ERROR, SMALLEST, STORAGES, compact_array, compact_weights
 
 
 def to_numpy(x):

@@ -4,12 +4,11 @@ import pytest
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.data import Augmentation, image_folder, scan_folder
-from keras_ci2p.data.augmentation import CROP_AND_FLIP, Draw
-from keras_ci2p.data.device_parameters import collate
-from keras_ci2p.data.grain_dataset import EpochDataset
-from keras_ci2p.data.raw_examples import DrawMix, RawExamples
-from keras_ci2p.training.augmented_model import AugmentedClassifier
-from keras_ci2p.training.checkpoint import Checkpoints
+from keras_ci2p.data.augmentation import CROP_AND_FLIP, Draw, collate
+from keras_ci2p.data.loader import EpochDataset, RawExamples
+from keras_ci2p.data.mixup import DrawMix
+from keras_ci2p.models.augmented_classifier import AugmentedClassifier
+from keras_ci2p.training.run_dir import Checkpoints
 
 SIZE = (32, 32)
 COMPRESSOR = {"num_filters": 4, "latent_channels": 8}

@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from keras_ci2p.training.backend import MATMUL_PRECISIONS, set_matmul_precision
+from keras_ci2p.backend import MATMUL_PRECISIONS, set_matmul_precision
 
 BACKEND = keras.backend.backend()
 

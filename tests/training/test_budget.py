@@ -10,8 +10,9 @@ import pytest
 
 from keras_ci2p.cli import main
 from keras_ci2p.models.variants import VARIANTS
-from keras_ci2p.training import RECIPES, RunError, TrainSettings, budget, read_recipe, train
-from keras_ci2p.training.budget import EpochTime
+from keras_ci2p.training import RECIPES, RunError, TrainSettings, read_recipe, train
+from keras_ci2p.training import time_budget as budget
+from keras_ci2p.training.time_budget import EpochTime
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A teacher's targets beside stored latents."""
 
+import importlib
 import json
 import shutil
 
@@ -10,16 +11,16 @@ from conftest import write_photos
 from test_caching import everything, settings, transform
 from tiny_teacher import onnx_file
 
-from keras_ci2p import files
+from keras_ci2p import utils
 from keras_ci2p.data import DataError, latent_folder, transforms
 from keras_ci2p.data.augmentation import draw
-from keras_ci2p.data.latent_cache import open_cache
-from keras_ci2p.data.latent_examples import TargetRecords
-from keras_ci2p.data.latent_storage import decode_targets, encode_targets
-from keras_ci2p.training import teacher_targets
-from keras_ci2p.training.caching import cache_latents
+from keras_ci2p.data.latent_cache import decode_targets, encode_targets, open_cache
+from keras_ci2p.data.latent_loader import TargetRecords
+from keras_ci2p.data.mixup import target_arrays
+from keras_ci2p.training import distillation as teacher_targets
+from keras_ci2p.training.cache_latents import cache_latents
+from keras_ci2p.training.distillation import FeatureProjection, TeacherTargets
 from keras_ci2p.training.teacher import open_teacher
-from keras_ci2p.training.teacher_targets import FeatureProjection, TeacherTargets, target_arrays
 
 pytestmark = pytest.mark.filterwarnings("ignore:The latents are made with a compressor of random weights")
 
@@ -79,7 +80,7 @@ def copy(place, tmp_path):
 @pytest.fixture
 def stopped(monkeypatch):
     """Function that lets the writing of shards fail after so many."""
-    from keras_ci2p.training import caching
+    caching = importlib.import_module("keras_ci2p.training.cache_latents")
 
     written = caching._write_shard
 
@@ -141,7 +142,7 @@ class TestTargets:
     def test_the_manifest_describes_the_teacher(self, cache, place):
         said = json.loads((cache.root / "latents.json").read_text())["teacher"]
         assert (said["name"], said["license"], said["image_size"]) == ("means", "MIT", [48, 48])
-        assert said["sha256"] == files.sha256(place / "means.onnx") and said["val_top1"] == 1
+        assert said["sha256"] == utils.file_sha256(place / "means.onnx") and said["val_top1"] == 1
         (row,) = said["features"]
         assert {key: row[key] for key in ("name", "rows", "columns", "channels")} == {
             "name": "features_2",
@@ -185,7 +186,7 @@ class TestTargets:
 
     def test_projection_is_fitted_on_views_of_photos_from_everywhere(self, place, tmp_path, monkeypatch):
         """24 photos of three classes in order; of each that is looked at all views."""
-        monkeypatch.setattr("keras_ci2p.training.caching.FIT_VIEWS", 6)
+        monkeypatch.setattr(importlib.import_module("keras_ci2p.training.cache_latents"), "FIT_VIEWS", 6)
         monkeypatch.setattr(teacher_targets, "FIT_VIEWS", 6)
         seen, fit = [], FeatureProjection.fit.__func__
 
@@ -226,7 +227,7 @@ class TestResume:
                     write(place, copy, teacher, **more)
 
         other = onnx_file(tmp_path / "other.onnx", metadata={"class_names": list(NAMES), "value_range": [0, 1]})
-        refused(open_teacher(other, NAMES), f"teacher .*, now {files.sha256(other)}")
+        refused(open_teacher(other, NAMES), f"teacher .*, now {utils.file_sha256(other)}")
         refused(None, "teacher .*, now None")
         refused(means(place, value_range=(-1, 1)), r"teacher's value_range \[0.*, 1.*\], now \[-1.*, 1.*\]")
         refused(means(place, features=[]), r"teacher's features \['features_2'\], now \[\]")

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from conftest import write_photos
 
-from keras_ci2p import CI2PViT, Compressor, files
+from keras_ci2p import CI2PViT, Compressor, utils
 from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError, scan_folder, transforms
-from keras_ci2p.data.latent_cache import fingerprint, open_cache
-from keras_ci2p.data.latent_examples import LatentRecords
-from keras_ci2p.data.latents import latent_folder
+from keras_ci2p.data.latent_cache import open_cache
+from keras_ci2p.data.latent_loader import LatentRecords, latent_folder
 from keras_ci2p.layers import AnalysisTransform
-from keras_ci2p.training.cache_settings import CacheSettings
-from keras_ci2p.training.cached_compressor import cached_compressor
-from keras_ci2p.training.caching import cache_latents
+from keras_ci2p.layers.compression_transforms import fingerprint
+from keras_ci2p.training.cache_latents import cache_latents, cached_compressor
+from keras_ci2p.training.recipes import CacheSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:The latents are made with a compressor of random weights")
 
@@ -244,7 +243,7 @@ class TestResume:
     def test_another_backend(self, photos, copy):
         manifest = json.loads((copy / "latents.json").read_text())
         manifest["made_with"]["backend"] = "another"
-        files.write_json(copy / "latents.json", manifest)
+        utils.write_json(copy / "latents.json", manifest)
         with pytest.warns(UserWarning, match="begun on another and goes on with"):
             write(photos, copy, resume=True)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_ci2p import ViT
-from keras_ci2p.training.checkpoint import CheckpointCorrupt, Checkpoints
+from keras_ci2p.training.run_dir import CheckpointCorrupt, Checkpoints
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_damage_and_another_model_are_refused(make, tmp_path):
 
 def test_no_code_is_loaded(make, tmp_path):
     """A state file with a pickled object in it is refused, not executed."""
-    from keras_ci2p.files import sha256
+    from keras_ci2p.utils import file_sha256 as sha256
 
     checkpoints = Checkpoints(tmp_path)
     model = make(fit=True)

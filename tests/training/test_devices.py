@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import two_devices
 
-from keras_ci2p.training.devices import Devices, open_devices
+from keras_ci2p.backend import open_devices
+from keras_ci2p.backend.common import Devices
 
 BACKEND = keras.backend.backend()
 DRIVER = str(Path(__file__).parent / "two_devices.py")
@@ -207,7 +208,7 @@ def test_several_hosts_must_be_asked_for(monkeypatch):
     ],
 )
 def test_what_keras_gets_wrong_is_refused(make_optimizer):
-    from keras_ci2p.training.devices.tensorflow import TensorFlowDevices
+    from keras_ci2p.backend.tensorflow import TensorFlowDevices
 
     model = two_devices.vit()
     model.compile(make_optimizer(), "mse")

@@ -7,10 +7,10 @@ from scipy.special import log_softmax, softmax
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, ViT
 from keras_ci2p.data import image_folder
-from keras_ci2p.data.mixing import target_arrays
+from keras_ci2p.data.mixup import target_arrays
 from keras_ci2p.training import DistilledClassifier
 from keras_ci2p.training.distillation import guided_layers
-from keras_ci2p.training.loss import SoftTargetCrossentropy
+from keras_ci2p.training.optim import SoftTargetCrossentropy
 
 to_numpy = keras.ops.convert_to_numpy
 NAMES = ("bird", "cat", "dog")

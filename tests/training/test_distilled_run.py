@@ -16,10 +16,9 @@ from keras_ci2p.data import CROP_AND_FLIP, DataError, open_cache, open_data
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
 from keras_ci2p.training import RECIPES, CacheSettings, RunError, TrainSettings, cache_latents, evaluate, train
-from keras_ci2p.training.checkpoint import Checkpoints
-from keras_ci2p.training.inputs import find_teacher
-from keras_ci2p.training.model import distilled
+from keras_ci2p.training.run_dir import Checkpoints
 from keras_ci2p.training.teacher import open_teacher
+from keras_ci2p.training.train import distilled, find_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:The latents are made with a compressor of random weights")
 
@@ -196,7 +195,7 @@ class TestPhotos:
             train(dataclasses.replace(taught, teacher=str(place / "means.onnx")), run, resume=True, verbose=0)
         teacher.write_bytes((place / "means.onnx").read_bytes())
         # The projection is the one that it was begun with.
-        monkeypatch.setattr("keras_ci2p.training.teacher_targets.TeacherTargets.fit", None)
+        monkeypatch.setattr("keras_ci2p.training.distillation.TeacherTargets.fit", None)
         assert_same(train(taught, run, resume=True, verbose=0), whole)
         assert len(ViT.from_preset(run / "last").weights) == len(whole[0].weights)
 

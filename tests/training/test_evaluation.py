@@ -6,8 +6,8 @@ from PIL import Image
 
 from keras_ci2p import ViT
 from keras_ci2p.data import DataError
+from keras_ci2p.plots import plot_confusion, plot_worst
 from keras_ci2p.training import evaluate
-from keras_ci2p.training.evaluation import plot_confusion, plot_worst
 
 
 class BrightestChannel(ViT):

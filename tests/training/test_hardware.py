@@ -2,7 +2,7 @@ import platform
 
 import pytest
 
-from keras_ci2p.training import hardware
+from keras_ci2p import backend as hardware
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ci2p.training.loss import SoftTargetCrossentropy, balanced_weights
+from keras_ci2p.training.optim import SoftTargetCrossentropy, balanced_weights
 
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]], "float32")
 LOG_SHARES = LOGITS - np.log(np.exp(LOGITS).sum(-1, keepdims=True))

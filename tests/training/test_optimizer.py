@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 
 from keras_ci2p.training import RECIPES, Recipe
-from keras_ci2p.training.fused_adamw import FusedAdamW
-from keras_ci2p.training.optimizer import make_optimizer
+from keras_ci2p.training.optim import FusedAdamW, make_optimizer
 
 STEPS = 10
 

@@ -5,7 +5,7 @@ import pytest
 
 from keras_ci2p.data import Augmentation
 from keras_ci2p.training import RECIPES, Recipe, read_recipe
-from keras_ci2p.training.recipe import write_recipe
+from keras_ci2p.training.recipes import write_recipe
 
 
 def test_the_paper():

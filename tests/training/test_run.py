@@ -9,7 +9,7 @@ from conftest import NANO, write_photos
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError
-from keras_ci2p.data.photo_examples import PhotoExamples
+from keras_ci2p.data.loader import PhotoExamples
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.models import CLASSIFIERS
 from keras_ci2p.models.variants import VARIANTS
@@ -23,7 +23,7 @@ from keras_ci2p.training import (
     read_recipe,
     train,
 )
-from keras_ci2p.training.settings import DEFAULT_COMPRESSOR
+from keras_ci2p.training.recipes import DEFAULT_COMPRESSOR
 
 
 @pytest.fixture

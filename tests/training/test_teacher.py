@@ -15,7 +15,8 @@ from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.data import center_crop, scan_folder
 from keras_ci2p.export import export
 from keras_ci2p.export.metadata import read_litert
-from keras_ci2p.training import efficientnet, make_teacher, open_teacher, probe
+from keras_ci2p.training import efficientnet, make_teacher, open_teacher
+from keras_ci2p.training import efficientnet as probe
 from keras_ci2p.training.teacher import TeacherError
 
 BACKEND = keras.backend.backend()
@@ -223,7 +224,7 @@ def test_several_threads_may_ask(kind, tmp_path, rng):
 
 
 def test_openvino_comes_without_its_telemetry():
-    from keras_ci2p.export.runtimes import import_openvino
+    from keras_ci2p.export.formats import import_openvino
 
     import_openvino()
     assert "openvino_telemetry" not in sys.modules

@@ -7,8 +7,8 @@ from scipy.special import softmax
 from tiny_teacher import onnx_file
 
 from keras_ci2p.data import ImageManifest, center_crop, open_data
-from keras_ci2p.data.mixing import target_arrays
-from keras_ci2p.training.teacher_targets import (
+from keras_ci2p.data.mixup import target_arrays
+from keras_ci2p.training.distillation import (
     FeatureProjection,
     TeacherTargets,
     load_teacher,
@@ -173,7 +173,7 @@ class TestTeacherTargets:
         )
 
     def test_only_as_many_views_are_looked_at_as_needed(self, teacher, rng, monkeypatch):
-        monkeypatch.setattr("keras_ci2p.training.teacher_targets.FIT_VIEWS", 3)
+        monkeypatch.setattr("keras_ci2p.training.distillation.FIT_VIEWS", 3)
         images = rng.integers(0, 256, (4, 48, 48, 3)).astype("uint8")
         batches = iter([images[:2], images[2:], images])
         targets = TeacherTargets(teacher)

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import NANO
 
 import keras_ci2p
-from keras_ci2p.training.devices import Devices, open_devices
-from keras_ci2p.training.devices.base import batch_normalizations, random_states
-from keras_ci2p.training.fused_adamw import FusedAdamW
+from keras_ci2p.backend import open_devices
+from keras_ci2p.backend.common import Devices, batch_normalizations, random_states
+from keras_ci2p.training.optim import FusedAdamW
 
 SIZE = 32
 BATCH = 8
@@ -47,7 +47,7 @@ def examples(count, seed):
 
 
 def dataset(count, seed, is_training, shard=(0, 1)):
-    from keras_ci2p.data.grain_dataset import EpochDataset
+    from keras_ci2p.data.loader import EpochDataset
 
     return EpochDataset(
         examples(count, seed),

@@ -1,0 +1,203 @@
+"""The transformer of a pretrained Vision Transformer, put into one of this package's models."""
+
+import re
+
+import keras
+import numpy as np
+
+from keras_ci2p.convert.state_dict import (
+    CheckpointError,
+    Entry,
+    assign,
+    convolution,
+    read_state_dict,
+    transformer_entries,
+)
+from keras_ci2p.layers.embedding import resize_position_embedding
+from keras_ci2p.models.ci2p_vit import CI2PViT
+from keras_ci2p.models.vit import ViT
+
+_TIMM = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+# Other libraries' names in timm's words.
+_HUGGING_FACE = {
+    "layernorm_before": "norm1",
+    "attention.output.dense": "attn.proj",
+    "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+_MMPRETRAIN = {"ln1": "norm1", "ln2": "norm2", "ffn.layers.0.0": "mlp.fc1", "ffn.layers.1": "mlp.fc2"}
+
+
+def from_vit(checkpoint, model):
+    """Puts the transformer of a pretrained ViT into `model`, which must be as wide and deep.
+
+    All transformer blocks and the closing norm are taken over; patch embedding and position embedding where the model
+    has them (the latter resized); the rest is reported. The checkpoint may expect other normalisation of images.
+
+    Args:
+        checkpoint: Path or dict of arrays in the layout of timm, Hugging Face or mmpretrain, or a KerasHub
+            `ViTBackbone` or `ViTImageClassifier`.
+        model: A `CI2PViT` or `ViT`; changed in place, and only if everything fits.
+
+    Returns:
+        dict: `used`, the list of the entries taken over (in timm's names), and `ignored`, a dict of the others with the
+        reason.
+
+    Raises:
+        CheckpointError: Unknown layout; another width, depth or kind of block.
+        ValueError: A model whose blocks are not those of a ViT.
+    """
+    if not isinstance(model, (CI2PViT, ViT)):
+        raise ValueError(f"`model` must be a CI2PViT or ViT, whose blocks are those of a ViT. Received: {model!r}")
+    state = _keras_hub(checkpoint) if isinstance(checkpoint, keras.Model) else _to_timm(read_state_dict(checkpoint))
+    ignored = {}
+    wanted = transformer_entries(model, "blocks", _TIMM, "norm")
+    is_vit = not isinstance(model, CI2PViT)
+    if is_vit:
+        wanted += _embedding_entries(model, state, ignored)
+    keys = {entry.key for entry in wanted}
+    for key in sorted(state.keys() - keys - ignored.keys()):
+        reason = _ignored(key, is_vit)
+        if reason:
+            ignored[key] = reason
+    assign(wanted, state, constants=ignored.__contains__)
+    return {"used": sorted(keys), "ignored": ignored}
+
+
+def _embedding_entries(model, state, ignored):
+    """Entries of a ViT's patch and position embedding; `state` gets the latter without class token and resized."""
+    entries = []
+    patch = state.get("patch_embed.proj.weight")
+    embedding = model.get_layer("patch_embedding")
+    if patch is not None and patch.shape[-1] == model.backbone.patch_size:
+        entries += convolution("patch_embed.proj", embedding)
+    else:
+        for key in ("patch_embed.proj.weight", "patch_embed.proj.bias"):
+            if key in state:
+                ignored[key] = f"the model's patches are {model.backbone.patch_size} wide"
+    if "pos_embed" in state:
+        layer = model.get_layer("position_embedding")
+        positions = state["pos_embed"]
+        if positions.ndim != 3:
+            raise CheckpointError(f"pos_embed has shape {positions.shape}; 3 axes were expected.")
+        # The class token and its like come first; the grid is the largest square behind them.
+        side = int(positions.shape[1] ** 0.5)
+        patches = positions[:, positions.shape[1] - side * side :]
+        state["pos_embed"] = resize_position_embedding(patches, (side, side), layer.grid)
+        entries.append(Entry("pos_embed", layer.embedding))
+    return entries
+
+
+def _ignored(key, is_vit):
+    if key.startswith(("head.", "head_dist.", "pre_logits.")):
+        return "the head belongs to the checkpoint's classes"
+    if key in ("cls_token", "dist_token", "reg_token"):
+        return "the model has no class token"
+    if key.startswith("pooler."):
+        return "the model averages its tokens"
+    if not is_vit and key.startswith("patch_embed."):
+        return "CI2P makes the tokens"
+    if not is_vit and key == "pos_embed":
+        return "the model has no position embedding"
+    return None
+
+
+def _to_timm(state):
+    """The state dict in timm's names, whichever of the known layouts it has."""
+    if any(re.search(r"encoder\.layer\.\d+\.layernorm_before", key) for key in state):
+        return _hugging_face(state)
+    if any(re.search(r"(^|\.)layers\.\d+\.ffn\.layers\.0\.0\.weight$", key) for key in state):
+        return _mmpretrain(state)
+    if "blocks.0.attn.qkv.weight" in state:
+        renamed = dict(state)
+        if "norm.weight" not in state and "fc_norm.weight" in state:
+            # timm's name of the closing norm where the tokens are averaged.
+            for leaf in ("weight", "bias"):
+                renamed[f"norm.{leaf}"] = renamed.pop(f"fc_norm.{leaf}")
+        return renamed
+    raise CheckpointError(
+        "The checkpoint is no Vision Transformer in the layout of timm, Hugging Face or mmpretrain. "
+        f"It begins with {', '.join(sorted(state)[:3])}."
+    )
+
+
+def _hugging_face(state):
+    names = {
+        "embeddings.cls_token": "cls_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+        "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+        "layernorm.weight": "norm.weight",
+        "layernorm.bias": "norm.bias",
+        "classifier.weight": "head.weight",
+        "classifier.bias": "head.bias",
+    }
+    renamed, parts = {}, {}
+    for key, value in state.items():
+        key = re.sub(r"^vit\.", "", key)
+        if match := re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)", key):
+            parts.setdefault((match[1], match[3]), {})[match[2]] = value
+        elif match := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", key):
+            renamed[f"blocks.{match[1]}.{_HUGGING_FACE.get(match[2], match[2])}.{match[3]}"] = value
+        else:
+            renamed[names.get(key, key)] = value
+    for (i, leaf), found in parts.items():
+        if len(found) < 3:
+            raise CheckpointError(f"Block {i} of the checkpoint lacks a {leaf} of its queries, keys or values.")
+        renamed[f"blocks.{i}.attn.qkv.{leaf}"] = np.concatenate([found[part] for part in ("query", "key", "value")])
+    return renamed
+
+
+def _mmpretrain(state):
+    names = {
+        "ln1.weight": "norm.weight",
+        "ln1.bias": "norm.bias",
+        "patch_embed.projection.weight": "patch_embed.proj.weight",
+        "patch_embed.projection.bias": "patch_embed.proj.bias",
+    }
+    renamed = {}
+    for key, value in state.items():
+        key = re.sub(r"^backbone\.", "", key)
+        if match := re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", key):
+            renamed[f"blocks.{match[1]}.{_MMPRETRAIN.get(match[2], match[2])}.{match[3]}"] = value
+        else:
+            renamed[names.get(key, key)] = value
+    return renamed
+
+
+def _keras_hub(model):
+    """A KerasHub ViT's weights with PyTorch's axes and timm's names."""
+    backbone = getattr(model, "backbone", model)
+    by_class = {type(layer).__name__: layer for layer in backbone.layers}
+    if not {"ViTPatchingAndEmbedding", "ViTEncoder"} <= by_class.keys():
+        raise CheckpointError(f"{type(model).__name__} is no Vision Transformer of KerasHub.")
+    embedding, encoder = by_class["ViTPatchingAndEmbedding"], by_class["ViTEncoder"]
+    state = {}
+
+    def put(name, kernel, bias):
+        state[f"{name}.weight"], state[f"{name}.bias"] = kernel, bias
+
+    to_numpy = keras.ops.convert_to_numpy
+    for i, block in enumerate(encoder.encoder_layers):
+        attention = block.mha
+        for name, norm in (("norm1", block.layer_norm_1), ("norm2", block.layer_norm_2)):
+            put(f"blocks.{i}.{name}", to_numpy(norm.gamma), to_numpy(norm.beta))
+        kernels, biases = [], []
+        for projection in (attention.query_dense, attention.key_dense, attention.value_dense):
+            kernel = to_numpy(projection.kernel)
+            kernels.append(kernel.reshape(kernel.shape[0], -1).T)
+            no_bias = np.zeros(len(kernels[-1]), "float32")
+            biases.append(no_bias if projection.bias is None else to_numpy(projection.bias).reshape(-1))
+        put(f"blocks.{i}.attn.qkv", np.concatenate(kernels), np.concatenate(biases))
+        kernel = to_numpy(attention.output_dense.kernel)
+        put(f"blocks.{i}.attn.proj", kernel.reshape(-1, kernel.shape[-1]).T, to_numpy(attention.output_dense.bias))
+        for name, layer in (("fc1", block.mlp.dense_1), ("fc2", block.mlp.dense_2)):
+            put(f"blocks.{i}.mlp.{name}", to_numpy(layer.kernel).T, to_numpy(layer.bias))
+    put("norm", to_numpy(encoder.layer_norm.gamma), to_numpy(encoder.layer_norm.beta))
+    patch = embedding.patch_embedding
+    put("patch_embed.proj", to_numpy(patch.kernel).transpose(3, 2, 0, 1), to_numpy(patch.bias))
+    state["pos_embed"] = to_numpy(embedding.position_embedding.embeddings)[None]
+    if getattr(embedding, "class_token", None) is not None:
+        state["cls_token"] = to_numpy(embedding.class_token)
+    return state

@@ -1,0 +1,111 @@
+"""Animals-10 as a TFDS set. Importing this module makes `tfds.builder("animals10")` known."""
+
+import tensorflow_datasets as tfds
+
+from keras_ci2p.data.animals10 import (
+    ARCHIVES,
+    CLASSES,
+    PAGE,
+    DamagedArchive,
+    check_photo,
+    find_class_folders,
+    find_photos,
+    listed_splits,
+    read_photo,
+)
+from keras_ci2p.data.manifest import DataError, in_threads, validation_mask, warn_of_skipped
+from keras_ci2p.data.tfds import UNREADABLE
+from keras_ci2p.utils import progress
+
+
+class Animals10(tfds.core.GeneratorBasedBuilder):
+    """Photos of ten kinds of animals, from Kaggle's archive as it is or from a folder.
+
+    The files' bytes are stored unchanged. The splits are `train` and `validation` of `keras_ci2p.data.animals10_lists`,
+    since the paper's (section 4.1) are not published; photos that are in neither list are `test`. Where most photos
+    have other names, the splits are those of `keras_ci2p.data.validation_mask`. Files that are no readable pictures are
+    left out and listed in `info.metadata["unreadable_files"]`.
+
+    Attributes:
+        source: Archive or folder to prepare from; None for TFDS's `manual_dir`, and where that does not hold
+            Animals-10, a download by kagglehub.
+    """
+
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "Split by lists of names, into train, validation and test."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = f"""\
+    `manual_dir` holds the archive of {PAGE} ({" or ".join(ARCHIVES)}), or its folder `raw-img`.
+    """
+
+    source = None
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Photos of ten kinds of animals, found by Google and checked by people.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(),
+                    "label": tfds.features.ClassLabel(names=list(CLASSES)),
+                    "file_name": tfds.features.Text(),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            homepage=PAGE,
+            license="GPL-2.0",
+            metadata=tfds.core.MetadataDict(
+                {
+                    "italian_names": {english: italian for english, (italian, _) in CLASSES.items()},
+                    "published_photos": {english: count for english, (_, count) in CLASSES.items()},
+                    UNREADABLE: [],
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager):
+        found = find_photos(self.source or _manual_directory(dl_manager))
+        checked = progress(in_threads(check_photo, (path for _, path, _ in found)), len(found), "Checking")
+        photos, digests, unreadable = [], [], []
+        for photo, (digest, problem) in zip(found, checked, strict=True):
+            if problem:
+                unreadable.append((photo[0], problem))
+            else:
+                photos.append(photo)
+                digests.append(digest)
+        warn_of_skipped("Animals-10", unreadable)
+        self.info.metadata[UNREADABLE] = unreadable
+        labels = [label for _, _, label in photos]
+        empty = [name for label, name in enumerate(CLASSES) if label not in set(labels)]
+        if empty:
+            raise DataError(f"Animals-10: no readable photo of the class {', '.join(empty)}.")
+        own = listed_splits((name, list(CLASSES)[label]) for name, _, label in photos)
+        if own is None:
+            own = ["val" if chosen else "train" for chosen in validation_mask(digests, labels)]
+        splits = {"train": [], "val": [], "test": []}
+        for photo, split in zip(photos, own, strict=True):
+            splits[split].append(photo)
+        if not splits["train"] or not splits["val"]:
+            raise DataError(f"Animals-10: {len(photos)} photos are too few to split.")
+        names = {"train": "train", "val": "validation", "test": "test"}
+        return {names[split]: self._generate_examples(part) for split, part in splits.items() if part}
+
+    def _generate_examples(self, photos):
+        for name, path, label in photos:
+            yield name, {"image": read_photo(path), "label": label, "file_name": name}
+
+
+def _manual_directory(dl_manager):
+    """TFDS's `manual_dir` where it holds Animals-10, else None."""
+    try:
+        manual_dir = dl_manager.manual_dir
+    except AssertionError:
+        # TFDS's word for a missing or empty one.
+        return None
+    try:
+        find_class_folders(manual_dir)
+    except DamagedArchive:
+        raise
+    except DataError:
+        # It is for all sets, and holds others.
+        return None
+    return manual_dir

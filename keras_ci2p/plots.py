@@ -1,0 +1,240 @@
+"""All figures: arrays and reports in, PNG files out."""
+
+import math
+import textwrap
+
+import numpy as np
+from keras import ops
+
+from keras_ci2p.data.sources import open_data
+from keras_ci2p.data.transforms import center_crop
+from keras_ci2p.models.rate_distortion import psnr
+from keras_ci2p.utils import atomic_file, require
+
+
+def plot_curves(path, rows, title):
+    """Loss and top-1 of training and validation over the epochs, as a PNG."""
+    figure_class = require("matplotlib.figure", extra="train").Figure
+    figure = figure_class(figsize=(10, 4), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    for axes, key, label, scale in zip(
+        figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 (%)"), (1, 100), strict=True
+    ):
+        for prefix, name in (("", "training"), ("val_", "validation")):
+            values = [row[prefix + key] * scale for row in rows]
+            axes.plot(epochs, values, label=name, marker="o" if len(rows) < 30 else None, markersize=3)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.suptitle(title)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def plot_reconstructions(path, compressor, images):
+    """Originals above their reconstructions, with PSNR and bits per pixel.
+
+    Args:
+        path: PNG to write.
+        compressor: `Compressor` with a factorized prior and a synthesis transform.
+        images: Arrays `(height, width, 3)`, RGB in 0..255, multiples of 16; sizes may differ.
+    """
+    figure_class = require("matplotlib.figure", extra="train").Figure
+    figure = figure_class(figsize=(2.6 * len(images), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(images), squeeze=False)
+    for column, image in enumerate(images):
+        batch = np.asarray(image, "float32")[None]
+        restored = ops.convert_to_numpy(compressor(batch, training=False)["x_hat"])[0].clip(0, 255)
+        error = float(psnr(np.square(restored - batch[0]).mean()))
+        for row, pixels in enumerate((batch[0], restored)):
+            axes[row, column].imshow(np.rint(pixels).astype("uint8"), interpolation="nearest")
+            axes[row, column].set_axis_off()
+        axes[1, column].set_title(f"{error:.1f} dB, {compressor.bits_per_pixel(batch):.2f} bit/pixel", fontsize=9)
+    axes[0, 0].set_title("original", loc="left", fontsize=9)
+    figure.suptitle(f"{compressor.architecture}, quality {compressor.quality}")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def plot_compressor_curves(path, rows, title):
+    """Cost, bits per pixel and PSNR of training and held-out pictures over the steps."""
+    figure_class = require("matplotlib.figure", extra="train").Figure
+    figure = figure_class(figsize=(12, 3.6), layout="constrained")
+    steps = [row["step"] for row in rows]
+    labels = {"cost": "cost", "bpp": "bits per pixel", "psnr": "PSNR (dB)"}
+    for axes, (key, label) in zip(figure.subplots(1, 3), labels.items(), strict=True):
+        for prefix, name in (("", "training crops"), ("val_", "held-out pictures")):
+            axes.plot(steps, [row[prefix + key] for row in rows], label=name, marker="o", markersize=3)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3, which="both")
+        if key == "cost":
+            # It begins a hundred times as high as it ends.
+            axes.set_yscale("log")
+    axes.legend(frameon=False)
+    figure.suptitle(title)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+# Told apart by the colour-blind too; near those of the projects.
+COLORS = {"torch": "#d1495b", "jax": "#3d6fb6", "tensorflow": "#edae49"}
+NAMES = {"torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
+_INK, _GREY = "#333333", "#777777"
+# Of a bar, where the next begins 1 to the right.
+_WIDTH = 0.62
+
+
+def plot(path, report):
+    """Losses of all backends laid over each other, images a second, and memory, as a PNG."""
+    figure_class = require("matplotlib.figure", extra="train").Figure
+    figure = figure_class(figsize=(12.5, 4.4), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(wspace=0.06)
+    losses, speed, memory = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    _plot_losses(losses, report)
+    _plot_speed(speed, report)
+    _plot_memory(memory, report)
+    for axes in (losses, speed, memory):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#999999")
+        axes.tick_params(colors=_INK, length=0, labelsize=10)
+    figure.suptitle(textwrap.fill(title(report), 120), fontsize=10.5, color=_INK)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _head(axes, text, remark=""):
+    axes.set_title(text, loc="left", fontsize=12, color=_INK, fontweight="bold")
+    axes.set_title(remark, loc="right", fontsize=10, color=_GREY)
+
+
+def _working(report):
+    return {backend: row for backend, row in report["backends"].items() if "error" not in row}
+
+
+def _plot_losses(axes, report):
+    working = _working(report)
+    steps = range(1, report["settings"]["steps"] + 1)
+    # The later the thinner, so that equal curves are all seen.
+    for width, (backend, row) in zip((9, 5, 1.8), working.items(), strict=False):
+        axes.plot(steps, row["losses"], color=COLORS[backend], linewidth=width, label=NAMES[backend])
+    axes.set_xlabel("step", color=_INK)
+    axes.grid(axis="y", color="#e4e4e4")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, labelcolor=_INK)
+    largest = max(row["losses_difference"] for row in working.values())
+    _head(axes, "Loss of each step", f"largest difference {largest:.1e}" if len(working) > 1 else "")
+
+
+def _plot_speed(axes, report):
+    speeds = {name: row["images_per_second"] for name, row in _working(report).items()}
+    tops = {name: speed["most"] for name, speed in speeds.items()}
+    _bars(axes, report, {name: speed["median"] for name, speed in speeds.items()}, "{:.3g}", tops)
+    for name, speed in speeds.items():
+        axes.vlines(list(report["backends"]).index(name), speed["least"], speed["most"], color=_INK, linewidth=1.2)
+    _head(axes, "Images a second, training")
+
+
+def _plot_memory(axes, report):
+    working = _working(report)
+    peaks = {name: _peak(row) / 1e9 for name, row in working.items() if _peak(row) is not None}
+    _bars(axes, report, peaks, "{:.2f}", peaks)
+    if any(row["memory"]["device_peak"] is not None for row in working.values()):
+        _head(axes, "Peak memory of the GPU, GB")
+        return
+    for name in peaks:
+        imported = working[name]["memory"]["imported"] / 1e9
+        place = list(report["backends"]).index(name)
+        axes.bar(place, imported, _WIDTH, color="white", alpha=0.45, hatch="////", edgecolor="white", linewidth=0)
+    axes.set_xlabel("hatched: before there is a model", color=_INK)
+    _head(axes, "Peak memory, GB")
+
+
+def _bars(axes, report, heights, form, tops):
+    """A bar for each backend, labelled above `tops`."""
+    for i, name in enumerate(report["backends"]):
+        if name in heights:
+            axes.bar(i, heights[name], _WIDTH, color=COLORS[name])
+        place, text = (tops[name], form.format(heights[name])) if name in heights else (0, "no result")
+        color = _INK if name in heights else _GREY
+        axes.annotate(text, (i, place), (0, 4), textcoords="offset points", ha="center", fontsize=11, color=color)
+    axes.set_xticks(range(len(report["backends"])), [NAMES[name] for name in report["backends"]])
+    axes.set_xlim(-0.6, len(report["backends"]) - 0.4)
+    axes.set_ylim(0, 1.12 * max(tops.values()))
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+
+
+def plot_confusion(path, report):
+    """The confusion matrix as a PNG: rows are true classes, shares of each row in colour, counts in the cells."""
+    figure_class = require("matplotlib.figure", extra="train").Figure
+    names, counts = report["class_names"], np.array(report["confusion"])
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(4.5, 0.55 * len(names) + 2)
+    figure = figure_class(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(names) <= 30:
+        for row, column in np.ndindex(*counts.shape):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
+    axes.set_title(f"top-1 {100 * report['top1']:.2f} % of {report['images']} photos")
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def plot_worst(path, report, data, image_size=(192, 192)):
+    """The images that a report of `evaluate` names as `worst`, as a PNG, each above what it was taken for.
+
+    Args:
+        path: Where to.
+        report: What `evaluate` gave, with at least one image in `worst`.
+        data: The data that were measured.
+        image_size: `(height, width)` of the central crops that are shown.
+    """
+    figure_class = require("matplotlib.figure", extra="train").Figure
+    manifest = open_data(data).split(report["split"])
+    number_of = {file: number for number, file in enumerate(manifest.files)}
+    rows = report["worst"]
+    columns = min(6, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    figure = figure_class(figsize=(1.9 * columns, 2.35 * lines + 0.3), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, row in zip(panels, rows, strict=False):
+        axes.imshow(center_crop(manifest.open(number_of[row["image"]]), image_size))
+        axes.set_title(
+            f"{row['true']} ({100 * row['true_probability']:.1f} %)\n"
+            f"as {row['predicted']} ({100 * row['predicted_probability']:.1f} %)",
+            fontsize=8,
+        )
+    wrong = report["images"] - int(np.trace(report["confusion"]))
+    figure.suptitle(f"{len(rows)} of {wrong} wrong, the highest loss first", fontsize=10)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def title(report):
+    """What was compared, and on what."""
+    settings = report["settings"]
+    name = {"ci2p": "CI2P-ViT", "ci2p_dual": "CI2P-ViT-ds", "vit": "ViT/16"}[settings["model"]]
+    what = (
+        f"{name} {settings['variant']}, {report['parameters']:,} parameters; batches of {settings['batch_size']} at "
+        f"{settings['image_size']} px, {settings['dtype']}"
+    )
+    devices = dict.fromkeys(row["device"] for row in report["backends"].values() if "device" in row)
+    return f"{what}; {' and '.join(devices)}" if devices else what
+
+
+def _peak(row):
+    """Bytes: of the GPU where there is one, else of the process."""
+    memory = row["memory"]
+    return memory["peak"] if memory["device_peak"] is None else memory["device_peak"]

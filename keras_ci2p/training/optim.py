@@ -1,0 +1,241 @@
+"""Optimizer, learning rate schedule and loss."""
+
+import collections
+import math
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class FusedAdamW(keras.optimizers.AdamW):
+    """`keras.optimizers.AdamW` with the kernels that PyTorch, on a CPU, and TensorFlow have for it.
+
+    Keras makes the update of a dozen operations, each with a pass over all weights, on torch with copies of them. The
+    steps are the same, arguments and variables too. JAX's compiler needs no help.
+
+    On a CPU under torch the gradients, `variable.value.grad`, are freed with the step: Keras keeps them until the next
+    one has computed its loss, beside all of its activations.
+
+    Raises:
+        ValueError: `amsgrad=True`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.amsgrad:
+            raise ValueError("FusedAdamW has no amsgrad; take keras.optimizers.AdamW. Received: amsgrad=True")
+
+    if keras.backend.backend() == "torch":
+
+        def _apply_weight_decay(self, variables):
+            """On a CPU nothing: the kernel does it."""
+            if not _are_on_cpu(variables):
+                super()._apply_weight_decay(variables)
+
+        def _backend_update_step(self, grads, trainable_variables, learning_rate):
+            if not _are_on_cpu(trainable_variables):
+                super()._backend_update_step(grads, trainable_variables, learning_rate)
+                return
+            groups = collections.defaultdict(list)
+            for gradient, variable in zip(grads, trainable_variables, strict=True):
+                decays = self.weight_decay and self._use_weight_decay(variable)
+                groups[self.weight_decay if decays else 0.0].append((gradient, variable))
+            for weight_decay, pairs in groups.items():
+                self._run_kernel(pairs, float(learning_rate), weight_decay)
+            for variable in trainable_variables:
+                variable.value.grad = None
+
+        def _run_kernel(self, pairs, learning_rate, weight_decay):
+            """The step of some weights, `(gradient, variable)` each."""
+            import torch
+
+            step = float(ops.convert_to_tensor(self.iterations)) + 1
+            indices = [self._get_variable_index(variable) for _, variable in pairs]
+            with torch.no_grad():
+                torch._fused_adamw_(
+                    [variable.value for _, variable in pairs],
+                    [gradient for gradient, _ in pairs],
+                    [self._momentums[i].value for i in indices],
+                    [self._velocities[i].value for i in indices],
+                    [],
+                    [torch.tensor(step)] * len(indices),
+                    lr=learning_rate,
+                    beta1=self.beta_1,
+                    beta2=self.beta_2,
+                    weight_decay=weight_decay,
+                    # Keras adds epsilon before it corrects the bias, PyTorch after.
+                    eps=self.epsilon / (1 - self.beta_2**step) ** 0.5,
+                    amsgrad=False,
+                    maximize=False,
+                )
+
+    elif keras.backend.backend() == "tensorflow":
+
+        def _apply_weight_decay(self, variables):
+            """Nothing: `update_step` does it, where Keras needs three passes."""
+
+        def update_step(self, gradient, variable, learning_rate):
+            import tensorflow as tf
+
+            dtype = variable.dtype
+            learning_rate = tf.cast(learning_rate, dtype)
+            if self.weight_decay and self._use_weight_decay(variable):
+                variable.assign(variable * (1 - self.weight_decay * learning_rate))
+            i = self._get_variable_index(variable)
+            step = ops.cast(self.iterations + 1, dtype)
+            beta_1, beta_2 = (tf.constant(beta, dtype) for beta in (self.beta_1, self.beta_2))
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=self._momentums[i].value.handle,
+                v=self._velocities[i].value.handle,
+                beta1_power=tf.pow(beta_1, step),
+                beta2_power=tf.pow(beta_2, step),
+                lr=learning_rate,
+                beta1=beta_1,
+                beta2=beta_2,
+                epsilon=tf.constant(self.epsilon, dtype),
+                grad=tf.cast(gradient, dtype),
+            )
+
+
+def _are_on_cpu(variables):
+    """Whether torch holds them there; they are all in one place."""
+    return variables[0].value.device.type == "cpu"
+
+
+def adamw(*args, **kwargs):
+    """`FusedAdamW`, on a GPU under torch `keras.optimizers.AdamW`, which passes over all weights together there."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.cuda.is_available():
+            return keras.optimizers.AdamW(*args, **kwargs)
+    return FusedAdamW(*args, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class WarmupCosine(keras.optimizers.schedules.LearningRateSchedule):
+    """A linear warm-up, step by step, then a cosine (paper section 4.1; mmengine's LinearLR and CosineAnnealingLR).
+
+    The warm-up reaches `learning_rate` in its last step. The cosine is at its lowest after `cosine_epochs`, and rises
+    again if training goes on.
+
+    Args:
+        learning_rate: The highest.
+        steps_per_epoch: Steps of an epoch.
+        warmup_epochs, cosine_epochs: Lengths; the warm-up's may be 0.
+        warmup_start, final: Shares of `learning_rate` where the warm-up begins and the cosine ends.
+        by_epoch: Whether the cosine keeps its value through each epoch.
+    """
+
+    def __init__(
+        self,
+        learning_rate,
+        steps_per_epoch,
+        warmup_epochs,
+        cosine_epochs,
+        warmup_start=1 / 3,
+        final=0.0125,
+        by_epoch=True,
+    ):
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.steps_per_epoch = steps_per_epoch
+        self.warmup_epochs = warmup_epochs
+        self.cosine_epochs = cosine_epochs
+        self.warmup_start = warmup_start
+        self.final = final
+        self.by_epoch = by_epoch
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        warmup_steps = round(self.warmup_epochs * self.steps_per_epoch)
+        rising = self.warmup_start + (1 - self.warmup_start) * step / max(warmup_steps - 1, 1)
+        epoch = (step - warmup_steps) / self.steps_per_epoch
+        if self.by_epoch:
+            # A step's own rounding must not move it to the epoch before.
+            epoch = ops.floor(epoch + 0.5 / self.steps_per_epoch)
+        cosine = (1 + ops.cos(math.pi * epoch / self.cosine_epochs)) / 2
+        falling = self.final + (1 - self.final) * cosine
+        return self.learning_rate * ops.where(step < warmup_steps, rising, falling)
+
+    def get_config(self):
+        names = "learning_rate steps_per_epoch warmup_epochs cosine_epochs warmup_start final by_epoch"
+        return {name: getattr(self, name) for name in names.split()}
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class SoftTargetCrossentropy(keras.losses.Loss):
+    """Cross-entropy of logits with soft targets, label smoothing and class weights.
+
+    The target becomes `(1 - label_smoothing) * target + label_smoothing / classes` (mmpretrain's mode "original", after
+    mixing), the loss of each image is weighted by its target's mean class weight.
+
+    Args:
+        label_smoothing: In [0, 1).
+        class_weights: One number for each class, or None for 1.
+
+    Input shape: targets and logits `(batch, classes)`.
+    """
+
+    def __init__(self, label_smoothing=0.0, class_weights=None, name="loss", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.label_smoothing = label_smoothing
+        self.class_weights = None if class_weights is None else list(class_weights)
+
+    def call(self, y_true, y_pred):
+        loss = keras.losses.categorical_crossentropy(
+            y_true, y_pred, from_logits=True, label_smoothing=self.label_smoothing
+        )
+        if self.class_weights is not None:
+            loss = loss * ops.sum(y_true * ops.convert_to_tensor(self.class_weights, dtype=y_true.dtype), -1)
+        return loss
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "label_smoothing": self.label_smoothing,
+            "class_weights": self.class_weights,
+        }
+
+
+def balanced_weights(counts):
+    """Class weights that make each class count alike: `images / (classes * images of the class)`.
+
+    Args:
+        counts: Images of each class.
+    """
+    return [sum(counts) / (len(counts) * count) for count in counts]
+
+
+def make_optimizer(recipe, steps_per_epoch):
+    """AdamW with warm-up and cosine.
+
+    Args:
+        recipe: `Recipe`.
+        steps_per_epoch: Batches of an epoch.
+    """
+    # At least one step with the full learning rate, however short the run.
+    warmup_epochs = min(recipe.warmup_epochs, recipe.epochs - 1 / steps_per_epoch)
+    schedule = WarmupCosine(
+        recipe.learning_rate,
+        steps_per_epoch,
+        warmup_epochs,
+        recipe.cosine_epochs or recipe.epochs - warmup_epochs,
+        warmup_start=recipe.warmup_start,
+        final=recipe.final_learning_rate,
+        by_epoch=recipe.cosine_steps == "epoch",
+    )
+    return adamw(
+        schedule,
+        weight_decay=recipe.weight_decay,
+        beta_1=recipe.beta_1,
+        beta_2=recipe.beta_2,
+        epsilon=recipe.epsilon,
+        global_clipnorm=recipe.clip_norm,
+        gradient_accumulation_steps=recipe.accumulate if recipe.accumulate > 1 else None,
+        use_ema=recipe.ema > 0,
+        # Keras averages after every batch, also where only each n-th changes the weights.
+        ema_momentum=recipe.ema ** (1 / recipe.accumulate) if recipe.ema else 0.99,
+    )

@@ -1,0 +1,121 @@
+"""A training run of a compressor: a directory from which it can be taken up again."""
+
+import warnings
+from pathlib import Path
+
+import keras
+
+from keras_ci2p.backend import environment, make_deterministic
+from keras_ci2p.convert.compressai import read_compressor
+from keras_ci2p.data.sources import open_pictures
+from keras_ci2p.models.compressor import Compressor
+from keras_ci2p.models.rate_distortion import rate_distortion_optimizer
+from keras_ci2p.presets import BEST
+from keras_ci2p.training.callbacks import CompressorRecorder, RaiseInterrupt
+from keras_ci2p.training.evaluation import (
+    evaluate_compressor,
+    held_out,
+    middle_crops,
+    show_reconstructions,
+    training_crops,
+)
+from keras_ci2p.training.recipes import COMPRESSOR_FREE_TO_CHANGE
+from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, check_same, previous_run
+from keras_ci2p.utils import clean_up, require, write_json
+
+
+def train_compressor(settings, run_dir, resume=False, verbose=1):
+    """Trains a compressor as `settings` say and records the run.
+
+    `run_dir` gets `best/` and `last/` (presets: the weights of the lowest cost on held-out pictures and the last),
+    `report.json` and `reconstructions.png` of the best, `history.csv`, `curves.png`, `config.json` and `checkpoints/`.
+    Whatever ends the process, `resume=True` goes on after the last whole epoch, as if nothing had happened.
+
+    Args:
+        settings: `CompressorSettings`.
+        run_dir: Directory of the run.
+        resume: Whether to go on with the run in `run_dir`, else it must be new.
+        verbose: As in `fit`.
+
+    Returns:
+        `(compressor, history)`: the best compressor, and a list of one dict per epoch of `steps_per_epoch` steps.
+
+    Raises:
+        RunError: An existing directory without `resume`, or one of other settings or data; a loss that is not finite.
+        DataError: Data that cannot be used.
+        ValueError: A compressor that cannot be trained.
+    """
+    run_dir = Path(run_dir)
+    # Before hours of work, not after the first epoch.
+    require("grain", extra="train")
+    require("matplotlib.figure", extra="train")
+    previous = previous_run(run_dir, resume)
+    lasting = {key: value for key, value in settings.as_dict().items() if key not in COMPRESSOR_FREE_TO_CHANGE}
+    check_same("settings", lasting, previous)
+    if settings.deterministic:
+        make_deterministic()
+    keras.utils.set_random_seed(settings.seed)
+    compressor = _make(settings)
+    pictures = open_pictures(settings.data)
+    data = {"sha256": pictures.sha256, "pictures": len(pictures)}
+    check_same("data", data, previous)
+
+    crops = training_crops(pictures, settings.crop_size, settings.batch_size, settings.seed, settings.num_workers)
+    val_crops = middle_crops(held_out(pictures, "val", settings.val_pictures), settings.val_size, settings.batch_size)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    clean_up(run_dir)
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    record = checkpoints.restore(compressor) or {"history": [], "best": None}
+    if previous is None:
+        write_json(run_dir / CONFIG, {"settings": settings.as_dict(), "data": data, **environment()})
+    elif previous.get("backend") != keras.backend.backend():
+        warnings.warn(
+            f"This run was begun on {previous.get('backend')} and goes on with {keras.backend.backend()}: "
+            "the result will differ from one made on one backend.",
+            stacklevel=2,
+        )
+
+    epochs_done, epochs = len(record["history"]), -(-settings.steps // settings.steps_per_epoch)
+    if epochs_done < epochs:
+        interrupt = RaiseInterrupt()
+        with interrupt.watching():
+            compressor.fit(
+                crops.repeated_from_batch(epochs_done * settings.steps_per_epoch),
+                steps_per_epoch=settings.steps_per_epoch,
+                validation_data=val_crops.repeated(),
+                validation_steps=val_crops.steps_per_epoch,
+                initial_epoch=epochs_done,
+                epochs=epochs,
+                callbacks=[CompressorRecorder(run_dir, record, checkpoints, settings), interrupt],
+                # The dataset shuffles by itself.
+                shuffle=False,
+                verbose=verbose,
+            )
+    compressor.save_to_preset(run_dir / LAST, metadata={"training": record["history"][-1]})
+    best = Compressor.from_preset(run_dir / BEST)
+    report = evaluate_compressor(
+        best, pictures, pictures=settings.val_pictures, size=settings.val_size, lmbda=compressor.lmbda
+    )
+    write_json(run_dir / "report.json", {**report, "step": record["best"]["step"], **environment()})
+    show_reconstructions(run_dir / "reconstructions.png", best, pictures, size=settings.val_size)
+    if verbose:
+        print(
+            f"{report['psnr']:.2f} dB at {report['bpp']:.3f} bits per pixel, cost {report['cost']:.3f}, on "
+            f"{report['images']} held-out pictures. Compressor: {run_dir / BEST}"
+        )
+    return best, record["history"]
+
+
+def _make(settings):
+    """The compressor to train, compiled."""
+    if settings.init is None:
+        compressor = Compressor(settings.architecture, settings.quality, dtype=settings.dtype)
+    else:
+        trained = read_compressor(settings.init)
+        compressor = Compressor.from_config({**trained.get_config(), "dtype": settings.dtype, "origin": None})
+        for ours, theirs in zip(compressor.weights, trained.weights, strict=True):
+            ours.assign(theirs)
+    schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps)
+    optimizer = rate_distortion_optimizer(schedule, settings.auxiliary_learning_rate, settings.clip_norm)
+    compressor.compile(optimizer, lmbda=settings.lmbda)
+    return compressor

@@ -1,0 +1,185 @@
+"""Small tools without a place of their own: optional packages, files that are whole or not there, progress."""
+
+import contextlib
+import csv
+import hashlib
+import importlib
+import io
+import json
+import os
+import shutil
+import sys
+import time
+import types
+import uuid
+from pathlib import Path
+
+
+class _LazyPackage(types.ModuleType):
+    """A package of which a name wins over the module of the same name that defines it, as `train` in `train.py`."""
+
+    def __setattr__(self, name, value):
+        # Importing a module binds it in its package.
+        if isinstance(value, types.ModuleType) and name in self._module_of:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+def lazy_imports(package, names, modules=()):
+    """What the `__init__` of a package needs for its names to be imported when they are first used (PEP 562).
+
+    Args:
+        package: `__name__` of the package.
+        names: dict of modules of the package, each with a list of the names that it defines. A leading "." stands for
+            the package's parent, as in relative imports.
+        modules: Modules that are public themselves.
+
+    Returns:
+        `__all__`, `__getattr__` and `__dir__` of the package.
+    """
+    module_of = {name: module for module, some in names.items() for name in some}
+    public = sorted({*module_of, *modules})
+    this = sys.modules[package]
+    this._module_of = module_of
+    this.__class__ = _LazyPackage
+
+    def get(name):
+        if name in module_of:
+            value = getattr(importlib.import_module(f".{module_of[name]}", package), name)
+        elif name in modules:
+            value = importlib.import_module(f".{name}", package)
+        else:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        setattr(this, name, value)
+        return value
+
+    return public, get, lambda: public
+
+
+def require(module, extra):
+    """Imports `module`, or raises an ImportError that names the extra which installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise ImportError(
+            f"This needs the package {package}, which is not installed: pip install 'keras_ci2p[{extra}]'"
+        ) from error
+
+
+_PARTIAL = ".partial-"
+_REPLACED = ".replaced-"
+
+
+def file_sha256(path):
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_file(path):
+    """Yields a temporary path beside `path`, of its suffix; on success it becomes `path`, on failure it goes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}{_PARTIAL}{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path, content):
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_directory(path):
+    """Yields a temporary directory beside `path`; on success it becomes `path`, on failure it goes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    temporary = path.with_name(f"{path.name}{_PARTIAL}{mark}")
+    replaced = path.with_name(f"{path.name}{_REPLACED}{mark}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            _flush(file)
+        if path.exists():
+            os.rename(path, replaced)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not path.exists() and replaced.exists():
+            os.rename(replaced, path)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def clean_up(directory):
+    """Deletes what killed writers left in `directory`, and puts back what one had moved aside."""
+    for leftover in Path(directory).glob(f"*{_REPLACED}*"):
+        original = leftover.with_name(leftover.name.split(_REPLACED)[0])
+        if not original.exists():
+            os.rename(leftover, original)
+        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in Path(directory).glob(f"*{_PARTIAL}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _flush(path):
+    if path.is_file():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+
+
+# Seconds: shorter passes show nothing; off a terminal, one line in each of these.
+_BAR_AFTER = 1.0
+_LINE_EVERY = 10.0
+
+
+def progress(items, total, what):
+    """Yields `items` and tells on standard error how many of `total` are done: a bar on a terminal, else lines."""
+    return _bar(items, total, what) if sys.stderr.isatty() else _lines(items, total, what)
+
+
+def _bar(items, total, what):
+    try:
+        # Comes with TFDS.
+        from tqdm import tqdm
+    except ImportError:
+        return _lines(items, total, what)
+    return tqdm(items, desc=what, total=total, unit=" photos", delay=_BAR_AFTER, file=sys.stderr)
+
+
+def _lines(items, total, what):
+    told = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - told >= _LINE_EVERY:
+            told = time.monotonic()
+            print(f"{what}: {done:,} of {total:,} photos", file=sys.stderr, flush=True)
+        yield item
+
+
+def write_csv(path, rows):
+    """Writes the rows (dicts with equal keys, one per epoch)."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

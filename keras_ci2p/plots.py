@@ -13,15 +13,28 @@ from keras_ci2p.utils import atomic_file, require
 
 
 def plot_curves(path, rows, title):
-    """Loss and top-1 of training and validation over the epochs, as a PNG."""
+    """Loss and top-1 of training and validation over the epochs, as a PNG; apart from them a teacher's feature maps.
+
+    Args:
+        path: Where to.
+        rows: dicts with `epoch`, `loss`, `val_loss`, `top1`, `val_top1`, and perhaps `features_0_loss`, ...
+        title: Of the figure.
+    """
+    both = {"": "training", "val_": "validation"}
+    # Label, factor, and the lines with their keys.
+    panels = [
+        ("loss", 1, {f"{prefix}loss": name for prefix, name in both.items()}),
+        ("top-1 (%)", 100, {f"{prefix}top1": name for prefix, name in both.items()}),
+    ]
+    features = {key: f"map {key.split('_')[1]}" for key in rows[0] if key.startswith("features_")}
+    if features:
+        panels.append(("loss of feature maps, training", 1, features))
     figure_class = require("matplotlib.figure", extra="train").Figure
-    figure = figure_class(figsize=(10, 4), layout="constrained")
+    figure = figure_class(figsize=(5 * len(panels), 4), layout="constrained")
     epochs = [row["epoch"] for row in rows]
-    for axes, key, label, scale in zip(
-        figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 (%)"), (1, 100), strict=True
-    ):
-        for prefix, name in (("", "training"), ("val_", "validation")):
-            values = [row[prefix + key] * scale for row in rows]
+    for axes, (label, scale, lines) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for key, name in lines.items():
+            values = [row[key] * scale for row in rows]
             axes.plot(epochs, values, label=name, marker="o" if len(rows) < 30 else None, markersize=3)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)

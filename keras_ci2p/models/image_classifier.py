@@ -206,7 +206,8 @@ class ImageClassifier(keras.Model):
             config.update(head)
         elif num_classes is not None:
             config.update(num_classes=num_classes, activation=head["activation"])
-        config.update({key: value for key, value in overrides.items() if value is not None})
+        # None is an activation: logits.
+        config.update({k: value for k, value in overrides.items() if value is not None or k == "activation"})
         try:
             model = cls(**config)
         except (TypeError, ValueError) as error:

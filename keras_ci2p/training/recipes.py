@@ -463,8 +463,8 @@ class CompressorSettings:
 
     Attributes:
         data: Folder of pictures at any depth, or "tfds:NAME".
-        architecture: "bmshj2018-factorized" or "bmshj2018-factorized-relu".
-        quality: 1..8, the channels and CompressAI's `lmbda`.
+        architecture: "bmshj2018-factorized" or "bmshj2018-factorized-relu"; None for that of `init`, else the former.
+        quality: 1..8, the channels and CompressAI's `lmbda`; None for that of `init`, else 5.
         lmbda: Weight of the squared error in place of the quality's.
         steps: Training steps in all.
         steps_per_epoch: Steps after which the held-out pictures are measured and a checkpoint is written.
@@ -484,8 +484,8 @@ class CompressorSettings:
     """
 
     data: str
-    architecture: str = "bmshj2018-factorized"
-    quality: int = 5
+    architecture: str | None = None
+    quality: int | None = None
     lmbda: float | None = None
     steps: int = 20000
     steps_per_epoch: int = 500
@@ -503,6 +503,9 @@ class CompressorSettings:
     deterministic: bool = False
 
     def __post_init__(self):
+        if self.init is None:
+            object.__setattr__(self, "architecture", self.architecture or "bmshj2018-factorized")
+            object.__setattr__(self, "quality", 5 if self.quality is None else self.quality)
         for name in ("steps", "steps_per_epoch", "crop_size", "batch_size", "val_pictures", "val_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive. Received: {getattr(self, name)}")

@@ -66,7 +66,7 @@ def history(run):
 
 def test_what_a_run_leaves(run):
     names = {path.name for path in run.iterdir()}
-    files = {"history.csv", "curves.png", "config.json", "report.json", "reconstructions.png"}
+    files = {"history.csv", "curves.png", "run.json", "report.json", "reconstructions.png"}
     assert names == {"best", "last", "checkpoints", *files}
     rows = history(run)
     assert [row["step"] for row in rows] == [2, 4]

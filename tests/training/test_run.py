@@ -45,7 +45,7 @@ def settings(photos, nano, monkeypatch):
 def test_a_run_leaves_its_record(settings, photos, tmp_path):
     run = tmp_path / "run"
     model, history = train(settings(model="ci2p"), run, verbose=0)
-    names = {"best", "last", "checkpoints", "config.json", "recipe.toml", "history.csv", "curves.png"}
+    names = {"best", "last", "checkpoints", "run.json", "recipe.toml", "history.csv", "curves.png"}
     assert {path.name for path in run.iterdir()} == names
     rows = list(csv.DictReader((run / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -54,7 +54,7 @@ def test_a_run_leaves_its_record(settings, photos, tmp_path):
     assert all(float(row["images_per_second"]) > 0 and 0 <= float(row["waiting"]) < 1 for row in rows)
     assert read_recipe(run / "recipe.toml") == settings().recipe
     assert float(rows[1]["val_top1"]) == history[1]["val_top1"]
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((run / "run.json").read_text())
     assert config["settings"]["variant"] == "nano"
     assert model.freeze_compressor and model.compressor.origin["name"] == DEFAULT_COMPRESSOR
     assert config["backend"] == keras.backend.backend() and config["versions"]["keras"] == keras.__version__
@@ -99,10 +99,10 @@ def test_existing_directories(settings, tmp_path):
         train(settings(), run, verbose=0)
     with pytest.raises(RunError, match="no training run"):
         train(settings(), run, resume=True, verbose=0)
-    (run / "config.json").write_text("{")
+    (run / "run.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
         train(settings(), run, resume=True, verbose=0)
-    assert {path.name for path in run.iterdir()} == {"mine.txt", "config.json"}
+    assert {path.name for path in run.iterdir()} == {"mine.txt", "run.json"}
 
 
 def test_only_the_same_run_can_be_resumed(settings, photos, tmp_path):
@@ -228,7 +228,7 @@ def test_training_on_latents(settings, photos, tmp_path, small_compressor):
     np.testing.assert_array_equal(model.compressor.get_weights()[0], small_compressor.get_weights()[0])
     report = evaluate(CI2PViT.from_preset(run / "last"), photos, verbose=0)
     assert report["top1"] == pytest.approx(history[-1]["val_top1"])
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((run / "run.json").read_text())
     assert config["data"]["latents"]["views"] == 2 and config["data"]["photos"]["cat"] == 10
 
     tuned = dataclasses.replace(on_latents, init=str(run / "best"), variant=None)

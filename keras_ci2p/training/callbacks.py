@@ -331,16 +331,17 @@ class ScalarWriter:
         self._writer = None
 
     def write(self, row):
-        """Adds a row, as scalars of its epoch, and sees to it that they are on the disk."""
+        """Adds a row, as scalars of its epoch; they are on the disk a second or two later."""
         if self._writer is None:
             writer = require("tensorboardX", extra="tensorboard").SummaryWriter
             # Files are named by the second, and a run may be taken up within one.
-            self._writer = writer(str(self._directory), filename_suffix=f".{row['epoch']}")
+            suffix = f".{row['epoch']}"
+            # Its `flush` does not wait for the thread that writes, which goes by `flush_secs`.
+            self._writer = writer(str(self._directory), flush_secs=1, filename_suffix=suffix)
         for key, value in row.items():
             if key != "epoch" and value is not None:
                 kind, name = ("validation", key[4:]) if key.startswith("val_") else ("training", key)
                 self._writer.add_scalar(f"{name}/{kind}", value, row["epoch"])
-        self._writer.flush()
 
     def close(self):
         if self._writer is not None:

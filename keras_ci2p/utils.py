@@ -67,6 +67,11 @@ def require(module, extra):
         ) from error
 
 
+def num_cpus():
+    """Returns how many CPUs this process may use: by its affinity, which `taskset`, Slurm and containers set."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 _PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
 

@@ -1,7 +1,6 @@
 """Loads batches of images from a folder, in threads or processes."""
 
 import functools
-import os
 import warnings
 from itertools import cycle, islice
 
@@ -14,7 +13,7 @@ from keras_ci2p.data.manifest import DataError
 from keras_ci2p.data.sources import open_data
 from keras_ci2p.data.transforms import augment, center_crop
 from keras_ci2p.data.workers import WorkerDataset
-from keras_ci2p.utils import require
+from keras_ci2p.utils import num_cpus, require
 
 
 def image_folder(
@@ -62,7 +61,7 @@ def image_folder(
         targets: Function from a batch of training images, float32 `(batch, height, width, 3)` in 0..255, to a dict of
             arrays, such as what a teacher says of them. The labels then are a dict of these and of `labels`; what
             has the shape `(batch, rows, columns, channels)` is mixed as the images are, all else as the labels.
-        num_threads: Threads that decode; None for one per core.
+        num_threads: Threads that decode; None for one per CPU of this process.
         num_workers: Processes that decode, in place of threads of this one; 0 for none.
         shard: `(index, count)`: of each batch only every `count`-th image, from the `index`-th on.
         size_multiple: What height and width must be multiples of: a model that takes any size cannot check them in
@@ -156,7 +155,8 @@ class EpochDataset(grain.IterDataset):
         targets: Function from a batch's inputs to a dict of arrays; the labels become a dict of those and of `labels`,
             before the batch is mixed. None for the labels alone.
         mix: grain `RandomMap` from batch to batch, or None.
-        num_threads: Threads that load, in each worker where there are any; None for one per core, or per worker.
+        num_threads: Threads that load, in each worker where there are any; None for one per CPU of this
+            process, or per worker.
         num_workers: Processes that load; 0 to load in this one. `examples` and `mix` are pickled for them, and a script
             that starts them must guard its main part by `if __name__ == "__main__":`.
         shard: `(index, count)`: of each batch only every `count`-th example, from the `index`-th on.
@@ -199,7 +199,7 @@ class EpochDataset(grain.IterDataset):
         self._batches = batches if mix is None else batches.random_map(mix)
         self.steps_per_epoch = len(self._batches)
         self._num_workers = num_workers
-        threads = num_threads or (1 if num_workers else os.cpu_count() or 1)
+        threads = num_threads or (1 if num_workers else num_cpus())
         self._read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
     def __iter__(self):

@@ -4,7 +4,6 @@ import collections
 import hashlib
 import io
 import itertools
-import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from keras_ci2p.data.transforms import load_image
+from keras_ci2p.utils import num_cpus
 
 SPLITS = ("train", "val", "test", "all")
 _PIECE = 32
@@ -146,7 +146,7 @@ def in_threads(check, items):
 
     Python's warnings are off meanwhile: what Pillow warns of is no reason to leave a picture out.
     """
-    workers = os.cpu_count() or 1
+    workers = num_cpus()
     items = iter(items)
     running = collections.deque()
     # Filters are global: once for all threads.

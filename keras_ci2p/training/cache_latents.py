@@ -1,7 +1,6 @@
 """Runs a compressor once over the views of each photo and stores the latents."""
 
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -41,7 +40,7 @@ from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.presets import WEIGHTS, open_preset, write_preset
 from keras_ci2p.training.distillation import FIT_VIEWS, FeatureProjection, TeacherTargets, teacher_top1
 from keras_ci2p.training.recipes import CacheSettings
-from keras_ci2p.utils import atomic_file, clean_up, file_sha256, require, write_bytes, write_json
+from keras_ci2p.utils import atomic_file, clean_up, file_sha256, num_cpus, require, write_bytes, write_json
 
 
 def cache_latents(
@@ -61,7 +60,7 @@ def cache_latents(
             of the cache.
         settings: `CacheSettings`; None for its defaults, with `more_views` for those of the cache.
         resume: Whether to go on with the cache in `out`, else it must be new.
-        num_threads: Threads that decode and augment; None for one per core.
+        num_threads: Threads that decode and augment; None for one per CPU of this process.
         verbose: 0 for silence, 1 for a progress bar, 2 for one line per shard.
         teacher: `Teacher` with the class names of the photos, whose logits and feature maps of each training view are
             stored too, or None. It sees each view in its own size, cut from the photo; the feature maps are projected
@@ -358,7 +357,7 @@ class LatentEncoder:
     Args:
         transform: `AnalysisTransform`.
         settings: `CacheSettings`.
-        num_threads: Threads that decode and augment; None for one per core.
+        num_threads: Threads that decode and augment; None for one per CPU of this process.
         targets: `TeacherTargets`, or None.
     """
 
@@ -368,7 +367,7 @@ class LatentEncoder:
         self._model = keras.Model(images, transform(images))
         self._settings = settings
         self._targets = targets
-        self._threads = num_threads or os.cpu_count() or 1
+        self._threads = num_threads or num_cpus()
         self.transform = transform
         self.latent_shape = self._model.output_shape[1:]
         if transform.is_randomly_initialized:

@@ -63,7 +63,9 @@ def within_budget(settings, began, make_learner, train_data, val_data, devices, 
     measured = _measure(*make_learner(settings.recipe), settings.minutes * 60, train_data, val_data, devices, run_dir)
     # Keras models are cycles of references, which would keep the device's memory.
     gc.collect()
-    left = max(0.0, devices.mean({"seconds": began + settings.minutes * 60 - time.perf_counter()})["seconds"])
+    left = max(
+        0.0, devices.all_reduce_mean({"seconds": began + settings.minutes * 60 - time.perf_counter()})["seconds"]
+    )
     epochs = measured.epochs_within(left)
     if verbose:
         print(
@@ -98,7 +100,7 @@ def _with_epochs(settings, epochs):
 def _measure(model, learner, budget, train_data, val_data, devices, run_dir):
     """`EpochTime`, the same in all processes."""
     devices.prepare(learner)
-    stopwatch = _Stopwatch(min(max(_SHARE * budget, _SHORTEST), _LONGEST), devices.mean)
+    stopwatch = _Stopwatch(min(max(_SHARE * budget, _SHORTEST), _LONGEST), devices.all_reduce_mean)
     interrupt = RaiseInterrupt()
     with interrupt.watching():
         history = learner.fit(
@@ -118,7 +120,7 @@ def _measure(model, learner, budget, train_data, val_data, devices, run_dir):
         "saving": _saving_seconds(model, learner, history, run_dir),
         "starting": first_training.seconds_beyond(training) + first_validation.seconds_beyond(validation),
     }
-    return EpochTime(**devices.mean(seconds))
+    return EpochTime(**devices.all_reduce_mean(seconds))
 
 
 def _saving_seconds(model, learner, history, run_dir):

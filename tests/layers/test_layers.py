@@ -58,8 +58,8 @@ class LayerTests(testing.TestCase):
 
     # JAX compiles slowly: what is trained as part of another layer is not trained alone.
     def test_fine_patch_generator(self):
-        kwargs = {"hidden_dim": 10}
-        self.check(layers.FinePatchGenerator, kwargs, (2, 3, 4, 4), (2, 12, 10), 26, 12, run_training_check=False)
+        kwargs = {"hidden_dim": 10, "strides": 1}
+        self.check(layers.PatchGenerator, kwargs, (2, 3, 4, 4), (2, 12, 10), 26, 12, run_training_check=False)
 
     def test_leff(self):
         kwargs = {"mlp_dim": 12, "grid": (2, 3)}

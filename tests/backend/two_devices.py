@@ -104,7 +104,7 @@ def run(case, devices):
             "validation_steps": batches.steps_per_epoch,
         }
     history = model.fit(data.repeated(), steps_per_epoch=steps, shuffle=False, verbose=0, **validation).history
-    logs = devices.mean({key: values[-1] for key, values in history.items()})
+    logs = devices.all_reduce_mean({key: values[-1] for key, values in history.items()})
     result.update({f"log/{key}": value for key, value in logs.items()})
     for i, (old, new) in enumerate(zip(before, model.get_weights(), strict=True)):
         result[f"before/{i}"], result[f"after/{i}"] = old, new
@@ -135,9 +135,9 @@ def main(out, *runs):
     devices = open_devices("all")
     results = {name: run(name.removeprefix("one/"), Devices()) for name in runs if name.startswith("one/")}
     with devices.scope():
-        if runs == ("crash",) and not devices.is_main:
+        if runs == ("crash",) and not devices.is_main_process:
             raise RuntimeError("one process crashes")
-        devices.agree("the runs", runs)
+        devices.assert_equal("the runs", runs)
         disagreement = disagree(devices)
         results.update((name, run(name.removeprefix("two/"), devices)) for name in runs if name.startswith("two/"))
     arrays = {f"{name}/{key}": value for name, result in results.items() for key, value in result.items()}
@@ -149,7 +149,7 @@ def main(out, *runs):
 def disagree(devices):
     """The message to processes of which each has another value."""
     try:
-        devices.agree("their numbers", devices.shard[0])
+        devices.assert_equal("their numbers", devices.shard[0])
     except ValueError as error:
         return str(error)
     return ""

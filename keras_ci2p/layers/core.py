@@ -1,4 +1,4 @@
-"""Dense, convolution and normalization layers that the others are built of, and the check of images."""
+"""Dense, convolution and normalization layers that the others are built of, and the check of image shapes."""
 
 import math
 

@@ -13,7 +13,7 @@ GAINS = keras.backend.backend() == "tensorflow"
 
 FAULTS = """
 import ctypes, resource, threading
-from keras_ci2p.training import keep_freed_memory
+from keras_ci2p.backend import keep_freed_memory
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
@@ -82,7 +82,7 @@ def test_where_it_makes_steps_slower_nothing_is_done():
 
 
 def test_elsewhere_nothing_is_done(monkeypatch):
-    from keras_ci2p.training import keep_freed_memory
+    from keras_ci2p.backend import keep_freed_memory
 
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False

@@ -13,21 +13,21 @@ import pytest
 
 from keras_ci2p import backend
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture(autouse=True)
 def find_jobs(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))
 
 
 def test_how_it_is_started(tmp_path, capfd, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for on_cpu, devices in ((False, ""), (True, "-1")):
-        backend.run_in_process("numpy", "jobs", ["tell", tmp_path / "told.npz"], timeout=60, on_cpu=on_cpu)
+        backend.run_in_process("numpy", "process_jobs", ["tell", tmp_path / "told.npz"], timeout=60, on_cpu=on_cpu)
         told = dict(np.load(tmp_path / "told.npz"))
         assert told["KERAS_BACKEND"] == "numpy" and told["CUDA_VISIBLE_DEVICES"] == devices
-        assert str(told["PYTHONPATH"]).split(os.pathsep) == [str(HERE.parents[1]), str(HERE)]
+        assert str(told["PYTHONPATH"]).split(os.pathsep) == [str(HELPERS.parents[1]), str(HELPERS)]
     assert capfd.readouterr() == ("", "")
 
 
@@ -36,7 +36,7 @@ def test_how_it_is_started(tmp_path, capfd, monkeypatch):
 )
 def test_failures_have_reasons(job, reason):
     with pytest.raises(RuntimeError, match=reason):
-        backend.run_in_process("numpy", "jobs", [job], timeout=60)
+        backend.run_in_process("numpy", "process_jobs", [job], timeout=60)
 
 
 def test_why_a_process_has_ended():
@@ -66,16 +66,17 @@ def is_gone(pid):
 
 def test_it_ends_when_its_time_is_over(tmp_path):
     path = tmp_path / "pid"
-    with pytest.raises(RuntimeError, match="jobs on numpy was not done after 5 s, and was ended"):
-        backend.run_in_process("numpy", "jobs", ["sleep", path], timeout=5)
+    with pytest.raises(RuntimeError, match="process_jobs on numpy was not done after 5 s, and was ended"):
+        backend.run_in_process("numpy", "process_jobs", ["sleep", path], timeout=5)
     assert not path.exists() or is_gone(int(path.read_text()))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_it_ends_with_the_one_that_waits(tmp_path):
     path = tmp_path / "pid"
-    code = f"from keras_ci2p.backend import run_in_process as run; run('numpy', 'jobs', ['sleep', {str(path)!r}], 300)"
-    path_of_package = os.pathsep.join([str(HERE.parents[1]), str(HERE)])
+    job = ("numpy", "process_jobs", ["sleep", str(path)], 300)
+    code = f"from keras_ci2p.backend import run_in_process; run_in_process(*{job!r})"
+    path_of_package = os.pathsep.join([str(HELPERS.parents[1]), str(HELPERS)])
     waiting = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path_of_package}, stderr=subprocess.PIPE
     )
@@ -92,7 +93,7 @@ def test_it_ends_with_the_one_that_waits(tmp_path):
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory):
     """Path of images and weights, and what this backend makes of them."""
-    import jobs
+    import process_jobs as jobs
 
     path = tmp_path_factory.mktemp("job") / "job.npz"
     images = np.random.default_rng(0).uniform(0, 255, (2, 32, 64, 3)).astype("float32")
@@ -109,7 +110,7 @@ def test_a_backend_imports_no_other(sent):
 def test_numpy_has_keras_s_own_kernels(sent, tmp_path):
     """And loads no framework of another backend."""
     path, here = sent
-    backend.run_in_process("numpy", "jobs", ["predict", path, tmp_path / "there.npz"], timeout=600)
+    backend.run_in_process("numpy", "process_jobs", ["predict", path, tmp_path / "there.npz"], timeout=600)
     there = dict(np.load(tmp_path / "there.npz"))
     for key in ("logits", "trained"):
         assert np.abs(here[key]).max() > 0.05

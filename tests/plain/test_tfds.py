@@ -245,7 +245,7 @@ def test_an_interrupted_preparation_leaves_nothing(animals, data_dir, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(animals10, "read_photo", interrupted)
-        patch.setattr("keras_ci2p.data.tfds.animals10.read_photo", interrupted)
+        patch.setattr("keras_ci2p.data.animals10_builder.read_photo", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_tfds("animals10", animals, data_dir)
     assert not list(data_dir.glob("animals10/*"))
@@ -294,7 +294,7 @@ def test_hashes_are_computed_once(original, tmp_path, monkeypatch):
     # Not writable.
     (directory / index.INDEX).unlink()
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="each start will compute them"):
-        patch.setattr(index.files, "atomic_file", read_only)
+        patch.setattr(index, "atomic_file", read_only)
         assert number_hashed() == 50
     assert number_hashed() == 50 and number_hashed() == 0
 

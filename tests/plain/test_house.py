@@ -244,7 +244,7 @@ def test_files_entered(tmp_path):
         tmp_path,
         {
             "__init__.py": "",
-            "main.py": "from keras_ci2p import imported\nfrom keras_ci2p.used import used\n\n\ndef main():\n    used()\n",
+            "main.py": "from keras_ci2p import imported, used\n\n\ndef main():\n    used.used()\n",
             "used.py": "import threading\n\n\ndef used():\n    from keras_ci2p.thread import job\n"
             "    t = threading.Thread(target=job)\n    t.start()\n    t.join()\n",
             "thread.py": "def job():\n    pass\n",

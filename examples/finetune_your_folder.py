@@ -34,7 +34,7 @@ def main():
     recipe = RECIPES["finetune"].override({"epochs": args.epochs})
 
     # A fifth of each class is for validation, chosen by the photos' contents.
-    sizes = {"image_size": args.image_size, "batch_size": args.batch_size, "size_multiple": 32}
+    sizes = {"image_size": args.image_size, "batch_size": args.batch_size, "patch_size": 32}
     train = image_folder(args.photos, split="train", augment=recipe.augmentation, **sizes)
     val = image_folder(args.photos, split="val", **sizes)
 
@@ -51,9 +51,9 @@ def main():
         metrics=["accuracy"],
     )
     history = model.fit(
-        train.repeated(),
+        train.repeat(),
         steps_per_epoch=train.steps_per_epoch,
-        validation_data=val.repeated(),
+        validation_data=val.repeat(),
         validation_steps=val.steps_per_epoch,
         epochs=recipe.epochs,
         shuffle=False,  # the dataset does it

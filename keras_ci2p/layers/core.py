@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_ci2p.backend.jax import as_rows, depthwise_conv, on_jax_cpu
 from keras_ci2p.backend.torch import batch_norm, conv2d, linear, on_torch
+from keras_ci2p.layers.constants import IMAGENET_MEAN, IMAGENET_STD
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -193,11 +194,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         for fixed in [key for key in config if key == "axis" or key.startswith("renorm")]:
             config.pop(fixed)
         return config
-
-
-# ImageNet statistics of the paper's preprocessing, RGB in 0..255 (mmpretrain).
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")

@@ -6,8 +6,8 @@ import numpy as np
 from keras_ci2p.data.loader import image_folder
 from keras_ci2p.data.manifest import DataError
 from keras_ci2p.data.overlap import MAX_DISTANCE, without_near_copies
-from keras_ci2p.data.sources import open_data, open_pictures
-from keras_ci2p.data.transforms import middle_crop, random_crop
+from keras_ci2p.data.sources import open_data, scan_images
+from keras_ci2p.data.transforms import native_center_crop, random_crop
 from keras_ci2p.plots import plot_reconstructions
 
 # Pictures in a row.
@@ -58,7 +58,7 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         image_size=image_size or evaluation_size(model),
         batch_size=batch_size,
         augment=False,
-        size_multiple=model.size_multiple,
+        patch_size=model.size_multiple,
     )
     # Photos that can no longer be read are left out of the batches; so labels come with the images.
     scores, labels, files_read = [], [], []
@@ -180,11 +180,11 @@ def evaluate_compressor(compressor, data, split="val", pictures=100, size=256, l
     """
     if not compressor.compiled or (lmbda is not None and lmbda != compressor.lmbda):
         compressor.compile(lmbda=lmbda)
-    everything = open_pictures(data)
+    everything = scan_images(data)
     chosen = held_out(everything, split, pictures)
     crops = middle_crops(chosen, size, batch_size)
     # By `repeated` and steps: Keras would warn that the data ran out.
-    means = compressor.evaluate(crops.repeated(), steps=crops.steps_per_epoch, verbose=verbose, return_dict=True)
+    means = compressor.evaluate(crops.repeat(), steps=crops.steps_per_epoch, verbose=verbose, return_dict=True)
     return {
         **{name: float(means[name]) for name in ("psnr", "bpp", "cost")},
         "lmbda": compressor.lmbda,
@@ -209,11 +209,11 @@ def training_crops(pictures, size, batch_size, seed, num_workers=0):
 
 def middle_crops(pictures, size, batch_size):
     """The central crop of each picture, in order."""
-    return image_folder(pictures, split="all", image_size=size, batch_size=batch_size, augment=middle_crop)
+    return image_folder(pictures, split="all", image_size=size, batch_size=batch_size, augment=native_center_crop)
 
 
 def held_out(pictures, split="val", most=None):
     """Up to `most` pictures of a split, chosen by their contents alone."""
     pictures = pictures.split(split)
-    order = sorted(range(len(pictures)), key=lambda i: pictures.digests[i])
+    order = sorted(range(len(pictures)), key=lambda i: pictures.hashes[i])
     return pictures.subset(order[:most])

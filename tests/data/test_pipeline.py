@@ -91,7 +91,7 @@ def test_looking_at_the_first_batches_does_not_use_up_an_epoch(photos):
 def test_repeated_begins_at_any_epoch(photos):
     dataset = folder(photos)
     epochs = [collect(dataset) for _ in range(3)]
-    repeated = iter(dataset.repeated(initial_epoch=1))
+    repeated = iter(dataset.repeat(initial_epoch=1))
     for epoch in epochs[1:]:
         images, labels = collect(itertools.islice(repeated, 3))
         np.testing.assert_array_equal(images, epoch[0])
@@ -143,7 +143,7 @@ def test_fit_evaluate_and_predict(photos, nano):
     history = model.fit(train, validation_data=val, epochs=2, verbose=0).history
     assert len(history["loss"]) == 2 and np.isfinite(history["val_loss"]).all()
     assert train.epoch == 2
-    model.fit(train.repeated(2), steps_per_epoch=train.steps_per_epoch, epochs=2, verbose=0)
+    model.fit(train.repeat(2), steps_per_epoch=train.steps_per_epoch, epochs=2, verbose=0)
     assert model.predict(val, verbose=0).shape == (6, 3)
 
 
@@ -153,7 +153,7 @@ def test_fit_evaluate_and_predict(photos, nano):
         ({"batch_size": 0}, "batch_size"),
         ({"image_size": 0}, "image_size"),
         ({"image_size": (32, 40)}, "multiples of 16"),
-        ({"size_multiple": 64}, "of 64"),
+        ({"patch_size": 64}, "of 64"),
         ({"split": "held out"}, "train, val, test, all"),
         ({"split": "test"}, "no image of the split test"),
         ({"in_memory": True}, "in_memory.*goes with augment_on"),

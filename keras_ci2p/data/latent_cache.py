@@ -299,8 +299,8 @@ class LatentCache:
         damaged = [file["file"] for file in files if not self._is_intact(file)]
         if damaged:
             raise DataError(
-                f"{len(damaged)} of {len(files)} files of the latent cache {self.root} are damaged, their SHA-256 is not "
-                f"that of {MANIFEST}: {', '.join(damaged)}. Delete them; the command that began the cache, with "
+                f"{len(damaged)} of {len(files)} files of the latent cache {self.root} are damaged, their SHA-256 is "
+                f"not that of {MANIFEST}: {', '.join(damaged)}. Delete them; the command that began the cache, with "
                 "--resume, makes them again."
             )
         return len(files)
@@ -363,11 +363,10 @@ def read_cache(root):
         if version != FORMAT_VERSION:
             raise DataError(f"{root} has cache format {version!r}; this version of keras_ci2p reads {FORMAT_VERSION}.")
         data = manifest["data"]
-        if file_sha256(root / IMAGES_FILE) != data["photos_sha256"]:
-            raise DataError(
-                f"{root / IMAGES_FILE} is damaged: its SHA-256 is not that of {MANIFEST}. Make a new cache."
-            )
-        return LatentCache(root, manifest, _read_images(root / IMAGES_FILE, data))
+        path = root / IMAGES_FILE
+        if file_sha256(path) != data["photos_sha256"]:
+            raise DataError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}. Make a new cache.")
+        return LatentCache(root, manifest, _read_images(path, data))
     except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"The latent cache {root} is damaged: {error!r}. Make a new one.") from error
 

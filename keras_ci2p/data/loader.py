@@ -62,7 +62,7 @@ def image_folder(
             `ViT`. (`size_multiple` is its former name.)
 
     Returns:
-        `DataLoader` of float32 images `(batch, height, width, 3)`, RGB in 0..255, and float32 labels `(batch, classes)`.
+        `DataLoader` of float32 images `(batch, height, width, 3)`, RGB in 0..255, and labels `(batch, classes)`.
 
     Raises:
         DataError: Data that cannot be used, an empty split, a wrong size.
@@ -240,7 +240,7 @@ class DataLoader(grain.IterDataset):
         return self._read(batches if self._stand_in is None else batches.map(self._stand_in))
 
     def one_epoch(self, epoch):
-        """Returns a grain `IterDataset` of one epoch, always the same. Batches without a readable image are left out."""
+        """Returns a grain `IterDataset` of one epoch, always the same, without the batches of no readable image."""
         first = epoch * self.steps_per_epoch
         return self._read(self._batches.repeat()[first : first + self.steps_per_epoch].filter(_has_examples))
 

@@ -98,7 +98,7 @@ def _mix_targets(targets, params, image_size):
 
 
 def _covered(first, last, size, count):
-    """Returns the share of each of `count` equal parts of `size` pixels that lies in `first..last`: float32 `(count,)`."""
+    """Computes the share of each of `count` equal parts of `size` pixels in `first..last`: float32 `(count,)`."""
     edges = np.arange(count + 1) * (size / count)
     covered = np.minimum(edges[1:], last) - np.maximum(edges[:-1], first)
     return (np.maximum(covered, 0) * (count / size)).astype("float32")

@@ -136,9 +136,9 @@ _BLOCK = 256
 def without_near_copies(manifest, split="val", max_distance=MAX_DISTANCE):
     """Leaves out the images of a split that have a near-copy among the training images.
 
-    Images are near-copies where their difference hashes, or that of the mirrored one, differ in few bits: whether brightness
-    rises from each cell of an 8 x 9 grid to its right neighbour. Copies with a frame, a cut edge or a rotation
-    are not found. Every image of both splits is decoded once.
+    Images are near-copies where their difference hashes, or that of the mirrored one, differ in few bits: whether
+    brightness rises from each cell of an 8 x 9 grid to its right neighbour. Copies with a frame, a cut edge or a
+    rotation are not found. Every image of both splits is decoded once.
 
     Args:
         manifest: `ImageManifest` of all splits.

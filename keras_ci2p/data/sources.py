@@ -136,8 +136,8 @@ def _existing_folder(root):
         raise DataError(f"There is no folder {root}.")
     if is_latent_cache(root):
         raise DataError(
-            f"{root} is a latent cache: it holds precomputed latents, and here images are wanted. Give the folder it was "
-            "made of; the cache itself is for training (`keras-ci2p train`, `latent_folder`)."
+            f"{root} is a latent cache: it holds precomputed latents, and here images are wanted. Give the folder that "
+            "it was made of; the cache itself is for training (`keras-ci2p train`, `latent_folder`)."
         )
     return root
 

@@ -1,4 +1,4 @@
-"""Prepares image classification sets of TensorFlow Datasets (TFDS) as ArrayRecord, and reads them without TensorFlow."""
+"""Prepares image classification sets of TensorFlow Datasets (TFDS), and reads them without TensorFlow."""
 
 import contextlib
 import functools

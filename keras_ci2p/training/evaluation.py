@@ -60,14 +60,12 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         augment=False,
         patch_size=model.size_multiple,
     )
-    # Photos that can no longer be read are left out of the batches; so labels come with the images.
-    scores, labels, files_read = [], [], []
+    # Images that can no longer be read are left out of the batches; so labels come with the images.
+    scores, labels = [], []
     progress = keras.utils.Progbar(images.steps_per_epoch, verbose=verbose, unit_name="batch")
-    for number, (batch, one_hot) in enumerate(images):
-        if len(batch):
-            scores.append(model.predict_on_batch(batch))
-            labels.append(one_hot.argmax(-1))
-            files_read += _files_of_batch(images, number, len(batch))
+    for batch, one_hot in images:
+        scores.append(model.predict_on_batch(batch))
+        labels.append(one_hot.argmax(-1))
         progress.add(1)
     scores, labels = np.concatenate(scores), np.concatenate(labels)
     order = np.argsort(-scores, axis=-1, kind="stable")
@@ -93,17 +91,20 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         "split": split,
         "data_sha256": whole.sha256,
         **copies,
-        **({"worst": _worst(model, scores, labels, files_read, class_names, worst)} if worst else {}),
+        **(
+            {"worst": _worst(model, scores, labels, _files_read(images.manifest, len(labels)), class_names, worst)}
+            if worst
+            else {}
+        ),
     }
 
 
-def _files_of_batch(images, number, count):
-    """Names of the `count` images in the batch `number` of `image_folder`, which leaves out what it cannot read."""
-    first = number * images.batch_size
-    numbers = range(first, min(first + images.batch_size, len(images.manifest)))
+def _files_read(manifest, count):
+    """Returns the names of the images that were evaluated: all, or the `count` of them that can still be read."""
+    numbers = range(len(manifest))
     if len(numbers) != count:
-        numbers = [number for number in numbers if _is_readable(images.manifest, number)]
-    return [images.manifest.files[number] for number in numbers]
+        numbers = [number for number in numbers if _is_readable(manifest, number)]
+    return [manifest.files[number] for number in numbers]
 
 
 def _is_readable(manifest, number):

@@ -100,7 +100,7 @@ def test_files_that_are_left_out(animals, lists, tmp_path):
     Image.new("RGB", (9, 9)).save(animals / "gatto" / "002.jpg")
     (animals / "cat").mkdir()
     Image.new("RGB", (9, 9)).save(animals / "cat" / "001.png")
-    with pytest.warns(UserWarning, match="Animals-10: skipped 3 files(.|\n)*005.png: no picture"):
+    with pytest.warns(UserWarning, match="Animals-10: skipped 3 files(.|\n)*005.png: no image"):
         layout = lay_out(animals, tmp_path / "out")
     assert dict(layout.skipped) == {
         "gatto/001.png": "another file of this class has the same name",

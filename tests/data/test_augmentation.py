@@ -80,14 +80,14 @@ def test_the_steps_are_independent(draws):
 
 
 def test_two_operations_with_replacement(draws):
-    counts = np.array([len(d.operations) for d in draws])
+    counts = np.array([len(d.ops) for d in draws])
     for count, probability in ((0, 0.25), (1, 0.5), (2, 0.25)):
         assert_share(counts == count, probability)
-    drawn = [name for d in draws for name, _ in d.operations]
+    drawn = [name for d in draws for name, _ in d.ops]
     assert set(drawn) == set(OP_RANGES)
     for name in OP_RANGES:
         assert_share([other == name for other in drawn], 1 / 15)
-    pairs = [d.operations for d in draws if len(d.operations) == 2]
+    pairs = [d.ops for d in draws if len(d.ops) == 2]
     assert_share([first[0] == second[0] for first, second in pairs], 1 / 15)
 
 
@@ -103,7 +103,7 @@ def test_values_of_the_operations(draws):
     mean, std = clipped_magnitude()
     magnitudes = []
     for name, (value_range, signed) in OP_RANGES.items():
-        values = [value for d in draws for other, value in d.operations if other == name]
+        values = [value for d in draws for other, value in d.ops if other == name]
         if value_range is None:
             assert set(values) == {None}
             continue
@@ -118,7 +118,7 @@ def test_values_of_the_operations(draws):
     assert abs(magnitudes.std() - std) < 5 * std / math.sqrt(2 * len(magnitudes))
     assert magnitudes.min() < 7.5 and magnitudes.max() < MAX_MAGNITUDE + 1e-9
     assert_share(magnitudes > MAX_MAGNITUDE - 1e-9, 1 - NormalDist(9, 0.5).cdf(10))
-    pairs = [d.operations for d in draws if len(d.operations) == 2]
+    pairs = [d.ops for d in draws if len(d.ops) == 2]
     twice = [(abs(a), abs(b)) for (first, a), (second, b) in pairs if first == second and a is not None]
     assert np.mean([a == b for a, b in twice]) < 0.05
 
@@ -176,7 +176,7 @@ def test_sizes_are_height_first(rng):
 def test_crop_and_flip_draws_nothing_else(rng):
     for _ in range(100):
         drawn = sample_params(CROP_AND_FLIP, SOURCE, SIZE, rng)
-        assert (drawn.operations, drawn.grayscale, drawn.blur, drawn.solarize, drawn.erase) == ((), False, 0, 256, None)
+        assert (drawn.ops, drawn.grayscale, drawn.blur, drawn.solarize, drawn.erase) == ((), False, 0, 256, None)
 
 
 def test_the_seed_determines_the_draws():
@@ -254,7 +254,7 @@ class TestScaled:
             rng = np.random.default_rng(seed)
             drawn = sample_params(augmentation, (160, 200), (32, 48), rng)
             # Of these a step of a grey level can be a leap of the image.
-            if drawn.solarize < 256 or {name for name, _ in drawn.operations} & {"posterize", "solarize", "equalize"}:
+            if drawn.solarize < 256 or {name for name, _ in drawn.ops} & {"posterize", "solarize", "equalize"}:
                 continue
             small = transforms.apply_params(photo, drawn, (32, 48), rng)
             large = transforms.apply_params(photo, drawn.scaled((32, 48), (96, 144)), (96, 144), rng)

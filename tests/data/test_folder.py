@@ -5,7 +5,7 @@ import pytest
 from conftest import write_photos
 from PIL import Image
 
-from keras_ci2p.data import DataError, scan_folder, validation_mask
+from keras_ci2p.data import DataError, ImageManifest, scan_folder, validation_mask
 
 
 def test_scan(photos):
@@ -110,3 +110,32 @@ def test_a_split_without_photos(tmp_path):
     manifest = scan_folder(write_photos(tmp_path / "few", ("cat", "dog"), 2))
     with pytest.raises(DataError, match="too few"):
         manifest.split("val")
+
+
+@pytest.mark.parametrize("few", [1, 2])
+def test_classes_without_validation_images(photos, few):
+    for path in sorted((photos / "cat").iterdir())[few:]:
+        path.unlink()
+    with pytest.warns(UserWarning, match="1 class has no image for validation.*: cat. A fifth"):
+        manifest = scan_folder(photos)
+    assert "cat" not in {manifest.class_names[label] for label in manifest.split("val").labels}
+
+
+def test_counting_looks_at_each_label_once():
+    """Not once for each class, which took 34 s for ImageNet."""
+
+    class Labels(tuple):
+        looks = 0
+
+        def __iter__(self):
+            Labels.looks += len(self)
+            return super().__iter__()
+
+        def count(self, value):
+            Labels.looks += len(self)
+            return super().count(value)
+
+    names = tuple(f"{i:04}" for i in range(1000))
+    labels = Labels(i % 1000 for i in range(3000))
+    counts = ImageManifest("images", names, ("",) * 3000, labels, ("0",) * 3000).counts()
+    assert counts == dict.fromkeys(names, 3) and 0 < Labels.looks <= 3000

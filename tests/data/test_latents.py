@@ -242,14 +242,21 @@ class TestRefusals:
         content[200] ^= 4
         path.write_bytes(content)
         cache = open_cache(copy)
-        with pytest.raises(DataError, match=r"train-00000\.arrayrecord is damaged"):
+        with pytest.raises(DataError, match=r"1 of \d+ files .* damaged.*: train-00000\.arrayrecord\."):
             cache.verify()
         records = LatentRecords(cache, "train")
         with pytest.raises(DataError, match="damaged at record"):
             [records[number] for number in range(len(records))]
 
+    def test_files_that_are_gone(self, copy):
+        cache = open_cache(copy)
+        for path in copy.glob("*.arrayrecord"):
+            path.unlink()
+        with pytest.raises(DataError, match=r"2 of 2 files .*: train-00000\.arrayrecord, val-00000\.arrayrecord\."):
+            cache.verify()
+
     def test_an_undamaged_one(self, cache):
-        cache.verify()
+        assert cache.verify() == len(cache.files()) > 0
 
     def test_other_format(self, copy):
         self.change(copy, lambda manifest: manifest.update(format_version=2))

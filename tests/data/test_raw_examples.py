@@ -6,7 +6,7 @@ import pytest
 from conftest import write_photos
 from PIL import Image
 
-from keras_ci2p.data import CROP_AND_FLIP, Augmentation, scan_folder
+from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError, scan_folder
 from keras_ci2p.data.augmentation import AugmentParams, collate_params
 from keras_ci2p.data.loader import DataLoader, LoadImage, LoadRawImage
 from keras_ci2p.data.mixup import MixParams, Mixup, SampleMixup, collate_mix
@@ -109,17 +109,23 @@ def test_others_take_the_place_of_an_unreadable_photo(manifest):
     (manifest.root / manifest.files[7]).write_bytes(b"")
     for file in manifest.files[20:]:
         (manifest.root / file).unlink()
-    raw = LoadRawImage(manifest, SIZE, Augmentation(), photo_size=(20, 24), in_memory=True)
+    raw = LoadRawImage(manifest, (14, 16), Augmentation(), in_memory=True)
     with pytest.warns(UserWarning, match="can no longer be read"):
-        elements = [raw.random_map(i, np.random.default_rng(i)) for i in range(30)]
-    inputs, labels = raw.stack(elements[:10])
-    assert inputs["images"].shape == (10, 20, 24, 3) and labels.shape == (10, 3)
+        elements = [raw(i, np.random.default_rng(i)) for i in range(30)]
+    inputs, labels = raw.collate(elements[:10])
+    assert inputs["images"].shape == (10, 21, 24, 3) and labels.shape == (10, 3)
     for value in inputs.values():
         np.testing.assert_array_equal(value[9], value[0])
-    nothing, labels = raw.stack(elements[20:])
-    assert labels.shape == (0, 3)
+    # Where none of a batch is left, the data's first one takes all places.
+    others, labels = raw.collate(elements[20:])
+    assert labels.shape == (10, 3) and (labels == labels[0]).all()
+    assert (others["images"] == inputs["images"][0]).all()
     for name, value in inputs.items():
-        assert nothing[name].shape == (0, *value.shape[1:]) and nothing[name].dtype == value.dtype
+        assert others[name].shape == value.shape and others[name].dtype == value.dtype
+    for file in manifest.files[:20]:
+        (manifest.root / file).unlink()
+    with pytest.raises(DataError, match="None of the 30 images of .*photos can be read any longer"):
+        LoadRawImage(manifest, SIZE, Augmentation()).collate(elements[20:])
 
 
 def test_collate():

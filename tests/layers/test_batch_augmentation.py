@@ -1,4 +1,4 @@
-"""Augmentation on the device against the same draws carried out by Pillow (`keras_ci2p.data.transforms.apply_params`)."""
+"""Augmentation on the device against the same parameters applied by Pillow (`data.transforms.apply_params`)."""
 
 import dataclasses
 

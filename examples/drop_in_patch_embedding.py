@@ -19,7 +19,7 @@ import keras
 from keras import layers
 
 from keras_ci2p import Compressor
-from keras_ci2p.data import image_folder
+from keras_ci2p.data import image_folder, open_data
 from keras_ci2p.layers import CI2PPatchEmbedding, PositionEmbedding
 
 HIDDEN_DIM = 192
@@ -71,8 +71,9 @@ def main():
     for name, patch_embedding in (("16x16 patches", convolution()), ("CI2P", ci2p)):
         # The same photos in the same order, with the same augmentations.
         sizes = {"image_size": args.image_size, "batch_size": args.batch_size, "patch_size": 32}
-        train = image_folder(args.photos, split="train", **sizes)
-        val = image_folder(args.photos, split="val", **sizes)
+        data = open_data(args.photos)
+        train = image_folder(data, split="train", **sizes)
+        val = image_folder(data, split="val", **sizes)
 
         model = vit(patch_embedding, args.image_size, len(train.class_names), args.layers)
         model.compile(

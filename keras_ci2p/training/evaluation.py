@@ -68,6 +68,7 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         labels.append(one_hot.argmax(-1))
         progress.add(1)
     scores, labels = np.concatenate(scores), np.concatenate(labels)
+    files = _files_read(images.manifest, len(labels))
     order = np.argsort(-scores, axis=-1, kind="stable")
     # The folder's labels count its subfolders; the model's outputs count its class names.
     labels = np.array([class_names.index(name) for name in manifest.class_names])[labels]
@@ -91,11 +92,7 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         "split": split,
         "data_sha256": whole.sha256,
         **copies,
-        **(
-            {"worst": _worst(model, scores, labels, _files_read(images.manifest, len(labels)), class_names, worst)}
-            if worst
-            else {}
-        ),
+        **({"worst": _worst(model, scores, labels, files, class_names, worst)} if worst else {}),
     }
 
 

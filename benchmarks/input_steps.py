@@ -25,7 +25,7 @@ def flip(image, drawn, size):
 
 
 def randaugment(image, drawn, size):
-    for name, value in drawn.operations:
+    for name, value in drawn.ops:
         image = OPS[name](image) if value is None else OPS[name](image, value)
     return image
 

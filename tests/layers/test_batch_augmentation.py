@@ -94,7 +94,7 @@ def grainy_picture():
 
 def picture(case):
     # Interpolations agree on smooth pictures only.
-    is_geometric = any(name in dict(GEOMETRIC) for name, _ in CASES[case].operations) or case in CROPS
+    is_geometric = any(name in dict(GEOMETRIC) for name, _ in CASES[case].ops) or case in CROPS
     return smooth_picture() if is_geometric else grainy_picture()
 
 
@@ -173,7 +173,7 @@ def test_all_steps_in_order(results):
     # Where a grey value falls beside the threshold, solarize doubles the difference.
     assert difference.mean() < 3 and np.quantile(difference, 0.9) <= 5
     np.testing.assert_array_equal(results["all"][..., 0], results["all"][..., 2])
-    for changes in ({"blur": 0.0}, {"solarize": 256}, {"flip": False}, {"operations": ()}):
+    for changes in ({"blur": 0.0}, {"solarize": 256}, {"flip": False}, {"ops": ()}):
         assert np.abs(results["all"] - on_host("all", **changes)).mean() > difference.mean() + 1
 
 

@@ -104,7 +104,7 @@ def test_files_that_are_left_out(animals, lists, tmp_path):
         layout = lay_out(animals, tmp_path / "out")
     assert dict(layout.skipped) == {
         "gatto/001.png": "another file of this class has the same name",
-        "gatto/005.png": "no picture",
+        "gatto/005.png": "no image",
         "gatto/006.png": "empty file",
     }
     assert layout.counts["val"]["cat"] == 2 and (tmp_path / "out" / "val" / "cat" / "002.jpg").is_file()

@@ -15,6 +15,7 @@ from keras_ci2p.data.overlap import (
     TRAIN_HASHES_FILE,
     carried_files,
     count_overlap,
+    default_split,
     encode_hashes,
     encode_names,
     english_names,
@@ -108,3 +109,15 @@ def test_a_folder_encoded_anew(tmp_path, suffix):
     trained = sum(np.isin(hash_names(image_names(anew.split("val"))), np.load(preset.directory / NAMES_FILE)["train"]))
     assert trained > 0 and count_overlap(preset, anew, "val") == (trained, trained)
     assert count_overlap(preset, anew, "all") == (32, 32)
+
+
+def test_the_split_to_evaluate_where_none_is_asked_for(tmp_path):
+    """All of a folder never trained on; validation of what was trained on, and of data that are split themselves."""
+    files = ["cat/1.jpg", "dog/2.jpg", "cat/3.jpg", "dog/4.jpg"]
+    data = manifest_of(files, ("train", "train", "val", "val"))
+    preset = preset_of(tmp_path / "preset", data)
+    assert default_split(preset, manifest_of(files)) == "val"
+    assert default_split(preset, manifest_of(["cat/1.webp", "dog/9.webp"], salt="anew")) == "val", "known by its name"
+    other = ["cat/7.jpg", "dog/8.jpg", "cat/9.jpg"]
+    assert default_split(preset, manifest_of(other)) == "all"
+    assert default_split(preset, manifest_of(other, ("train", "train", "val"))) == "val"

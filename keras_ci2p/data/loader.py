@@ -43,8 +43,7 @@ def image_folder(
     """Loads the images below `root/<class>/` as batches of images and one-hot labels, for `fit`, `evaluate`, `predict`.
 
     Args:
-        root: What `open_data` takes: a folder, "tfds:NAME" or an `ImageManifest`. To load several splits, open the data
-            once, since that reads and hashes every file.
+        root: What `open_data` takes; for several splits the manifest it returns, since it reads and hashes every file.
         image_size: Height and width of the images, or `(height, width)`.
         batch_size: Images in a batch.
         split: "train", "val", "test" or "all", as in `ImageManifest.split`.
@@ -54,12 +53,10 @@ def image_folder(
         augment_on: "host", or "device": training batches hold whole images, resized, and the parameters of their
             `Augmentation`, for `keras_ci2p.training.AugmentedClassifier`.
         in_memory: With "device", whether to keep the training images, decoded; 18,000 for 256 px need 8 GB.
-        mixup, cutmix: Beta distributions' parameters (paper: 0.8 and 1), 0 for none. For the training split only.
-        mix_probability: Probability of mixing a batch.
-        targets: Function from a batch of training images to a dict of arrays, as `DataLoader` takes it.
-        num_threads, num_workers, shard: As in `DataLoader`.
-        patch_size: Model's patch size in pixels, of which height and width must be multiples: 32 for `CI2PViT`, 16 for
-            `ViT`. (`size_multiple` is its former name.)
+        mixup, cutmix, mix_probability: Beta distributions' parameters (paper: 0.8 and 1), 0 for none, and the
+            probability of mixing a batch; for the training split only.
+        targets, num_threads, num_workers, shard: As in `DataLoader`; targets of the training split only.
+        patch_size: Patch size in pixels that height and width must be multiples of: 32 for `CI2PViT`, 16 for `ViT`.
 
     Returns:
         `DataLoader` of float32 images `(batch, height, width, 3)`, RGB in 0..255, and labels `(batch, classes)`.
@@ -74,8 +71,7 @@ def image_folder(
     _check_options(batch_size, augment_on, in_memory, targets, num_workers)
     is_training = split == "train"
     manifest = open_data(root).split(split)
-    if augment is None and is_training:
-        augment = CROP_AND_FLIP
+    augment = CROP_AND_FLIP if augment is None and is_training else augment
     if is_training and augment_on == "device":
         load = LoadRawImage(manifest, image_size, augment, in_memory)
         mix = SampleMixup(mixup, cutmix, image_size, mix_probability)

@@ -108,7 +108,9 @@ def shift_rows(image, shifts, fill):
     """
     width, height = image.size
     whole = np.floor(shifts)
-    weights = _cubic_weights((shifts - whole).astype("float32"))
+    # Of the pixels at -1, 0, 1, 2 for a point at `d` in [0, 1): Keys' cubic convolution with a = -1.
+    d = (shifts - whole).astype("float32")[:, None, None]
+    weights = -d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, d**3 - d**2
     # One number a pixel, as Pillow stores them; its neighbours from -1 to 2, those at the edges repeated.
     pixels = np.frombuffer(image.tobytes("raw", "RGBX"), "uint32")
     neighbours = np.arange(-1, width + 2, dtype="int32") + whole[:, None].astype("int32")
@@ -117,25 +119,15 @@ def shift_rows(image, shifts, fill):
     for start in range(0, height, _BLOCK):
         rows = slice(start, start + _BLOCK)
         near = pixels.take(neighbours[rows]).view("uint8").reshape(-1, width + 3, 4).astype("float32")
-        mixed = near[:, :width] * weights[0, rows]
+        mixed = near[:, :width] * weights[0][rows]
         for i in (1, 2, 3):
-            mixed += near[:, i : i + width] * weights[i, rows]
+            mixed += near[:, i : i + width] * weights[i][rows]
         mixed += 0.5
         result[rows] = mixed.clip(0, 255, out=mixed)
     source = np.arange(0.5, width) + shifts[:, None]
     outside = (source < 0) | (source >= width)
     result.view("uint32")[outside] = np.array((*fill, 0), "uint8").view("uint32")
     return Image.frombytes("RGB", image.size, result, "raw", "RGBX")
-
-
-def _cubic_weights(distance):
-    """Computes the weights of the pixels at -1, 0, 1, 2 for a point at `distance` in [0, 1): Keys' with a = -1.
-
-    Returns:
-        float32 `(4, height, 1, 1)`.
-    """
-    d = distance[:, None, None]
-    return np.stack([-d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, d**3 - d**2])
 
 
 def rotate(image, degrees):

@@ -153,7 +153,7 @@ def measure_training(variant, manifest, compressor, cache, args):
     for round_number in range(args.rounds + 1):
         for place in ("in_memory", "loaded"):
             for kind, learner in learners.items():
-                dataset = datasets[kind].repeated(round_number)
+                dataset = datasets[kind].repeat(round_number)
                 batches = dataset if place == "loaded" else again_and_again(next(iter(dataset)))
                 seconds = epoch_seconds(learner, batches, args.steps)
                 # The first round compiles.

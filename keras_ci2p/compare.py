@@ -244,7 +244,7 @@ def _photos(settings):
     common = {
         "image_size": settings.image_size,
         "batch_size": settings.batch_size,
-        "size_multiple": PATCH_SIZE if is_ci2p else 16,
+        "patch_size": PATCH_SIZE if is_ci2p else 16,
     }
     training = image_folder(manifest, split="train", seed=settings.seed, **common)
     if training.batch_size < settings.batch_size:
@@ -252,7 +252,7 @@ def _photos(settings):
             f"{settings.data} has {len(training.manifest)} training photos, fewer than a batch. "
             f"Received: batch_size={settings.batch_size}"
         )
-    batches = iter(training.repeated())
+    batches = iter(training.repeat())
     images, labels = zip(*itertools.islice(batches, settings.steps), strict=True)
     batches.close()
     held_out, _ = next(iter(image_folder(manifest, split="val", **common)))

@@ -53,7 +53,7 @@ def within_budget(settings, began, make_learner, train_data, val_data, devices, 
         settings: `TrainSettings`.
         began: `time.perf_counter()` when the minutes began.
         make_learner: Function from a `Recipe` to `(classifier, compiled model to fit)`.
-        train_data, val_data: `EpochDataset`.
+        train_data, val_data: `DataLoader`.
         devices: `Devices`.
         run_dir: Directory of the run to come; what is written to measure goes beside it, and is deleted.
         verbose: Whether to print what was measured and chosen.
@@ -104,9 +104,9 @@ def _measure(model, learner, budget, train_data, val_data, devices, run_dir):
     interrupt = RaiseInterrupt()
     with interrupt.watching():
         history = learner.fit(
-            train_data.repeated(),
+            train_data.repeat(),
             steps_per_epoch=train_data.steps_per_epoch,
-            validation_data=devices.validation(val_data.repeated(), len(val_data.manifest)),
+            validation_data=devices.validation(val_data.repeat(), len(val_data.manifest)),
             validation_steps=val_data.steps_per_epoch,
             epochs=2,
             callbacks=[stopwatch, interrupt],

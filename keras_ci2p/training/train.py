@@ -155,7 +155,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
         )
     averaging = AveragedWeights() if recipe.ema else None
     epochs_done = len(record["history"])
-    timed = TimedDataset(train_data.repeated(epochs_done))
+    timed = TimedDataset(train_data.repeat(epochs_done))
     recorder = Recorder(
         run_dir,
         model,
@@ -175,7 +175,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
             learner.fit(
                 timed,
                 steps_per_epoch=train_data.steps_per_epoch,
-                validation_data=devices.validation(val_data.repeated(), len(val_data.manifest)),
+                validation_data=devices.validation(val_data.repeat(), len(val_data.manifest)),
                 validation_steps=val_data.steps_per_epoch,
                 initial_epoch=epochs_done,
                 epochs=recipe.epochs,
@@ -244,7 +244,7 @@ def make_inputs(settings, photos, size_multiple, devices, targets=None, teacher=
         training.update(temperature=None if teacher is None else recipe.distill_temperature)
     else:
         make = image_folder
-        common.update(image_size=recipe.image_size, size_multiple=size_multiple)
+        common.update(image_size=recipe.image_size, patch_size=size_multiple)
         training.update(augment=recipe.augmentation, augment_on=settings.augment, in_memory=settings.in_memory)
         training.update(targets=None if targets is None else targets.live(recipe.distill_temperature))
     return make(photos, split="train", **training, **common), make(photos, split="val", **common)

@@ -1,5 +1,6 @@
 """State dictionaries of PyTorch: reads them without executing code, and maps them to weights of Keras."""
 
+import math
 import re
 import zipfile
 from pathlib import Path
@@ -193,6 +194,40 @@ def assign(entries, state, constants=lambda key: False):
 def _listed(keys, most=5):
     more = f" and {len(keys) - most} more" if len(keys) > most else ""
     return ", ".join(keys[:most]) + more
+
+
+def find_grid(key, positions, own_grid, grid=None, prefix=0):
+    """Finds the grid of a stored position embedding, of which only the number of positions is known.
+
+    Args:
+        key: Its name, for messages.
+        positions: Its number of positions.
+        own_grid: `(rows, columns)` of the model; None where the grid is to be a square.
+        grid: `(rows, columns)` of the embedding if known; None for the model's own or a square.
+        prefix: Number of tokens before the patches; they have positions of their own or none.
+
+    Returns:
+        `(number of positions before the grid, (rows, columns))`.
+
+    Raises:
+        CheckpointError: No such grid, or several.
+    """
+    own_grid, grid = own_grid and tuple(own_grid), grid and tuple(grid)
+    found = set()
+    for before in {prefix, 0}:
+        side = math.isqrt(max(positions - before, 0))
+        for rows, columns in [grid] if grid else [*([own_grid] if own_grid else []), (side, side)]:
+            if rows * columns == positions - before > 0:
+                found.add((before, (rows, columns)))
+    if len(found) == 1:
+        return found.pop()
+    candidates = [grid] if grid else ["square", *([own_grid] if own_grid else [])]
+    wanted = " or ".join(one if one == "square" else f"{one[0]} x {one[1]}" for one in candidates)
+    tokens = f" behind {prefix} positions of other tokens, or none" if prefix else ""
+    if not found:
+        raise CheckpointError(f"{key} has {positions} positions, which make no {wanted} grid{tokens}. Give its `grid`.")
+    readings = " or ".join(f"{rows} x {columns} behind {before} others" for before, (rows, columns) in sorted(found))
+    raise CheckpointError(f"{key} has {positions} positions, which may be {readings}: give its `grid`.")
 
 
 def dense(prefix, layer):

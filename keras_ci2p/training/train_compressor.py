@@ -112,6 +112,8 @@ def _make(settings):
         compressor = Compressor(settings.architecture, settings.quality, dtype=settings.dtype)
     else:
         trained = read_compressor(settings.init)
+        if not isinstance(trained, Compressor):
+            raise ValueError(f"A compressor to train on has a synthesis transform. Received: init={settings.init!r}")
         compressor = Compressor.from_config({**trained.get_config(), "dtype": settings.dtype, "origin": None})
         for ours, theirs in zip(compressor.weights, trained.weights, strict=True):
             ours.assign(theirs)

@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ci2p.convert.state_dict import CheckpointError, Entry, assign, convolution, read_state_dict
+from keras_ci2p.convert.state_dict import CheckpointError, WeightMapping, convolution, load_state_dict, read_state_dict
 from keras_ci2p.convert.zoo import NO_COMPRESSOR
 from keras_ci2p.layers.compression_layers import (
     GDN,
@@ -64,7 +64,7 @@ def from_compressai(checkpoint, quality=None, origin=None):
     if origin is None and not isinstance(checkpoint, dict):
         origin = {"name": Path(checkpoint).name, "sha256": file_sha256(checkpoint)}
     compressor = Compressor(architecture, quality=quality, channels=channels, origin=origin)
-    assign(compressai_entries(compressor), state, constants=lambda key: unused_reason(key, architecture) is not None)
+    load_state_dict(compressai_entries(compressor), state, lambda key: unused_reason(key, architecture) is not None)
     return compressor
 
 
@@ -127,7 +127,7 @@ def _shape(state, key, rank):
 
 
 def compressai_entries(compressor):
-    """The `Entry` list of a compressor: which checkpoint entry is which variable."""
+    """The `WeightMapping` list of a compressor: which checkpoint entry is which variable."""
     entries = transform_entries("g_a", compressor.analysis)
     if compressor.synthesis is not None:
         entries += transform_entries("g_s", compressor.synthesis)
@@ -138,8 +138,9 @@ def compressai_entries(compressor):
             ("bias", bottleneck.biases),
             ("factor", bottleneck.factors),
         ):
-            entries += [Entry(f"entropy_bottleneck._{name}{i}", variable) for i, variable in enumerate(variables)]
-        entries.append(Entry("entropy_bottleneck.quantiles", bottleneck.quantiles))
+            named = enumerate(variables)
+            entries += [WeightMapping(f"entropy_bottleneck._{name}{i}", variable) for i, variable in named]
+        entries.append(WeightMapping("entropy_bottleneck.quantiles", bottleneck.quantiles))
     return entries
 
 
@@ -151,7 +152,7 @@ def transform_entries(prefix, transform):
 def _layer_entries(at, layer):
     match layer:
         case GDN():
-            return [Entry(f"{at}.beta", layer.beta), Entry(f"{at}.gamma", layer.gamma, "linear")]
+            return [WeightMapping(f"{at}.beta", layer.beta), WeightMapping(f"{at}.gamma", layer.gamma, "linear")]
         case StridedResidualBlock():
             parts = {"conv1": layer.conv1, "conv2": layer.conv2, "gdn": layer.gdn, "skip": layer.skip}
         case ResidualBlock():

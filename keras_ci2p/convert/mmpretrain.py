@@ -7,13 +7,13 @@ import numpy as np
 from keras_ci2p.convert.compressai import gdn_constants, transform_entries
 from keras_ci2p.convert.state_dict import (
     CheckpointError,
-    Entry,
-    assign,
+    WeightMapping,
     batch_norm,
     convolution,
     dense,
     find_grid,
     layer_norm,
+    load_state_dict,
     read_state_dict,
     transformer_entries,
 )
@@ -64,7 +64,7 @@ def from_mmpretrain(checkpoint, image_shape=None, num_heads=None, drop_path_rate
     else:
         make = _vit
     model, state = make(state, image_shape, grid, num_heads, common)
-    assign(mmpretrain_entries(model), state, constants=_CONSTANTS.search)
+    load_state_dict(mmpretrain_entries(model), state, constants=_CONSTANTS.search)
     return model
 
 
@@ -85,14 +85,14 @@ def to_mmpretrain(model):
 
 
 def mmpretrain_entries(model):
-    """The `Entry` list of one of the paper's models: which checkpoint entry is which variable."""
+    """The `WeightMapping` list of one of the paper's models: which checkpoint entry is which variable."""
     if isinstance(model, CI2PViTDualScale):
         return [*_ci2p_entries(model), *_dual_scale_entries(model)]
     if isinstance(model, CI2PViT):
         return [*_ci2p_entries(model), *_transformer_entries(model, _TRANSFORMER)]
     return [
         *convolution("backbone.patch_embed.projection", model.get_layer("patch_embedding")),
-        Entry("backbone.pos_embed", model.get_layer("position_embedding").embedding),
+        WeightMapping("backbone.pos_embed", model.get_layer("position_embedding").embedding),
         *_transformer_entries(model, "backbone."),
     ]
 
@@ -211,7 +211,7 @@ def _transformer_entries(model, prefix):
 
 def _dual_scale_entries(model):
     backbone = model.backbone
-    entries = [Entry(f"{_TRANSFORMER}pos_embed", model.get_layer("position_embedding").embedding)]
+    entries = [WeightMapping(f"{_TRANSFORMER}pos_embed", model.get_layer("position_embedding").embedding)]
     for i in range(backbone.num_layers):
         at = f"{_BLOCKS}{i}"
         if i == backbone.merge_at:

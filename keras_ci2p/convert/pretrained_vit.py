@@ -7,10 +7,10 @@ import numpy as np
 
 from keras_ci2p.convert.state_dict import (
     CheckpointError,
-    Entry,
-    assign,
+    WeightMapping,
     convolution,
     find_grid,
+    load_state_dict,
     read_state_dict,
     transformer_entries,
 )
@@ -70,7 +70,7 @@ def from_vit(checkpoint, model, grid=None):
         reason = _ignored(key, is_vit)
         if reason:
             ignored[key] = reason
-    assign(wanted, state, constants=ignored.__contains__)
+    load_state_dict(wanted, state, constants=ignored.__contains__)
     return {"used": sorted(keys), "ignored": ignored}
 
 
@@ -93,7 +93,7 @@ def _embedding_entries(model, state, ignored, grid):
         tokens = sum(np.atleast_2d(state[key]).shape[-2] for key in _TOKENS if key in state)
         before, grid = find_grid("pos_embed", positions.shape[1], layer.grid, grid, prefix=tokens)
         state["pos_embed"] = resize_position_embedding(positions[:, before:], grid, layer.grid)
-        entries.append(Entry("pos_embed", layer.embedding))
+        entries.append(WeightMapping("pos_embed", layer.embedding))
     return entries
 
 

@@ -144,7 +144,7 @@ _FROM_KERAS = {
 }
 
 
-class Entry(NamedTuple):
+class WeightMapping(NamedTuple):
     """The checkpoint entry `key` holds `variable`; `layout` says how the axes go."""
 
     key: str
@@ -160,13 +160,13 @@ class Entry(NamedTuple):
         return _FROM_KERAS[self.layout](np.empty(self.variable.shape, "bool")).shape
 
 
-def assign(entries, state, constants=lambda key: False):
+def load_state_dict(entries, state, constants=lambda key: False):
     """Gives each entry's variable its array of `state`.
 
     Nothing is assigned unless everything fits.
 
     Args:
-        entries: The `Entry` list of the model.
+        entries: The `WeightMapping` list of the model.
         state: dict of str to array.
         constants: Function that tells of a key whether it may be left over: it carries no weights.
 
@@ -231,23 +231,23 @@ def find_grid(key, positions, own_grid, grid=None, prefix=0):
 
 
 def dense(prefix, layer):
-    return [Entry(f"{prefix}.weight", layer.kernel, "linear"), Entry(f"{prefix}.bias", layer.bias)]
+    return [WeightMapping(f"{prefix}.weight", layer.kernel, "linear"), WeightMapping(f"{prefix}.bias", layer.bias)]
 
 
 def convolution(prefix, layer, layout="conv"):
-    bias = [Entry(f"{prefix}.bias", layer.bias)] if layer.use_bias else []
-    return [Entry(f"{prefix}.weight", layer.kernel, layout), *bias]
+    bias = [WeightMapping(f"{prefix}.bias", layer.bias)] if layer.use_bias else []
+    return [WeightMapping(f"{prefix}.weight", layer.kernel, layout), *bias]
 
 
 def layer_norm(prefix, layer):
-    return [Entry(f"{prefix}.weight", layer.gamma), Entry(f"{prefix}.bias", layer.beta)]
+    return [WeightMapping(f"{prefix}.weight", layer.gamma), WeightMapping(f"{prefix}.bias", layer.beta)]
 
 
 def batch_norm(prefix, layer):
     return [
         *layer_norm(prefix, layer),
-        Entry(f"{prefix}.running_mean", layer.moving_mean),
-        Entry(f"{prefix}.running_var", layer.moving_variance),
+        WeightMapping(f"{prefix}.running_mean", layer.moving_mean),
+        WeightMapping(f"{prefix}.running_var", layer.moving_variance),
     ]
 
 

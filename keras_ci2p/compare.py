@@ -30,7 +30,7 @@ from keras_ci2p.flops import count_macs, count_parameters
 from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.backbone import CI2PClassifier
 from keras_ci2p.models.loading import CLASSIFIERS
-from keras_ci2p.plots import _peak, plot, title
+from keras_ci2p.plots import comparison_title, peak_bytes, plot_comparison
 from keras_ci2p.training.optim import FusedAdamW, SoftTargetCrossentropy
 from keras_ci2p.utils import require, write_json
 
@@ -126,7 +126,7 @@ def compare(settings, out, verbose=1):
     report = {"settings": settings.as_dict(), **counts, **_compared(backends, settings.batch_size)}
     if report["reference"] is not None:
         write_json(Path(out) / REPORT, report)
-        plot(Path(out) / FIGURE, report)
+        plot_comparison(Path(out) / FIGURE, report)
     return report
 
 
@@ -185,7 +185,7 @@ def table(report):
         first, *others = (f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
         return "".join([first, *others]).rstrip()
 
-    lines = [title(report), "", line(columns)]
+    lines = [comparison_title(report), "", line(columns)]
     for backend, row in report["backends"].items():
         if "error" in row:
             lines.append(f"{backend:<{widths[0]}}no result: {textwrap.shorten(row['error'], 300)}")
@@ -200,7 +200,7 @@ def table(report):
                     _seconds(row["first_step"]),
                     f"{_seconds(step['median'])} ({_seconds(step['least'])}..{_seconds(step['most'])})",
                     f"{row['images_per_second']['median']:.3g}",
-                    _gigabytes(_peak(row)),
+                    _gigabytes(peak_bytes(row)),
                     *("-" if is_reference else f"{row[f'{key}_difference']:.1e}" for key in ("logits", "losses")),
                 )
             )

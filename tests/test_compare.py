@@ -13,7 +13,7 @@ from keras_ci2p.backend import arithmetic, peak_device_memory, peak_memory
 from keras_ci2p.compare import BatchLoss, CompareSettings, _compared, compare, make_pictures, measure, table
 from keras_ci2p.data import DataError
 from keras_ci2p.flops import count_parameters
-from keras_ci2p.plots import plot
+from keras_ci2p.plots import plot_comparison
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_table():
 
 
 def test_figure(tmp_path):
-    plot(tmp_path / "one.png", report())
+    plot_comparison(tmp_path / "one.png", report())
     slower = copy.deepcopy(report())
     slower["backends"]["torch"] = slower["backends"]["jax"]
-    plot(tmp_path / "two.png", slower)
+    plot_comparison(tmp_path / "two.png", slower)
     one, two = (np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int) for name in ("one.png", "two.png"))
     assert one.shape == two.shape and min(one.shape[:2]) > 300
     # The red of torch is only where it has a result.

@@ -80,7 +80,7 @@ def _measure_classifier(args, preset, out):
     from keras_ci2p.data.overlap import count_overlap
     from keras_ci2p.data.sources import open_data
     from keras_ci2p.plots import plot_confusion, plot_worst
-    from keras_ci2p.training.evaluation import check_classes, evaluate, evaluation_size
+    from keras_ci2p.training.evaluation import check_classes, evaluate, evaluation_size, worst_images
 
     model, _ = open_model(preset)
     manifest = open_data(args.data)
@@ -104,7 +104,7 @@ def _measure_classifier(args, preset, out):
     plot_confusion(out / "confusion.png", report)
     written = [out / "report.json", out / "confusion.png"]
     if report.get("worst"):
-        plot_worst(out / "worst.png", report, manifest, evaluation_size(model))
+        plot_worst(out / "worst.png", report, worst_images(report, manifest, evaluation_size(model)))
         written.append(out / "worst.png")
     print(_table(report))
     if args.without_copies:

@@ -2,7 +2,7 @@
 
 from keras_ci2p.models import ci2p_vit, vit
 from keras_ci2p.models.variants import MODELS
-from keras_ci2p.presets import Preset, PresetError, open_preset, preset_of
+from keras_ci2p.presets import PresetError, open_preset
 
 # Classes by the names of the command line's `--model`.
 CLASSIFIERS = {
@@ -21,7 +21,7 @@ def open_classifier(name, **arguments):
     Raises:
         keras_ci2p.presets.PresetError: No such preset, a damaged one, or one of another class.
     """
-    preset = name if isinstance(name, Preset) else open_preset(preset_of(name))
+    preset = open_preset(name)
     for model_class in CLASSIFIERS.values():
         if preset.registered_name() == f"keras_ci2p>{model_class.backbone_class.__name__}":
             return model_class.from_preset(preset, **arguments), preset

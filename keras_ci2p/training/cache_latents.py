@@ -37,7 +37,7 @@ from keras_ci2p.data.transforms import apply_params, center_crop
 from keras_ci2p.layers.compression_transforms import AnalysisTransform, fingerprint
 from keras_ci2p.layers.embedding import PATCH_SIZE, compressor_config
 from keras_ci2p.models.compressor import Compressor
-from keras_ci2p.presets import WEIGHTS, open_preset, write_preset
+from keras_ci2p.presets import WEIGHTS, open_preset, save_preset
 from keras_ci2p.training.distillation import FIT_VIEWS, FeatureProjection, TeacherTargets, teacher_top1
 from keras_ci2p.training.recipes import CacheSettings
 from keras_ci2p.utils import atomic_file, clean_up, file_sha256, num_cpus, require, write_bytes, write_json
@@ -477,7 +477,7 @@ def write_compressor(directory, compressor):
         compressor.save_to_preset(directory)
         return
     config = {"registered_name": _ANALYSIS, "config": compressor_config(compressor)}
-    write_preset(directory, config, None, {WEIGHTS: _as_model(compressor).save_weights}, metadata={})
+    save_preset(directory, config, None, {WEIGHTS: _as_model(compressor).save_weights}, metadata={})
 
 
 def cached_compressor(cache):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_ci2p.backend import run_in_process
-from keras_ci2p.convert.compressai import cache_directory
+from keras_ci2p.convert.zoo import cache_directory
 from keras_ci2p.data.augmentation import CROP_AND_FLIP
 from keras_ci2p.data.manifest import DataError, in_threads
 from keras_ci2p.data.transforms import augment, center_crop

@@ -2,12 +2,14 @@
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_ci2p.data.loader import image_folder
 from keras_ci2p.data.manifest import DataError
 from keras_ci2p.data.overlap import MAX_DISTANCE, without_near_copies
 from keras_ci2p.data.sources import open_data, scan_images
-from keras_ci2p.data.transforms import native_center_crop, random_crop
+from keras_ci2p.data.transforms import center_crop, native_center_crop, random_crop
+from keras_ci2p.models.rate_distortion import psnr
 from keras_ci2p.plots import plot_reconstructions
 
 # Pictures in a row.
@@ -15,9 +17,33 @@ SHOWN = 5
 
 
 def show_reconstructions(path, compressor, pictures, split="val", size=256):
-    """`plot_reconstructions` of the first pictures that `evaluate_compressor` measures."""
-    crops = middle_crops(held_out(pictures, split, SHOWN), size, batch_size=1)
-    plot_reconstructions(path, compressor, [images[0] for images, _ in crops])
+    """Draws the first images that `evaluate_compressor` measures above their reconstructions."""
+    batches = [images for images, _ in middle_crops(held_out(pictures, split, SHOWN), size, batch_size=1)]
+    reconstructions = [compressor(images, training=False)["x_hat"] for images in batches]
+    reconstructions = [ops.convert_to_numpy(x_hat)[0].clip(0, 255) for x_hat in reconstructions]
+    images = [batch[0].astype("float32") for batch in batches]
+    captions = [
+        f"{float(psnr(np.square(restored - image).mean())):.1f} dB, {compressor.bits_per_pixel(batch):.2f} bit/pixel"
+        for image, restored, batch in zip(images, reconstructions, batches, strict=True)
+    ]
+    title = f"{compressor.architecture}, quality {compressor.quality}"
+    plot_reconstructions(path, images, reconstructions, captions, title)
+
+
+def worst_images(report, data, image_size):
+    """Reads the images that a report names as `worst`, for `keras_ci2p.plots.plot_worst`.
+
+    Args:
+        report: What `evaluate` returned for `data`.
+        data: The data that were measured.
+        image_size: `(height, width)` of the central crops.
+
+    Returns:
+        List of uint8 arrays `(height, width, 3)`.
+    """
+    manifest = open_data(data).split(report["split"])
+    number_of = {file: number for number, file in enumerate(manifest.files)}
+    return [center_crop(manifest.open(number_of[row["image"]]), image_size) for row in report["worst"]]
 
 
 def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1, without_copies=False, worst=0):

@@ -16,6 +16,7 @@ from keras_ci2p.data.sources import open_data
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier
 from keras_ci2p.models.backbone import CI2PClassifier
 from keras_ci2p.models.loading import CLASSIFIERS
+from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.cache_latents import cached_compressor
 from keras_ci2p.training.callbacks import AveragedWeights, RaiseInterrupt, Recorder
@@ -64,7 +65,7 @@ def train(settings, run_dir, resume=False, verbose=1):
     run_dir = Path(run_dir)
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
-    require("matplotlib.figure", extra="train")
+    warn_without_matplotlib()
     if settings.tensorboard:
         require("tensorboardX", extra="tensorboard")
     previous = previous_run(run_dir, resume)

@@ -10,6 +10,7 @@ from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data.sources import scan_images
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.rate_distortion import rate_distortion_optimizer
+from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.callbacks import CompressorRecorder, RaiseInterrupt
 from keras_ci2p.training.evaluation import (
@@ -48,7 +49,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     run_dir = Path(run_dir)
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
-    require("matplotlib.figure", extra="train")
+    warn_without_matplotlib()
     previous = previous_run(run_dir, resume)
     lasting = {key: value for key, value in settings.as_dict().items() if key not in COMPRESSOR_FREE_TO_CHANGE}
     check_same("settings", lasting, previous)
@@ -112,6 +113,8 @@ def _make(settings):
         compressor = Compressor(settings.architecture, settings.quality, dtype=settings.dtype)
     else:
         trained = read_compressor(settings.init)
+        if not isinstance(trained, Compressor):
+            raise ValueError(f"A compressor to train on has a synthesis transform. Received: init={settings.init!r}")
         compressor = Compressor.from_config({**trained.get_config(), "dtype": settings.dtype, "origin": None})
         for ours, theirs in zip(compressor.weights, trained.weights, strict=True):
             ours.assign(theirs)

@@ -311,7 +311,7 @@ def test_long_passes_run_only_a_little_ahead():
 def test_long_passes_tell_how_far_they_are(original, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("keras_ci2p.utils._LINE_EVERY", 0.0)
     open_tfds("animals10", shutil.copytree(original[1], tmp_path / "tfds", ignore=shutil.ignore_patterns(index.INDEX)))
-    assert "Hashing tfds:animals10: 49 of 50 photos\n" in capsys.readouterr().err
+    assert "Hashing tfds:animals10: 49 of 50 images\n" in capsys.readouterr().err
 
 
 def test_many_threads_and_other_processes_can_read(original):

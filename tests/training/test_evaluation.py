@@ -8,6 +8,7 @@ from keras_ci2p import ViT
 from keras_ci2p.data import DataError
 from keras_ci2p.plots import plot_confusion, plot_worst
 from keras_ci2p.training import evaluate
+from keras_ci2p.training.evaluation import worst_images
 
 
 class BrightestChannel(ViT):
@@ -50,7 +51,7 @@ def test_the_worst(photos, nano, tmp_path):
         assert row["true"] == "bird" and row["predicted"] == "cat"
         assert {key: row[key] for key in expected} == pytest.approx(expected)
     assert len(evaluate(model, photos, split="all", verbose=0, worst=30)["worst"]) == 10
-    plot_worst(tmp_path / "worst.png", report, photos, (32, 32))
+    plot_worst(tmp_path / "worst.png", report, worst_images(report, photos, (32, 32)))
     with Image.open(tmp_path / "worst.png") as page:
         assert np.asarray(page.convert("RGB")).std(axis=(0, 1)).min() > 10
 

@@ -149,7 +149,7 @@ def _begun_with(args):
 def _read_compressor(source):
     from keras_ci2p.cli.model import open_model
     from keras_ci2p.convert.compressai import from_compressai
-    from keras_ci2p.models.backbone import CI2PClassifier
+    from keras_ci2p.models.backbone import CompressorMixin
     from keras_ci2p.models.compressor import Compressor
     from keras_ci2p.presets import PresetError, open_preset, preset_of
 
@@ -159,6 +159,6 @@ def _read_compressor(source):
     if preset.registered_name() == "keras_ci2p>Compressor":
         return Compressor.from_preset(preset)
     model, _ = open_model(preset)
-    if not isinstance(model, CI2PClassifier):
+    if not isinstance(model, CompressorMixin):
         raise PresetError(f"{source} has no compressor: it is a {type(model).__name__}.")
     return model.compressor

@@ -201,7 +201,7 @@ class ClassifierSubject(Subject):
     def load(self, preset):
         name = preset.registered_name()
         for classifier in CLASSIFIERS.values():
-            if keras.saving.get_registered_name(classifier.backbone_class) == name:
+            if keras.saving.get_registered_name(classifier.backbone_cls) == name:
                 return classifier.from_preset(preset)
         raise PresetError(f"{preset.directory} is of a class that cannot be published: {name!r}.")
 

@@ -3,8 +3,7 @@
 from keras_ci2p.models import ci2p_vit, vit
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.variants import MODELS
-from keras_ci2p.presets import PresetError, open_preset, preset_of
-from keras_ci2p.utils import renamed_names
+from keras_ci2p.presets import Preset, PresetError, open_preset, preset_of
 
 # Classes by the names of the command line's `--model`.
 CLASSIFIERS = {
@@ -15,8 +14,6 @@ CLASSIFIERS = {
 # By what a preset says of its class.
 _CLASSES = {f"keras_ci2p>{model_class.backbone_cls.__name__}": model_class for model_class in CLASSIFIERS.values()}
 _CLASSES["keras_ci2p>Compressor"] = Compressor
-
-__getattr__ = renamed_names(__name__, {"open_classifier": "open_preset_model"})
 
 
 def load_preset(name, **arguments):
@@ -43,9 +40,17 @@ def load_preset(name, **arguments):
 
 
 def open_preset_model(name, **arguments):
-    """Loads a model as `load_preset` does; returns it with its `Preset`, `(model, preset)`."""
-    preset = open_preset(preset_of(name))
+    """Loads a model as `load_preset` does, also of a `Preset`; returns it with its `Preset`, `(model, preset)`."""
+    preset = name if isinstance(name, Preset) else open_preset(preset_of(name))
     return preset_class(preset).from_preset(preset, **arguments), preset
+
+
+def open_classifier(name, **arguments):
+    """Loads a model as `open_preset_model` does; PresetError for a compressor."""
+    preset = name if isinstance(name, Preset) else open_preset(preset_of(name))
+    if is_compressor(preset):
+        raise PresetError(f"{preset.directory} is a compressor; this takes a classifier.")
+    return open_preset_model(preset, **arguments)
 
 
 def preset_class(preset):

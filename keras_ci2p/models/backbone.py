@@ -228,7 +228,7 @@ class CompressorMixin:
 
     def _preset_metadata(self):
         # The preset with the synthesis transform: with it, reconstructions can be shown.
-        name = (self.compressor.origin or {}).get("name")
+        name = (self.compressor.source or {}).get("name")
         return {"compressor": name} if name else {}
 
     def make_train_function(self, force=False):

@@ -302,7 +302,7 @@ class CompressorSubject(Subject):
             "num_filters": model.num_filters,
             "latent_channels": model.latent_channels,
             "parameters": model.count_params(),
-            "origin": model.origin,
+            "origin": model.source,
         }
 
     def describe_data(self):

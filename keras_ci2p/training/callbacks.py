@@ -11,7 +11,7 @@ import grain
 import keras
 
 from keras_ci2p.data.manifest import NAMES_FILE
-from keras_ci2p.data.overlap import SEEN_FILE, encode, encode_names
+from keras_ci2p.data.overlap import TRAIN_HASHES_FILE, encode_hashes, encode_names
 from keras_ci2p.plots import plot_compressor_curves, plot_curves
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.run_dir import CURVES, HISTORY, RunError
@@ -208,7 +208,11 @@ class ClassifierRecorder(Recorder):
     def _training_images(self):
         """Number, SHA-256 and hashes of the training images, for all presets: of a million they take seconds."""
         images = self._images.split("train")
-        return len(images), images.sha256, {SEEN_FILE: encode(images.digests), NAMES_FILE: encode_names(self._images)}
+        return (
+            len(images),
+            images.sha256,
+            {TRAIN_HASHES_FILE: encode_hashes(images.hashes), NAMES_FILE: encode_names(self._images)},
+        )
 
     def plot(self, path):
         plot_curves(path, self._comparable_history(), self._title)

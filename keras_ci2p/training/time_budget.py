@@ -62,7 +62,7 @@ def within_budget(run, began, run_dir, verbose):
     run.model = run.trained_model = None
     # Keras models are cycles of references, which would keep the device's memory.
     gc.collect()
-    left = max(0.0, run.devices.mean({"seconds": began + minutes * 60 - time.perf_counter()})["seconds"])
+    left = max(0.0, run.devices.all_reduce_mean({"seconds": began + minutes * 60 - time.perf_counter()})["seconds"])
     epochs = measured.epochs_within(left)
     if verbose:
         print(
@@ -98,8 +98,8 @@ def _measure(run, budget, run_dir):
     """`EpochTime` of a run whose model is built, the same in all processes."""
     train_data, val_data, devices = run.data.train, run.data.val, run.devices
     devices.prepare(run.trained_model)
-    stopwatch = _Stopwatch(min(max(_SHARE * budget, _SHORTEST), _LONGEST), devices.mean)
-    history = run.fit(train_data.repeated(), [stopwatch], epochs=2, verbose=0).history
+    stopwatch = _Stopwatch(min(max(_SHARE * budget, _SHORTEST), _LONGEST), devices.all_reduce_mean)
+    history = run.fit(train_data.repeat(), [stopwatch], epochs=2, verbose=0).history
     first_training, first_validation, training, validation = stopwatch.laps
     seconds = {
         "training": training.seconds_for(train_data.steps_per_epoch),
@@ -107,7 +107,7 @@ def _measure(run, budget, run_dir):
         "saving": _saving_seconds(run, history, run_dir),
         "starting": first_training.seconds_beyond(training) + first_validation.seconds_beyond(validation),
     }
-    return EpochTime(**devices.mean(seconds))
+    return EpochTime(**devices.all_reduce_mean(seconds))
 
 
 def _saving_seconds(run, history, run_dir):
@@ -150,7 +150,7 @@ class _Stopwatch(keras.callbacks.Callback):
 
     Args:
         seconds: Length of the second one's training; its validation, and the first one's training, get a quarter.
-        mean: `Devices.mean`, so that all processes stop after the same batch.
+        mean: `Devices.all_reduce_mean`, so that all processes stop after the same batch.
 
     Attributes:
         laps: `_Lap`s: training and validation of the first epoch, then of the second.

@@ -11,7 +11,7 @@ from keras_ci2p.backend import environment, make_deterministic, open_devices, se
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data.latent_cache import PROJECTION, LatentCache, is_latent_cache, open_cache
 from keras_ci2p.data.latent_loader import latent_folder
-from keras_ci2p.data.loader import EpochDataset, image_folder
+from keras_ci2p.data.loader import DataLoader, image_folder
 from keras_ci2p.data.manifest import DataError, ImageManifest, summarize
 from keras_ci2p.data.sources import open_data
 from keras_ci2p.layers.embedding import PATCH_SIZE
@@ -19,6 +19,7 @@ from keras_ci2p.models.augmented_classifier import AugmentedClassifier
 from keras_ci2p.models.backbone import CI2PClassifier
 from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS, transformer_sizes
+from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST, open_preset, preset_of
 from keras_ci2p.training.cache_latents import cached_compressor
 from keras_ci2p.training.callbacks import ClassifierRecorder, DataTimer, InterruptCallback, SwapEMA
@@ -99,10 +100,10 @@ def train(settings, run_dir, resume=False, verbose=1):
             "augment='device' does not go with several devices of TensorFlow, which take apart what is drawn for a "
             "whole batch. Augment on the host."
         )
-    with run_lock(run_dir, devices.is_main), devices.scope():
-        if devices.is_main and previous_run(run_dir, resume) != previous:
+    with run_lock(run_dir, devices.is_main_process), devices.scope():
+        if devices.is_main_process and previous_run(run_dir, resume) != previous:
             raise RunError(f"Another process has just been at work in {run_dir}.")
-        return _train(settings, run_dir, previous, cache, devices, verbose if devices.is_main else 0, began)
+        return _train(settings, run_dir, previous, cache, devices, verbose if devices.is_main_process else 0, began)
 
 
 def _train(settings, run_dir, previous, cache, devices, verbose, began):
@@ -111,32 +112,32 @@ def _train(settings, run_dir, previous, cache, devices, verbose, began):
     builder = ModelBuilder(settings, cache)
     data = load_data(settings, cache, builder.patch_size, devices, run_dir, previous, verbose)
     # Until here nothing but the lock is written, so that all processes have seen the same directory.
-    devices.agree("settings or data", [_lasting(settings), data.record])
+    devices.assert_equal("settings or data", [_lasting(settings), data.record])
 
     # === Model ===
     run = TrainRun(settings, data, builder, devices)
     if settings.minutes is not None and previous is None:
         within_budget(run, began, run_dir, verbose)
     run.build()
-    if devices.is_main:
+    if devices.is_main_process:
         clean_up(run_dir)
-    checkpoints = Checkpoints(run_dir / "checkpoints", devices.is_main)
+    checkpoints = Checkpoints(run_dir / "checkpoints", devices.is_main_process)
     record = checkpoints.restore(run.trained_model) or {"history": [], "best": None}
-    devices.agree("the checkpoint", record)
+    devices.assert_equal("the checkpoint", record)
     devices.prepare(run.trained_model)
     if previous is not None:
         warn_of_other_backend(previous)
-    elif devices.is_main:
+    elif devices.is_main_process:
         _write_records(run, run_dir)
 
     # === Callbacks ===
     recipe, epochs_done = run.settings.recipe, len(record["history"])
-    batches = DataTimer(data.train.repeated(epochs_done))
+    batches = DataTimer(data.train.repeat(epochs_done))
     ema = SwapEMA() if recipe.ema else None
     recorder = ClassifierRecorder(
         run_dir,
         record,
-        checkpoints if devices.is_main else None,
+        checkpoints if devices.is_main_process else None,
         run.model,
         recipe,
         run.title,
@@ -145,7 +146,7 @@ def _train(settings, run_dir, previous, cache, devices, verbose, began):
         data.images,
         ema=ema,
         tensorboard=settings.tensorboard,
-        reduce_logs=devices.mean,
+        reduce_logs=devices.all_reduce_mean,
         verbose=verbose,
     )
 
@@ -164,9 +165,9 @@ def _train(settings, run_dir, previous, cache, devices, verbose, began):
 
 
 def _require_packages(settings):
-    """Raises ImportError before hours of work, not after the first epoch."""
+    """Raises ImportError, and warns, before hours of work, not after the first epoch."""
     require("grain", extra="train")
-    require("matplotlib.figure", extra="train")
+    warn_without_matplotlib()
     if settings.tensorboard:
         require("tensorboardX", extra="tensorboard")
 
@@ -282,7 +283,7 @@ class TrainRun:
             return self.trained_model.fit(
                 batches,
                 steps_per_epoch=self.data.train.steps_per_epoch,
-                validation_data=self.devices.validation(val.repeated(), len(val.manifest)),
+                validation_data=self.devices.validation(val.repeat(), len(val.manifest)),
                 validation_steps=val.steps_per_epoch,
                 callbacks=[*callbacks, interrupt],
                 # The dataset shuffles by itself.
@@ -387,8 +388,8 @@ class TrainData:
     """
 
     images: ImageManifest | LatentCache
-    train: EpochDataset
-    val: EpochDataset
+    train: DataLoader
+    val: DataLoader
     targets: TeacherTargets | None
     teacher: dict | None
     class_weights: list | None
@@ -448,7 +449,7 @@ def _open_batches(settings, images, patch_size, devices, targets, teacher):
         training.update(temperature=None if teacher is None else recipe.distill_temperature)
     else:
         load = image_folder
-        common.update(image_size=recipe.image_size, size_multiple=patch_size)
+        common.update(image_size=recipe.image_size, patch_size=patch_size)
         training.update(augment=recipe.augmentation, augment_on=settings.augment, in_memory=settings.in_memory)
         training.update(targets=None if targets is None else targets.live(recipe.distill_temperature))
     return load(images, split="train", **training, **common), load(images, split="val", **common)
@@ -543,7 +544,7 @@ def _asked_teacher(settings, images, patch_size, run_dir, previous, verbose):
         seed=settings.seed,
         batch_size=32,
         image_size=recipe.image_size,
-        size_multiple=patch_size,
+        patch_size=patch_size,
     )
     side = recipe.image_size // patch_size
     targets.fit((resized(images, teacher.image_size) for images, _ in views), (side, side))

@@ -7,9 +7,10 @@ import keras
 
 from keras_ci2p.backend import environment, make_deterministic
 from keras_ci2p.convert.compressai import read_compressor
-from keras_ci2p.data.sources import open_pictures
+from keras_ci2p.data.sources import scan_images
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.rate_distortion import rate_distortion_optimizer
+from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.callbacks import CompressorRecorder, InterruptCallback
 from keras_ci2p.training.evaluation import (
@@ -58,7 +59,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     run_dir = Path(run_dir)
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
-    require("matplotlib.figure", extra="train")
+    warn_without_matplotlib()
     previous = previous_run(run_dir, resume)
     trained = None if settings.init is None else read_compressor(settings.init)
     if trained is not None:
@@ -72,6 +73,8 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
 
 def _fit_to_init(settings, trained):
     """The settings with architecture and quality of the compressor to begin with; ValueError for others."""
+    if not isinstance(trained, Compressor):
+        raise ValueError(f"A compressor to train on has a synthesis transform. Received: init={settings.init!r}")
     for name in ("architecture", "quality"):
         asked, given = getattr(settings, name), getattr(trained, name)
         if asked not in (None, given):
@@ -93,7 +96,7 @@ def _train(settings, trained, run_dir, previous, verbose):
         make_deterministic()
     keras.utils.set_random_seed(settings.seed)
     compressor = _build_compressor(settings, trained)
-    images = open_pictures(settings.data)
+    images = scan_images(settings.data)
     data = {"sha256": images.sha256, "pictures": len(images)}
     check_same("data", data, previous)
 
@@ -113,9 +116,9 @@ def _train(settings, trained, run_dir, previous, verbose):
         interrupt = InterruptCallback()
         with interrupt.watching():
             compressor.fit(
-                crops.repeated_from_batch(epochs_done * settings.steps_per_epoch),
+                crops.repeat_from_batch(epochs_done * settings.steps_per_epoch),
                 steps_per_epoch=settings.steps_per_epoch,
-                validation_data=val_crops.repeated(),
+                validation_data=val_crops.repeat(),
                 validation_steps=val_crops.steps_per_epoch,
                 initial_epoch=epochs_done,
                 epochs=epochs,

@@ -63,7 +63,7 @@ def recorded(nano, photos, tmp_path):
         weighted_metrics=[keras.metrics.CategoricalAccuracy("top1"), keras.metrics.TopKCategoricalAccuracy(3, "top5")],
     )
     record = {"history": [], "best": None}
-    timer = DataTimer(batches.repeated())
+    timer = DataTimer(batches.repeat())
     recorder = ClassifierRecorder(
         tmp_path,
         record,
@@ -81,7 +81,7 @@ def recorded(nano, photos, tmp_path):
             timer,
             steps_per_epoch=1,
             epochs=2,
-            validation_data=val.repeated(),
+            validation_data=val.repeat(),
             validation_steps=1,
             callbacks=[recorder, *callbacks],
             verbose=0,

@@ -3,17 +3,14 @@ import math
 import keras
 import numpy as np
 import pytest
-from conftest import write_photos
 from PIL import Image
 
 from keras_ci2p import Compressor, ViT
 from keras_ci2p.data import DataError, scan_folder
-from keras_ci2p.data.overlap import SEEN_FILE, encode
-from keras_ci2p.data.sources import open_pictures
+from keras_ci2p.data.sources import scan_images
 from keras_ci2p.plots import plot_confusion, plot_worst
-from keras_ci2p.presets import open_preset
 from keras_ci2p.training import evaluate, evaluate_compressor
-from keras_ci2p.training.evaluation import default_split, held_out, middle_crops
+from keras_ci2p.training.evaluation import held_out, middle_crops, worst_images
 
 
 class BrightestChannel(ViT):
@@ -56,7 +53,7 @@ def test_the_worst(photos, nano, tmp_path):
         assert row["true"] == "bird" and row["predicted"] == "cat"
         assert {key: row[key] for key in expected} == pytest.approx(expected)
     assert len(evaluate(model, photos, split="all", verbose=0, worst=30)["worst"]) == 10
-    plot_worst(tmp_path / "worst.png", report, photos, (32, 32))
+    plot_worst(tmp_path / "worst.png", report, worst_images(report, photos, (32, 32)))
     with Image.open(tmp_path / "worst.png") as page:
         assert np.asarray(page.convert("RGB")).std(axis=(0, 1)).min() > 10
 
@@ -88,6 +85,16 @@ def test_photos_that_vanish(photos, nano):
         report = evaluate(model, manifest, verbose=0, batch_size=4, worst=6)
     assert report["images"] == 5
     assert [row["image"] for row in report["worst"]] == [manifest.split("val").files[1]]
+    # A whole batch, and then all of them.
+    for file in manifest.split("val").files[2:4]:
+        (photos / file).unlink()
+    with pytest.warns(UserWarning, match="no longer"):
+        report = evaluate(model, manifest, verbose=0, batch_size=2, worst=6)
+    assert report["images"] == 3
+    assert [row["image"] for row in report["worst"]] == [manifest.split("val").files[1]]
+    photos.rename(photos.with_name("elsewhere"))
+    with pytest.warns(UserWarning, match="no longer"), pytest.raises(DataError, match="None of the 6 images"):
+        evaluate(model, manifest, verbose=0, batch_size=2)
 
 
 def test_batches_of_one_size(photos, nano):
@@ -106,34 +113,8 @@ def test_batches_of_one_size(photos, nano):
     assert report["images"] == 30 and report["top1"] == pytest.approx(2 / 3)
     for name in manifest.files:
         (photos / name).unlink()
-    with pytest.warns(UserWarning, match="no longer"), pytest.raises(DataError, match="None of the images"):
+    with pytest.warns(UserWarning, match="no longer"), pytest.raises(DataError, match="None of the 30 images"):
         evaluate(model, manifest, split="all", verbose=0)
-
-
-class TestDefaultSplit:
-    @pytest.fixture
-    def preset(self, photos, nano, tmp_path):
-        """A preset that was trained on the photos, as a run writes it."""
-        files = {SEEN_FILE: encode(scan_folder(photos).split("train").digests)}
-        model = ViT((32, 32, 3), 3, class_names=["bird", "cat", "dog"], **nano)
-        model.save_to_preset(tmp_path / "preset", files=files)
-        return open_preset(tmp_path / "preset")
-
-    def test_images_of_training(self, preset, photos):
-        assert default_split(preset, scan_folder(photos)) == "val"
-
-    def test_others_are_measured_whole(self, preset, tmp_path):
-        others = write_photos(tmp_path / "others", size=(40, 48))
-        assert default_split(preset, scan_folder(others)) == "all"
-
-    def test_others_that_are_split(self, preset, tmp_path):
-        for split in ("train", "val"):
-            write_photos(tmp_path / "others" / split, size=(40, 48) if split == "val" else (48, 52))
-        assert default_split(preset, scan_folder(tmp_path / "others")) == "val"
-
-    def test_a_preset_that_does_not_know(self, photos, nano, tmp_path):
-        ViT((32, 32, 3), 3, **nano).save_to_preset(tmp_path / "preset")
-        assert default_split(open_preset(tmp_path / "preset"), scan_folder(photos)) == "val"
 
 
 class TestCompressor:
@@ -162,8 +143,8 @@ class TestCompressor:
         """Also with a last batch that is not full."""
         report = evaluate_compressor(compressor, photos, split="all", pictures=7, size=48, lmbda=0.01, batch_size=4)
         compressor.compile(lmbda=0.01)
-        crops = middle_crops(held_out(open_pictures(photos), "all", 7), 48, 7)
-        means = compressor.evaluate(crops.repeated(), steps=1, verbose=0, return_dict=True)
+        crops = middle_crops(held_out(scan_images(photos), "all", 7), 48, 7)
+        means = compressor.evaluate(crops.repeat(), steps=1, verbose=0, return_dict=True)
         assert report["images"] == 7
         for name in ("psnr", "bpp", "cost"):
             assert report[name] == pytest.approx(means[name], rel=1e-5)

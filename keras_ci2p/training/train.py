@@ -337,7 +337,7 @@ class ModelBuilder:
         default = inspect.signature(self._class).parameters["patch_size"].default
         if self._preset is None:
             return default
-        name = keras.saving.get_registered_name(self._class.backbone_class)
+        name = keras.saving.get_registered_name(self._class.backbone_cls)
         return self._preset.config(name, f"a {self._class.__name__}").get("patch_size", default)
 
     def _read_compressor(self):

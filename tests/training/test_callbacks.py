@@ -117,7 +117,7 @@ def test_speed_counts_the_images_that_there_are(recorded):
 def test_training_images_are_hashed_once(recorded, monkeypatch):
     from keras_ci2p.data.manifest import ImageManifest
 
-    calls, sha256 = [], ImageManifest.sha256.fget
+    calls, sha256 = [], ImageManifest.sha256.func
     monkeypatch.setattr(ImageManifest, "sha256", property(lambda self: calls.append(1) or sha256(self)))
     names = []
     monkeypatch.setattr("keras_ci2p.training.callbacks.encode_names", lambda images: names.append(1) or b"")

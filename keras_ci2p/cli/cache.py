@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from keras_ci2p.cli.teacher import add_teacher_arguments
 
@@ -131,6 +130,7 @@ def run(args):
 def _begun_with(args):
     """`(settings, compressor)` of a cache that is begun, or gone on with by the arguments that began it."""
     from keras_ci2p.cli.train import read_recipe_arguments
+    from keras_ci2p.convert.compressai import read_compressor
     from keras_ci2p.training.recipes import CacheSettings
 
     recipe = read_recipe_arguments(args)
@@ -143,22 +143,4 @@ def _begun_with(args):
         batch_size=args.batch_size,
         shard_records=args.shard_records,
     )
-    return settings, _read_compressor(args.compressor or "bmshj2018-factorized-mse-5-photos")
-
-
-def _read_compressor(source):
-    from keras_ci2p.cli.model import open_model
-    from keras_ci2p.convert.compressai import from_compressai
-    from keras_ci2p.models.backbone import CompressorMixin
-    from keras_ci2p.models.compressor import Compressor
-    from keras_ci2p.presets import PresetError, open_preset, preset_of
-
-    if Path(source).is_file():
-        return from_compressai(source)
-    preset = open_preset(preset_of(source))
-    if preset.registered_name() == "keras_ci2p>Compressor":
-        return Compressor.from_preset(preset)
-    model, _ = open_model(preset)
-    if not isinstance(model, CompressorMixin):
-        raise PresetError(f"{source} has no compressor: it is a {type(model).__name__}.")
-    return model.compressor
+    return settings, read_compressor(args.compressor or "bmshj2018-factorized-mse-5-photos")

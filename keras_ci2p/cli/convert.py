@@ -95,11 +95,10 @@ def _part(key):
 
 def _read_preset(name):
     """The model, and what else of its preset `save_to_preset` is to write again."""
-    from keras_ci2p.data.overlap import carried_files
-    from keras_ci2p.models.loading import is_compressor, open_preset_model
+    from keras_ci2p.models.loading import open_preset_model
 
     model, preset = open_preset_model(name)
-    return model, {} if is_compressor(preset) else {"files": carried_files(preset)}
+    return model, preset.carried()
 
 
 def _write_checkpoint(model, dest, kind):

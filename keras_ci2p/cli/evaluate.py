@@ -80,7 +80,7 @@ def _measure_classifier(args, preset, out):
     from keras_ci2p.data.overlap import count_overlap
     from keras_ci2p.data.sources import open_data
     from keras_ci2p.plots import plot_confusion, plot_worst
-    from keras_ci2p.training.evaluation import check_classes, evaluate, evaluation_size
+    from keras_ci2p.training.evaluation import check_classes, evaluate, evaluation_size, worst_images
 
     model, _ = open_model(preset)
     manifest = open_data(args.data)
@@ -104,7 +104,7 @@ def _measure_classifier(args, preset, out):
     plot_confusion(out / "confusion.png", report)
     written = [out / "report.json", out / "confusion.png"]
     if report.get("worst"):
-        plot_worst(out / "worst.png", report, manifest, evaluation_size(model))
+        plot_worst(out / "worst.png", report, worst_images(report, manifest, evaluation_size(model)))
         written.append(out / "worst.png")
     print(_table(report))
     if args.without_copies:
@@ -121,12 +121,12 @@ def _measure_classifier(args, preset, out):
 def _measure_compressor(args, preset, out):
     from keras_ci2p import utils
     from keras_ci2p.backend import environment
-    from keras_ci2p.data.sources import open_pictures
+    from keras_ci2p.data.sources import scan_images
     from keras_ci2p.models.compressor import Compressor
     from keras_ci2p.training.evaluation import evaluate_compressor, show_reconstructions
 
     compressor = Compressor.from_preset(preset)
-    pictures = open_pictures(args.data)
+    pictures = scan_images(args.data)
     report = evaluate_compressor(
         compressor,
         pictures,

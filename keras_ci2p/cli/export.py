@@ -33,11 +33,11 @@ def run(args):
 
     from keras_ci2p.cli.model import open_model
     from keras_ci2p.export.export import export
-    from keras_ci2p.presets import name_of
+    from keras_ci2p.presets import preset_name
 
     arguments = {"image_shape": (args.image_size, args.image_size, 3)} if args.image_size else {}
     model, preset = open_model(args.model, **arguments)
-    known = {"name": name_of(preset.directory), "license": preset.metadata.get("license")}
+    known = {"name": preset_name(preset.directory), "license": preset.metadata.get("license")}
     metadata = {key: value for key, value in known.items() if value}
     args.on_interrupt = f"Nothing is written to {args.dest}."
     report = export(model, args.dest, args.format, opset=args.opset, overwrite=args.overwrite, metadata=metadata)

@@ -19,15 +19,12 @@ def add_parser(commands):
 
 def run(args):
     from keras_ci2p.cli.model import open_model
-    from keras_ci2p.data.overlap import carried_files
-    from keras_ci2p.presets import WEIGHTS, check_writable
+    from keras_ci2p.presets import WEIGHTS, check_destination
 
-    check_writable(args.dest)
+    check_destination(args.dest)
     model, preset = open_model(args.model)
     model.quantize("int8")
-    # Weights that were compact are exact in 16 bits.
-    storage = "float32" if preset.storage == "float32" else "float16"
-    model.save_to_preset(args.dest, metadata=preset.further_metadata(), files=carried_files(preset), storage=storage)
+    model.save_to_preset(args.dest, **preset.carried())
     count = sum(layer.quantization_mode is not None for layer in model._flatten_layers())
     before, after = ((Path(path) / WEIGHTS).stat().st_size for path in (preset.directory, args.dest))
     print(f"quantised: {count} products of the transformer")

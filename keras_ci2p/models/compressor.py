@@ -8,7 +8,7 @@ from keras import ops
 from keras_ci2p.layers.compression_layers import EntropyBottleneck
 from keras_ci2p.layers.compression_transforms import AnalysisTransform, SynthesisTransform, check_images
 from keras_ci2p.models.rate_distortion import RateDistortionModel
-from keras_ci2p.presets import WEIGHTS, PresetError, name_of, open_preset, serialize, write_preset
+from keras_ci2p.presets import WEIGHTS, PresetError, open_preset, preset_name, save_preset, serialize_model
 
 
 def _by_quality(first, low, high):
@@ -202,12 +202,13 @@ class Compressor(RateDistortionModel):
     def from_config(cls, config):
         return cls(**config)
 
-    def save_to_preset(self, preset_dir, metadata=None, storage="float32"):
+    def save_to_preset(self, preset_dir, metadata=None, files=None, storage="float32"):
         """Writes architecture and weights as a preset directory, aside and renamed.
 
         Args:
             preset_dir: Directory to write; an existing preset there is replaced.
             metadata: Further entries of `metadata.json`, values that JSON can hold.
+            files: Further files, as a dict of name to bytes.
             storage: "float32", "float16" or "int8", as in `keras_ci2p.presets.compact_weights`; what is loaded from it
                 is float32 again.
 
@@ -215,12 +216,13 @@ class Compressor(RateDistortionModel):
             FileExistsError: `preset_dir` exists and is no preset.
             ValueError: Unknown storage.
         """
-        write_preset(
+        save_preset(
             preset_dir,
-            config=serialize(self),
+            config=serialize_model(self),
             task=None,
             weights={WEIGHTS: self._uncompiled().save_weights},
             metadata={"parameter_count": self.count_params(), **(metadata or {})},
+            files=files,
             storage=storage,
         )
 
@@ -255,7 +257,7 @@ class Compressor(RateDistortionModel):
             raise PresetError(f"The configuration in {files.directory} does not fit a Compressor: {error}") from error
         with files.reading(WEIGHTS) as path:
             compressor.load_weights(path)
-        name = name_of(files.directory)
+        name = preset_name(files.directory)
         if name is not None and compressor.source is None:
             # A preset cannot hold its own hash.
             source = {"name": name, "sha256": files.metadata["files"][WEIGHTS]}

@@ -12,7 +12,7 @@ from keras_ci2p.layers.compression_transforms import check_images
 from keras_ci2p.layers.core import Dense
 from keras_ci2p.layers.transformer import TransformerBlock
 from keras_ci2p.models.backbone import plain_value
-from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, PresetError, open_preset, serialize, write_preset
+from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, PresetError, open_preset, save_preset, serialize_model
 
 
 class ImageClassifier(keras.Model):
@@ -200,11 +200,11 @@ class ImageClassifier(keras.Model):
             FileExistsError: `preset_dir` exists and is no preset.
             ValueError: Unknown storage.
         """
-        backbone = serialize(self.backbone)
-        task = serialize(self)
+        backbone = serialize_model(self.backbone)
+        task = serialize_model(self)
         task["config"] = {"backbone": backbone, **self._task_config()}
         weights = {WEIGHTS: self.backbone.save_weights, TASK_WEIGHTS: head_model(self.head).save_weights}
-        write_preset(
+        save_preset(
             preset_dir,
             config=backbone,
             task=task,

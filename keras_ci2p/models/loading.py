@@ -3,7 +3,7 @@
 from keras_ci2p.models import ci2p_vit, vit
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.variants import MODELS
-from keras_ci2p.presets import Preset, PresetError, open_preset, preset_of
+from keras_ci2p.presets import PresetError, open_preset
 
 # Classes by the names of the command line's `--model`.
 CLASSIFIERS = {
@@ -41,13 +41,13 @@ def load_preset(name, **arguments):
 
 def open_preset_model(name, **arguments):
     """Loads a model as `load_preset` does, also of a `Preset`; returns it with its `Preset`, `(model, preset)`."""
-    preset = name if isinstance(name, Preset) else open_preset(preset_of(name))
+    preset = open_preset(name)
     return preset_class(preset).from_preset(preset, **arguments), preset
 
 
 def open_classifier(name, **arguments):
     """Loads a model as `open_preset_model` does; PresetError for a compressor."""
-    preset = name if isinstance(name, Preset) else open_preset(preset_of(name))
+    preset = open_preset(name)
     if is_compressor(preset):
         raise PresetError(f"{preset.directory} is a compressor; this takes a classifier.")
     return open_preset_model(preset, **arguments)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from keras_ci2p.backend import MATMUL_PRECISIONS
+from keras_ci2p.convert.zoo import NO_COMPRESSOR
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
 from keras_ci2p.data.latent_cache import STORES, is_latent_cache
 from keras_ci2p.layers.embedding import PATCH_SIZE
@@ -269,9 +270,8 @@ def _toml(value):
 
 AUGMENTED_ON = ("host", "device")
 
-# The compressor of a new CI2P-ViT, and the word for none.
+# The compressor of a new CI2P-ViT.
 DEFAULT_COMPRESSOR = "bmshj2018-factorized-mse-5-photos"
-NO_COMPRESSOR = "none"
 NO_TEACHER = "none"
 
 # What changes where a run is computed, not what: it may differ when the run is taken up again.

@@ -12,12 +12,11 @@ import yaml
 from conftest import NANO, write_photos
 from test_cli import failed
 
-import keras_ci2p.training
 from keras_ci2p import Compressor, ViT
 from keras_ci2p.backend import environment
 from keras_ci2p.cli import main
 from keras_ci2p.data.manifest import NAMES_FILE
-from keras_ci2p.data.overlap import SEEN_FILE
+from keras_ci2p.data.overlap import TRAIN_HASHES_FILE
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.presets import open_preset
 from keras_ci2p.training import evaluate
@@ -39,7 +38,7 @@ FILES = {
     "task.json",
     "task.weights.h5",
     NAMES_FILE,
-    SEEN_FILE,
+    TRAIN_HASHES_FILE,
 }
 
 
@@ -90,7 +89,7 @@ def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     preset = open_preset(dest)
     best = open_preset(run_dir / "best")
     assert preset.storage == "int8" and preset.metadata["training"] == best.metadata["training"]
-    assert (dest / SEEN_FILE).read_bytes() == (run_dir / "best" / SEEN_FILE).read_bytes()
+    assert (dest / TRAIN_HASHES_FILE).read_bytes() == (run_dir / "best" / TRAIN_HASHES_FILE).read_bytes()
     assert (dest / "history.csv").read_bytes() == (run_dir / "history.csv").read_bytes()
 
     report = json.loads((dest / "report.json").read_text())
@@ -118,7 +117,9 @@ def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     # The card's command gives the settings of the run again.
     (command,) = [line for line in text.splitlines() if "keras-ci2p train " in line]
     given = []
-    monkeypatch.setattr(keras_ci2p.training, "train", lambda settings, *_, **__: given.append(settings))
+    monkeypatch.setattr(
+        importlib.import_module("keras_ci2p.training.train"), "train", lambda settings, *_, **__: given.append(settings)
+    )
     words = shlex.split(command.replace("$DATA", str(photos)))[2:]
     monkeypatch.chdir(dest)
     assert main(words) == 0
@@ -352,7 +353,11 @@ class TestTeacher:
         # The card's command gives the settings of the run again.
         (command,) = [line for line in text.splitlines() if "keras-ci2p train " in line]
         given = []
-        monkeypatch.setattr(keras_ci2p.training, "train", lambda settings, *_, **__: given.append(settings))
+        monkeypatch.setattr(
+            importlib.import_module("keras_ci2p.training.train"),
+            "train",
+            lambda settings, *_, **__: given.append(settings),
+        )
         for name, value in (("DATA", photos), ("INIT", trained), ("TEACHER", trained)):
             assert f'"${name}"' in command and f"\n{name}=" in text
             command = command.replace(f"${name}", str(value))

@@ -1,0 +1,88 @@
+"""Freed memory stays with the process."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import keras
+import pytest
+
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's memory")
+GAINS = keras.backend.backend() == "tensorflow"
+
+FAULTS = """
+import ctypes, resource, threading
+from keras_ci2p.backend import keep_freed_memory
+
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+kept = keep_freed_memory()
+
+def use():
+    blocks = [ctypes.c_void_p(library.malloc(100_000_000)) for _ in range(2)]
+    for block in blocks:
+        ctypes.memset(block, 1, 100_000_000)
+        library.free(block)
+
+def use_in_thread():
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+
+def address_of_the_end():
+    library.sbrk.restype = ctypes.c_void_p
+    return library.sbrk(0)
+
+# Not written to, so that it takes no memory.
+block = ctypes.c_void_p(library.malloc(ctypes.c_size_t(2**31 + 2**28)))
+end = address_of_the_end()
+library.free(block)
+print("shrinks" if address_of_the_end() < end else "stays")
+
+for action in (use, use_in_thread):
+    action()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    action()
+    print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(**variables):
+    """Whether the heap shrinks below 2 GiB, and `[(kept, page faults)]` of 200 MB used again, in two threads."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    process = subprocess.run(
+        [sys.executable, "-c", FAULTS], env={**clean, **variables}, capture_output=True, text=True, check=True
+    )
+    heap, *uses = process.stdout.splitlines()[-3:]
+    return heap, [(kept == "True", int(faults)) for kept, faults in map(str.split, uses)]
+
+
+@needs_glibc
+@pytest.mark.skipif(not GAINS, reason="left alone where it makes steps slower")
+def test_memory_is_used_again():
+    heap, uses = run()
+    assert heap == "stays"
+    for kept, faults in uses:
+        assert kept and faults < 2000, "200 MB are 48,828 pages"
+
+
+@needs_glibc
+@pytest.mark.parametrize("variables", [{"GLIBC_TUNABLES": ""}, {"MALLOC_ARENA_MAX": "0"}])
+def test_what_the_user_has_set_stays(variables):
+    for kept, faults in run(**variables)[1]:
+        assert not kept and faults > 40_000
+
+
+@needs_glibc
+@pytest.mark.skipif(GAINS, reason="of the others")
+def test_where_it_makes_steps_slower_nothing_is_done():
+    for kept, faults in run()[1]:
+        assert not kept and faults > 40_000
+
+
+def test_elsewhere_nothing_is_done(monkeypatch):
+    from keras_ci2p.backend import keep_freed_memory
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory() is False

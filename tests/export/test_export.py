@@ -1,0 +1,215 @@
+"""Exported files, run by their runtimes against the Keras model; what is refused, and that failure leaves nothing."""
+
+import dataclasses
+import importlib
+import subprocess
+
+import keras
+import numpy as np
+import pytest
+from test_fold_batch_norm import COMPRESSOR, models, trained
+
+from keras_ci2p import ViT
+from keras_ci2p.export import ExportError, export, open_exported
+from keras_ci2p.export.formats import FORMATS, writing_backend
+
+exporter = importlib.import_module("keras_ci2p.export.export")
+
+BACKEND = keras.backend.backend()
+HERE = [name for name, form in FORMATS.items() if BACKEND in form.backends]
+# Each model in one of the formats that every backend must reach, and each format that only one backend writes there.
+CASES = [("ci2p", "onnx"), ("vit", "tf_saved_model"), ("dual", "openvino")]
+CASES += [("vit", name) for name in ("torch", "litert") if name in HERE]
+
+
+def destination(directory, name):
+    return directory / f"model{FORMATS[name].suffix or ''}"
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_exported_file_computes_the_same(kind, name, tmp_path, nano, rng):
+    model = trained(models(nano)[kind](), rng)
+    path = destination(tmp_path, name)
+    report = export(model, path, name)
+
+    assert report.backend == (BACKEND if name in HERE else FORMATS[name].backends[0])
+    assert report.difference <= 1e-5
+    assert list(tmp_path.iterdir()) == [path]
+    size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+    assert report.num_bytes == size > 4 * model.count_params() * 0.9
+
+    # The others were run where they were written; TensorFlow and OpenVINO are not for a process of another framework.
+    if name in HERE or name == "onnx":
+        run = open_exported(path, name)
+        images = rng.integers(0, 256, (8, 64, 64, 3)).astype("float32")
+        logits = np.concatenate([run(batch) for batch in np.split(images, [1, 3])])
+        np.testing.assert_allclose(logits, model.predict(images, verbose=0), atol=1e-5)
+    if name == "onnx":
+        check_onnx(path, report)
+    if name == "tf_saved_model" and BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        stored = dict(tf.train.list_variables(str(path / "variables/variables")))
+        assert sum(int(np.prod(shape)) for shape in stored.values() if shape) == model.count_params()
+
+
+def check_onnx(path, report):
+    import onnx
+
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert report.opset == next(entry.version for entry in model.opset_import if not entry.domain)
+    (images,), (logits,) = model.graph.input, model.graph.output
+    shape = [dim.dim_param or dim.dim_value for dim in images.type.tensor_type.shape.dim]
+    assert (images.name, shape) == ("images", ["batch", 64, 64, 3])
+    assert logits.name == "logits"
+    assert not [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    # Neither paths of the machine nor its source code.
+    assert not [node for node in model.graph.node if node.metadata_props]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of torch's tracing")
+def test_variables_of_others_may_wait_for_their_values(tmp_path, nano):
+    with keras.StatelessScope(initialize_variables=False):
+        keras.layers.Dropout(0.5)
+    assert export(models(nano)["vit"](), tmp_path / "model.pt2", "torch").difference <= 1e-5
+    keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture
+def vit(nano):
+    return models(nano)["vit"]()
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """In place of any writer: writes a few bytes and gives the logits that the test asks for."""
+    outputs = {"error": 0.0, "models": []}
+
+    def write_and_run(model, path, format, opset, entries, images):
+        outputs["models"].append(model)
+        target = path / FORMATS[format].main_file if FORMATS[format].main_file else path
+        target.write_bytes(b"new")
+        return model.predict(images, verbose=0) + np.float32(outputs["error"])
+
+    monkeypatch.setattr(exporter, "write_and_run", write_and_run)
+    monkeypatch.setattr(exporter, "writing_backend", lambda name: BACKEND)
+    monkeypatch.setattr(exporter, "_onnx_opset", lambda path: 20)
+    return outputs
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+@pytest.mark.parametrize("error", [2e-4, np.nan])
+def test_file_that_differs_is_not_kept(name, error, tmp_path, vit, written):
+    written["error"] = error
+    path = destination(tmp_path / "new", name)
+    with pytest.raises(ExportError, match="differs from the model"):
+        export(vit, path, name)
+    assert not list(path.parent.iterdir())
+
+    # What was there before stays.
+    written["error"] = 0.0
+    export(vit, path, name)
+    kept = path / FORMATS[name].main_file if path.is_dir() else path
+    kept.write_bytes(b"old")
+    written["error"] = error
+    with pytest.raises(ExportError, match="differs from the model"):
+        export(vit, path, name, overwrite=True)
+    assert kept.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
+
+    written["error"] = 5e-5
+    assert export(vit, path, name, overwrite=True).difference == pytest.approx(5e-5, rel=1e-2)
+    assert kept.read_bytes() == b"new"
+
+
+def test_mixed_precision_is_exported_in_float32(tmp_path, nano, written, rng):
+    model = models(nano)["vit"](dtype="mixed_bfloat16")
+    exact = ViT.from_config({**model.get_config(), "dtype": "float32"})
+    exact.set_weights(model.get_weights())
+    export(model, tmp_path / "model.onnx", "onnx")
+    (sent,) = written["models"]
+    images = rng.uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    np.testing.assert_allclose(sent.predict(images, verbose=0), exact.predict(images, verbose=0), atol=1e-6)
+
+
+def test_writer_that_fails_leaves_nothing(tmp_path, vit, monkeypatch):
+    def fail(*arguments):
+        arguments[1].write_bytes(b"half")
+        raise RuntimeError("no such operator\nand a long story")
+
+    monkeypatch.setattr(exporter, "writing_backend", lambda name: BACKEND)
+    monkeypatch.setattr(exporter, "write_and_run", fail)
+    with pytest.raises(ExportError, match="could not write the model as onnx: no such operator$"):
+        export(vit, tmp_path / "model.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_process_that_fails_is_quoted(tmp_path, vit, monkeypatch):
+    commands = []
+
+    def run(command, env, **kwargs):
+        commands.append((command, env))
+        return subprocess.CompletedProcess(command, 1, stdout="", stderr="Traceback ...\nValueError: out of luck\n\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(exporter, "writing_backend", lambda name: "numpy")
+    with pytest.raises(ExportError, match="numpy could not write the model as onnx: ValueError: out of luck"):
+        export(vit, tmp_path / "model.onnx", "onnx")
+    ((_, env),) = commands
+    assert env["KERAS_BACKEND"] == "numpy"
+    assert not list(tmp_path.iterdir())
+
+
+def test_refused(tmp_path, vit, nano, written):
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ValueError, match="`format` must be one of"):
+        export(vit, path, "caffe")
+    with pytest.raises(ValueError, match="ends in .tflite"):
+        export(vit, path, "litert")
+    with pytest.raises(ValueError, match="Only ONNX has an opset"):
+        export(vit, tmp_path / "model.pt2", "torch", opset=20)
+    with pytest.raises(ValueError, match="at least 18"):
+        export(vit, path, "onnx", opset=17)
+    with pytest.raises(ValueError, match="Received: Functional"):
+        export(keras.Model(vit.input, vit.output), path, "onnx")
+    any_size = models(nano)["ci2p"]().from_config(
+        {**models(nano)["ci2p"]().get_config(), "image_shape": (None, None, 3), "compressor": COMPRESSOR}
+    )
+    with pytest.raises(ValueError, match="fixed image size"):
+        export(any_size, path, "onnx")
+    quantised = models({**nano, "num_layers": 1})["vit"]()
+    quantised.quantize("int8")
+    with pytest.raises(ValueError, match="quantised model"):
+        export(quantised, path, "onnx")
+
+    path.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="exists already"):
+        export(vit, path, "onnx")
+    with pytest.raises(FileExistsError, match="is no model of format openvino"):
+        export(vit, tmp_path, "openvino", overwrite=True)
+    assert path.read_bytes() == b"mine"
+
+
+def test_backend_that_writes(monkeypatch):
+    installed = {"torch", "tensorflow", "openvino"}
+    monkeypatch.setattr("keras_ci2p.export.formats._is_installed", lambda package: package in installed)
+    expected = BACKEND if BACKEND != "jax" else "torch"
+    assert writing_backend("openvino") == expected
+    with pytest.raises(ImportError, match="onnx, onnxscript, onnxruntime.*keras_ci2p\\[export\\]"):
+        writing_backend("onnx")
+    installed.remove("torch")
+    assert writing_backend("openvino") == "tensorflow"
+    with pytest.raises(ImportError, match="written by torch, which is not installed.*keras_ci2p\\[torch\\]"):
+        writing_backend("torch")
+
+
+def test_report_is_plain(tmp_path, vit, written):
+    report = export(vit, tmp_path / "model.onnx", "onnx")
+    assert dataclasses.asdict(report) == {
+        "format": "onnx",
+        "backend": BACKEND,
+        "opset": 20,
+        "num_bytes": 3,
+        "difference": 0.0,
+    }

@@ -1,0 +1,273 @@
+import csv
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+from conftest import NANO, write_photos
+
+from keras_ci2p import CI2PViT, ViT
+from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError
+from keras_ci2p.data.loader import LoadImage
+from keras_ci2p.layers import AnalysisTransform
+from keras_ci2p.models import CLASSIFIERS
+from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.training import (
+    RECIPES,
+    CacheSettings,
+    RunError,
+    TrainSettings,
+    cache_latents,
+    evaluate,
+    read_recipe,
+    train,
+)
+from keras_ci2p.training.recipes import DEFAULT_COMPRESSOR
+
+
+@pytest.fixture
+def settings(photos, nano, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "nano", nano)
+
+    def make(**kwargs):
+        """Keyword arguments of `TrainSettings` and numbers of the recipe, mixed."""
+        own = {"data": str(photos), "variant": "nano", "model": "vit"}
+        recipe = {"image_size": 32, "epochs": 2, "batch_size": 8, "warmup_epochs": 0.5}
+        names = {field.name for field in dataclasses.fields(TrainSettings)}
+        for key, value in kwargs.items():
+            (own if key in names else recipe)[key] = value
+        return TrainSettings(recipe=RECIPES["quick"].override(recipe), **own)
+
+    return make
+
+
+def test_a_run_leaves_its_record(settings, photos, tmp_path):
+    run = tmp_path / "run"
+    model, history = train(settings(model="ci2p"), run, verbose=0)
+    names = {"best", "last", "checkpoints", "config.json", "recipe.toml", "history.csv", "curves.png"}
+    assert {path.name for path in run.iterdir()} == names
+    rows = list(csv.DictReader((run / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    names = "epoch loss top1 top5 val_loss val_top1 val_top5 learning_rate seconds images_per_second waiting"
+    assert list(rows[0]) == names.split()
+    assert all(float(row["images_per_second"]) > 0 and 0 <= float(row["waiting"]) < 1 for row in rows)
+    assert read_recipe(run / "recipe.toml") == settings().recipe
+    assert float(rows[1]["val_top1"]) == history[1]["val_top1"]
+    config = json.loads((run / "config.json").read_text())
+    assert config["settings"]["variant"] == "nano"
+    assert model.freeze_compressor and model.compressor.origin["name"] == DEFAULT_COMPRESSOR
+    assert config["backend"] == keras.backend.backend() and config["versions"]["keras"] == keras.__version__
+    assert config["data"]["photos"] == {"bird": 10, "cat": 10, "dog": 10}
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    last = CI2PViT.from_preset(run / "last")
+    assert last.class_names == ["bird", "cat", "dog"]
+    for stored, trained in zip(last.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(stored), keras.ops.convert_to_numpy(trained))
+    report = evaluate(last, photos, verbose=0)
+    assert report["top1"] == pytest.approx(history[-1]["val_top1"])
+    metadata = json.loads((run / "best" / "metadata.json").read_text())
+    assert metadata["training"]["val_top1"] == max(row["val_top1"] for row in history)
+    assert metadata["training"]["train_photos"] == 24
+
+
+def test_which_compressor(settings, tmp_path):
+    (tmp_path / "latents").mkdir()
+    (tmp_path / "latents" / "latents.json").touch()
+    assert settings(model="ci2p_dual").compressor == DEFAULT_COMPRESSOR
+    assert settings(model="ci2p", compressor="my.pth").compressor == "my.pth"
+    assert settings(model="ci2p", variant=None, init="my_preset").compressor is None
+    assert settings(model="vit").compressor is None
+    assert TrainSettings(str(tmp_path / "latents")).compressor is None
+    with pytest.raises(ValueError, match="that of init or data"):
+        TrainSettings(str(tmp_path / "latents"), compressor="none")
+    model, _ = train(settings(model="ci2p", compressor="none", epochs=1), tmp_path / "run", verbose=0)
+    assert not model.freeze_compressor and model.compressor.origin is None
+
+
+def test_learns_what_is_easy(settings, tmp_path):
+    _, history = train(settings(epochs=12, learning_rate=3e-3), tmp_path / "run", verbose=0)
+    assert max(row["val_top1"] for row in history) == 1
+
+
+def test_existing_directories(settings, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "mine.txt").touch()
+    with pytest.raises(RunError, match="exists already"):
+        train(settings(), run, verbose=0)
+    with pytest.raises(RunError, match="no training run"):
+        train(settings(), run, resume=True, verbose=0)
+    (run / "config.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        train(settings(), run, resume=True, verbose=0)
+    assert {path.name for path in run.iterdir()} == {"mine.txt", "config.json"}
+
+
+def test_only_the_same_run_can_be_resumed(settings, photos, tmp_path):
+    run = tmp_path / "run"
+    train(settings(epochs=1), run, verbose=0)
+    with pytest.raises(RunError, match="other settings.*recipe.batch_size: 8, now 4"):
+        train(settings(epochs=1, batch_size=4), run, resume=True, verbose=0)
+    _, history = train(settings(epochs=1, num_workers=3), run, resume=True, verbose=0)
+    assert len(history) == 1, "it was finished"
+    (photos / "cat" / "000.png").unlink()
+    with pytest.raises(RunError, match="other data"):
+        train(settings(epochs=1), run, resume=True, verbose=0)
+
+
+def test_wrong_sizes_are_refused_before_anything_is_written(settings, tmp_path):
+    with pytest.raises(ValueError, match="multiples of 32"):
+        train(settings(model="ci2p", image_size=48), tmp_path / "run", verbose=0)
+    with pytest.raises(ValueError, match="variant"):
+        train(settings(variant="huge"), tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_averaged_weights_are_validated_and_kept(settings, photos, tmp_path):
+    run = tmp_path / "run"
+    model, history = train(settings(ema=0.9, epochs=2, learning_rate=1e-2), run, verbose=0)
+    last = ViT.from_preset(run / "last")
+    np.testing.assert_array_equal(last.head.get_weights()[0], model.head.get_weights()[0])
+    report = evaluate(last, photos, verbose=0)
+    assert report["top1"] == pytest.approx(history[-1]["val_top1"])
+    # The checkpoint goes on from the weights themselves, and a finished run ends with the averages again.
+    again, _ = train(settings(ema=0.9, epochs=2, learning_rate=1e-2), run, resume=True, verbose=0)
+    np.testing.assert_allclose(again.head.get_weights()[0], model.head.get_weights()[0], rtol=0, atol=0)
+    with np.load(run / "checkpoints" / "epoch-0002" / "state.npz") as state:
+        kept = [array for array in state.values() if array.shape == (32, 3)]
+    assert not any(np.array_equal(kept[0], array) for array in kept[1:])
+    assert not np.array_equal(kept[0], model.head.get_weights()[0]), (
+        "the checkpoint holds the weights, not the averages"
+    )
+
+
+def test_early_stopping(settings, tmp_path):
+    run = tmp_path / "run"
+    slow = {"patience": 2, "epochs": 9, "learning_rate": 1e-12}
+    _, history = train(settings(**slow), run, verbose=0)
+    assert len(history) == 3, "the first epoch stays the best, then two more"
+    _, history = train(settings(**slow), run, resume=True, verbose=0)
+    assert len(history) == 3, "it was finished"
+
+
+def test_fine_tuning(settings, tmp_path):
+    run = tmp_path / "run"
+    trained, _ = train(settings(epochs=1), run, verbose=0)
+    still = {"epochs": 1, "learning_rate": 1e-12, "variant": None, "init": str(run / "last")}
+    tuned, _ = train(settings(**still), tmp_path / "same", verbose=0)
+    for before, after in zip(trained.weights, tuned.weights, strict=True):
+        np.testing.assert_allclose(before.numpy(), after.numpy(), atol=1e-6)
+    folder = write_photos(tmp_path / "others", ("cat", "horse"))
+    tuned, _ = train(dataclasses.replace(settings(**still), data=str(folder)), tmp_path / "other", verbose=0)
+    assert tuned.class_names == ["cat", "horse"] and tuned.head.kernel.shape == (32, 2)
+    block = tuned.get_layer("block_0").get_weights(), trained.get_layer("block_0").get_weights()
+    np.testing.assert_allclose(block[0][0], block[1][0], atol=1e-6)
+    with pytest.raises(ValueError, match="size is that of init"):
+        settings(init="preset")
+
+
+def test_class_weights(settings, photos, tmp_path):
+    for i in range(5):
+        (photos / "cat" / f"{i:03d}.png").unlink()
+    model, _ = train(settings(class_weights={"cat": 30}, epochs=1), tmp_path / "run", verbose=0)
+    assert model.loss.class_weights == [1, 30, 1]
+    model, _ = train(settings(class_weights="balanced", epochs=1), tmp_path / "balanced", verbose=0)
+    np.testing.assert_allclose(model.loss.class_weights, [20 / 24, 20 / 12, 20 / 24])
+    with pytest.raises(RunError, match="cow, which .* does not have"):
+        train(settings(class_weights={"cow": 2}), tmp_path / "wrong", verbose=0)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("mixed_bfloat16", "ci2p"), ("mixed_float16", "vit")])
+def test_mixed_precision(settings, tmp_path, dtype, kind):
+    run = tmp_path / "run"
+    options = {"dtype": dtype, "model": kind, "ema": 0.9, "learning_rate": 3e-3, "epochs": 3}
+    model, history = train(settings(**options), run, verbose=0)
+    assert all(np.isfinite(row[key]) for row in history for key in ("loss", "val_loss"))
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert model.get_layer("block_0").compute_dtype == dtype.removeprefix("mixed_")
+    assert all(np.isfinite(w.numpy()).all() for w in CLASSIFIERS[kind].from_preset(run / "last").weights)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+def test_a_nan_ends_the_run_and_the_last_good_weights_are_kept(settings, tmp_path, monkeypatch, dtype):
+    run, collate, batches = tmp_path / "run", LoadImage.collate, []
+
+    def damaged(self, elements):
+        images, labels = collate(self, elements)
+        batches.append(len(images))
+        # Three batches in an epoch, others are read ahead or for validation.
+        return (np.full_like(images, np.nan) if len(batches) > 24 else images), labels
+
+    monkeypatch.setattr(LoadImage, "collate", damaged)
+    with pytest.raises(RunError, match="no longer finite: nan.*last good epoch are kept"):
+        train(settings(epochs=20, dtype=dtype), run, verbose=0)
+    history = list(csv.DictReader((run / "history.csv").open()))
+    assert 1 <= len(history) < 20
+    assert all(np.isfinite(w.numpy()).all() for w in ViT.from_preset(run / "best").weights)
+    with np.load(run / "checkpoints" / f"epoch-{len(history):04d}" / "state.npz") as state:
+        assert all(np.isfinite(array).all() for array in state.values())
+
+
+@pytest.fixture
+def small_compressor():
+    compressor = AnalysisTransform(num_filters=8, latent_channels=12)
+    compressor.build((None, None, None, 3))
+    return compressor
+
+
+def test_training_on_latents(settings, photos, tmp_path, small_compressor):
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    views = CacheSettings(views=2, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
+    cache_latents(photos, cache, small_compressor, views, verbose=0)
+    on_latents = settings(model="ci2p", data=str(cache), mixup=0.8, epochs=2)
+    model, history = train(on_latents, run, verbose=0)
+    # The model is whole: it has the compressor of the cache and classifies photos as it classified latents.
+    assert model.freeze_compressor and model.compressor.latent_channels == 12
+    np.testing.assert_array_equal(model.compressor.get_weights()[0], small_compressor.get_weights()[0])
+    report = evaluate(CI2PViT.from_preset(run / "last"), photos, verbose=0)
+    assert report["top1"] == pytest.approx(history[-1]["val_top1"])
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"]["latents"]["views"] == 2 and config["data"]["photos"]["cat"] == 10
+
+    tuned = dataclasses.replace(on_latents, init=str(run / "best"), variant=None)
+    assert len(train(tuned, tmp_path / "more", verbose=0)[1]) == 2
+    other = CI2PViT((32, 32, 3), num_classes=3, compressor={"num_filters": 8, "latent_channels": 12}, **NANO)
+    other.save_to_preset(tmp_path / "other")
+    with pytest.raises(DataError, match="made with another compressor"):
+        train(dataclasses.replace(tuned, init=str(tmp_path / "other")), tmp_path / "no", verbose=0)
+    for wrong in ({"model": "vit"}, {"freeze_compressor": False}, {"augment": "device"}):
+        with pytest.raises(ValueError, match=f"latent cache.*{next(iter(wrong))}"):
+            train(dataclasses.replace(on_latents, **wrong), tmp_path / "no", verbose=0)
+    assert not (tmp_path / "no").exists()
+
+
+def test_augmentation_on_the_device(settings, tmp_path):
+    run = tmp_path / "run"
+    options = {"augment": "device", "in_memory": True, "mixup": 0.8, "cutmix": 1.0, "learning_rate": 3e-3, "epochs": 2}
+    options["augmentation"] = Augmentation().as_dict()
+    model, history = train(settings(**options), run, verbose=0)
+    assert history[1]["loss"] < history[0]["loss"]
+    last = ViT.from_preset(run / "last")
+    np.testing.assert_array_equal(last.head.get_weights()[0], model.head.get_weights()[0])
+    train(settings(**options), run, resume=True, verbose=0)
+
+
+def test_tensorboard(settings, tmp_path):
+    pytest.importorskip("tensorboardX")
+    train(settings(epochs=1, tensorboard=True), tmp_path / "run", verbose=0)
+    (log,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"top1/validation" in log.read_bytes()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(settings, tmp_path):
+    with pytest.raises(RunError, match="no longer finite: nan in step . of epoch 1"):
+        train(settings(learning_rate=1e30), tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run" / "best").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"augment": "gpu"}, {"num_workers": -1}, {"class_weights": "even"}])
+def test_bad_settings(settings, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        settings(**wrong)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_ci2p.data.manifest import DataError, ImageManifest
-from keras_ci2p.layers.compression_transforms import fingerprint
 from keras_ci2p.utils import atomic_file, file_sha256, require
 
 ARRAY_RECORD = "array_record.python.array_record_module"
@@ -263,6 +262,9 @@ class LatentCache:
 
     def check_compressor(self, transform):
         """Raises DataError unless the latents are of this built `AnalysisTransform`."""
+        # Needs Keras, which this module does not.
+        from keras_ci2p.layers.compression_transforms import fingerprint
+
         given = fingerprint(transform)
         if given != self.fingerprint:
             raise DataError(

@@ -20,6 +20,7 @@ from keras_ci2p.plots import plot_confusion
 from keras_ci2p.presets import PresetError, check_writable, open_preset, preset_of
 from keras_ci2p.training.evaluation import check_classes, evaluate, evaluate_compressor
 from keras_ci2p.training.model_card import classifier_card, compressor_card
+from keras_ci2p.training.recipes import DATA, CompressorTrainConfig
 from keras_ci2p.training.run_dir import CURVES, HISTORY, REPORT, read_record, recipe_of
 from keras_ci2p.utils import atomic_directory, require, write_json, write_text
 from keras_ci2p.weight_storage import check_storage
@@ -282,12 +283,8 @@ class CompressorSubject(Subject):
 
     def __init__(self, preset, record, data, batch_size, verbose):
         super().__init__(preset, record, data, batch_size, verbose)
-        settings = record["settings"] if record else {}
-        self._options = {
-            key: settings[name]
-            for key, name in (("pictures", "val_pictures"), ("size", "val_size"), ("lmbda", "lmbda"))
-            if name in settings
-        }
+        config = CompressorTrainConfig.from_dict({"data": DATA, **(record["settings"] if record else {})})
+        self._options = {"pictures": config.val_images, "size": config.val_size, "lmbda": config.lmbda}
         self._pictures = open_pictures(data)
 
     def load(self, preset):

@@ -1,147 +1,146 @@
-"""What a run can be told: recipes and the settings of each kind of run."""
+"""Recipes, and the settings of everything that takes long: training, caching latents, comparing. Imports no Keras."""
 
+import argparse
 import json
-import tomllib
-from dataclasses import asdict, dataclass, field, fields, replace
+import numbers
+from dataclasses import replace
 from pathlib import Path
 
-from keras_ci2p.backend import MATMUL_PRECISIONS
+from keras_ci2p.config import NONE, Config, read_table, setting
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
-from keras_ci2p.data.latent_cache import STORES, is_latent_cache
-from keras_ci2p.layers.embedding import PATCH_SIZE
-from keras_ci2p.models.backbone import CI2PClassifier
-from keras_ci2p.models.loading import CLASSIFIERS
-from keras_ci2p.models.rate_distortion import AUXILIARY_LEARNING_RATE, CLIP_NORM
-from keras_ci2p.utils import require, write_text
+from keras_ci2p.data.latent_cache import STORES
+from keras_ci2p.models.variants import (
+    AUXILIARY_LEARNING_RATE,
+    CLIP_NORM,
+    FACTORIZED,
+    MODELS,
+    QUALITIES,
+    VARIANTS,
+)
+from keras_ci2p.utils import renamed_names, write_text
+
+BACKENDS = ("torch", "jax", "tensorflow")
+MATMUL_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+AUGMENTED_ON = ("host", "device")
+# Teachers that this package makes.
+TEACHERS = ("efficientnet-lite2",)
+
+# The compressor of a new CI2P-ViT, and the words for none.
+DEFAULT_COMPRESSOR = "bmshj2018-factorized-mse-5-photos"
+NO_COMPRESSOR = NONE
+NO_TEACHER = NONE
+
+# What records that leave this machine, and the commands of model cards, say in place of paths.
+DATA, INIT, COMPRESSOR, TEACHER = "$DATA", "$INIT", "$COMPRESSOR", "$TEACHER"
+
+# A CI2P token is that many pixels wide.
+_PATCH_SIZE = 32
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(Config):
     """Augmentation, loss, optimizer and schedule of a training run. The defaults are the paper's (section 4.1).
 
     The code of the paper trains for 500 epochs while its cosine is meant for 300, so that the learning rate rises
     again; here it ends at 300 epochs, and `RECIPES["paper_literal"]` does as the code did.
 
-    Attributes:
-        epochs: Passes over the training photos.
-        batch_size: Photos of one step, over all devices.
-        image_size: Height and width in pixels.
-        augmentation: `keras_ci2p.data.Augmentation` of each photo.
-        mixup, cutmix: Parameter of the Beta distribution of each; 0 for none. Of two that are not 0, one is chosen at
-            random for each batch.
-        mix_probability: With which a batch is mixed.
-        label_smoothing: Share of the target that is spread over all classes.
-        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 in the first.
-        learning_rate: The highest.
-        warmup_epochs: Linear rise to it, step by step.
-        warmup_start: Share of the learning rate at which the rise begins.
-        final_learning_rate: Share of the learning rate at which the cosine ends.
-        cosine_epochs: Length of the half cosine after the warm-up; None for the epochs that are left. After it, the
-            learning rate rises again.
-        cosine_steps: "epoch" keeps the learning rate through each epoch, "batch" changes it smoothly.
-        weight_decay: Of every trained weight, times the learning rate.
-        beta_1, beta_2, epsilon: Of AdamW.
-        clip_norm: Largest norm of all gradients together; None for no limit.
-        accumulate: Batches whose gradients are averaged for one update.
-        ema: Momentum of the moving average of the weights, for example 0.999; 0 for none. With it, the averages are
-            validated and saved.
-        distill_alpha: With a teacher, the share of its probabilities in the loss; the labels have the rest (Keras's
-            `student_loss_weight`).
-        distill_temperature: Of both probabilities; their divergence counts its square.
-        distill_features: Weights of the teacher's feature maps, the finest first; of fewer maps the last ones.
-        patience: Epochs without a better validation top-1 after which training ends; None for never.
-
     Raises:
         ValueError: A value out of its range.
     """
 
-    epochs: int = 300
-    batch_size: int = 128
-    image_size: int = 256
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    mix_probability: float = 1.0
-    label_smoothing: float = 0.1
-    drop_path_rate: float = 0.1
-    learning_rate: float = 1e-4
-    warmup_epochs: float = 20.0
-    warmup_start: float = 1 / 3
-    final_learning_rate: float = 1.25e-6 / 1e-4
-    cosine_epochs: float | None = None
-    cosine_steps: str = "epoch"
-    weight_decay: float = 0.05
-    beta_1: float = 0.9
-    beta_2: float = 0.999
-    epsilon: float = 1e-8
-    clip_norm: float | None = None
-    accumulate: int = 1
-    ema: float = 0.0
-    distill_alpha: float = 1.0
-    distill_temperature: float = 1.0
-    distill_features: tuple = (8.0, 8.0, 16.0)
-    patience: int | None = None
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size", "image_size", "accumulate"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("mixup", "cutmix", "warmup_epochs", "weight_decay"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("label_smoothing", "ema", "beta_1", "beta_2", "drop_path_rate"):
-            self._check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("warmup_start", "final_learning_rate"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1], a share of the learning rate")
-        for name in ("mix_probability", "distill_alpha"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        object.__setattr__(self, "distill_features", tuple(self.distill_features))
-        self._check("distill_features", all(weight >= 0 for weight in self.distill_features), "numbers of at least 0")
-        for name in ("learning_rate", "epsilon", "distill_temperature"):
-            self._check(name, getattr(self, name) > 0, "positive")
-        for name in ("clip_norm", "cosine_epochs", "patience"):
-            value = getattr(self, name)
-            self._check(name, value is None or value > 0, "positive or none")
-        self._check("cosine_steps", self.cosine_steps in ("epoch", "batch"), '"epoch" or "batch"')
-
-    def _check(self, name, fits, allowed):
-        if not fits:
-            raise ValueError(f"{name} must be {allowed}. Received: {getattr(self, name)!r}")
+    epochs: int = setting(300, "passes over the training images; the warm-up keeps its share", "--epochs", at_least=1)
+    batch_size: int = setting(128, "images of a step, over all devices", "--batch-size", at_least=1)
+    image_size: int = setting(256, "height and width, a multiple of 32 (vit: of 16)", "--image-size", at_least=1)
+    mixup: float = setting(0.8, "parameter of Mixup's Beta distribution; 0: none", "--mixup", at_least=0)
+    cutmix: float = setting(1.0, "the same of CutMix; of both, one is chosen for each batch", "--cutmix", at_least=0)
+    mix_probability: float = setting(1.0, "with which a batch is mixed", at_least=0, at_most=1)
+    label_smoothing: float = setting(
+        0.1, "share of the target that is spread over all classes", "--label-smoothing", at_least=0, below=1
+    )
+    drop_path_rate: float = setting(
+        0.1, "stochastic depth of the last block, rising from 0", "--drop-path-rate", at_least=0, below=1
+    )
+    learning_rate: float = setting(1e-4, "the highest learning rate", "--lr", above=0)
+    warmup_epochs: float = setting(20.0, "linear rise of the learning rate", "--warmup-epochs", at_least=0)
+    warmup_init_ratio: float = setting(
+        1 / 3, "share of the learning rate where the rise begins", at_least=0, at_most=1, formerly=("warmup_start",)
+    )
+    min_lr_ratio: float = setting(
+        1.25e-6 / 1e-4,
+        "share of the learning rate where the cosine ends",
+        at_least=0,
+        at_most=1,
+        formerly=("final_learning_rate",),
+    )
+    cosine_epochs: float | None = setting(
+        None, "length of the half cosine, after which the learning rate rises again; none: the epochs left", above=0
+    )
+    lr_update: str = setting(
+        "epoch",
+        "epoch keeps the learning rate through each epoch, batch changes it smoothly",
+        choices=("epoch", "batch"),
+        formerly=("cosine_steps",),
+    )
+    weight_decay: float = setting(
+        0.05, "of every trained weight, times the learning rate", "--weight-decay", at_least=0
+    )
+    beta_1: float = setting(0.9, "of AdamW", at_least=0, below=1)
+    beta_2: float = setting(0.999, "of AdamW", at_least=0, below=1)
+    epsilon: float = setting(1e-8, "of AdamW", above=0)
+    clip_grad_norm: float | None = setting(
+        None,
+        "largest norm of all gradients together; none: no limit",
+        "--clip-norm",
+        metavar="X|none",
+        above=0,
+        formerly=("clip_norm",),
+    )
+    grad_accum_steps: int = setting(
+        1, "batches whose gradients are averaged for one update", "--accumulate", at_least=1, formerly=("accumulate",)
+    )
+    ema_momentum: float = setting(
+        0.0,
+        "momentum of the moving average of the weights, such as 0.999, which is then validated and saved; 0: none",
+        "--ema",
+        at_least=0,
+        below=1,
+        formerly=("ema",),
+    )
+    distill_alpha: float = setting(
+        1.0,
+        "with a teacher, the share of its probabilities in the loss; the labels have the rest",
+        at_least=0,
+        at_most=1,
+    )
+    distill_temperature: float = setting(
+        1.0, "of the teacher's and the student's probabilities; their divergence counts its square", above=0
+    )
+    distill_features: tuple[float, ...] = setting(
+        (8.0, 8.0, 16.0), "weights of the teacher's feature maps, the finest first; of fewer maps the last", at_least=0
+    )
+    patience: int | None = setting(
+        None,
+        "stop after so many epochs without a better validation top-1; none: never",
+        "--patience",
+        metavar="N|none",
+        above=0,
+    )
+    augmentation: Augmentation = setting(Augmentation(), "`keras_ci2p.data.Augmentation` of each training image")
 
     def override(self, values):
-        """This recipe with other values.
+        """This recipe with other values, as `Config.override` takes them.
 
         Where the epochs change and the warm-up is not given, the warm-up keeps its share of the epochs.
-
-        Args:
-            values: dict by attribute; `augmentation` a dict of its own, or keys such as "augmentation.erasing". Strings
-                are read as numbers, "none" as None, "0.3,1" as several.
-
-        Raises:
-            ValueError: Unknown attribute or a value that does not fit.
         """
-        own, augmentation = {}, {}
-        for key, value in values.items():
-            if key == "augmentation" and isinstance(value, dict):
-                augmentation.update(value)
-            elif key.startswith("augmentation."):
-                augmentation[key.removeprefix("augmentation.")] = value
-            else:
-                own[key] = value
-        own = {key: _read(Recipe, key, value) for key, value in own.items()}
-        augmentation = {key: _read(Augmentation, key, value) for key, value in augmentation.items()}
-        if "epochs" in own and "warmup_epochs" not in own:
-            own["warmup_epochs"] = self.warmup_epochs * own["epochs"] / self.epochs
-        return replace(self, **own, augmentation=replace(self.augmentation, **augmentation))
+        changed = super().override(values)
+        if changed.epochs == self.epochs or "warmup_epochs" in values:
+            return changed
+        return replace(changed, warmup_epochs=self.warmup_epochs * changed.epochs / self.epochs)
 
-    def as_dict(self):
-        """Plain values, as JSON can hold them; `Recipe().override(...)` takes them back."""
-        return json.loads(json.dumps(asdict(self)))
-
-    def to_toml(self):
-        """The table as a file that `read_recipe` takes."""
-        values = self.as_dict()
-        augmentation = values.pop("augmentation")
-        lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
-        return "\n".join([*lines, "", "[augmentation]", *(f"{k} = {_toml(v)}" for k, v in augmentation.items()), ""])
+    def command_line(self, base=None, always=(), without=(), prefix=""):
+        # Else the warm-up would keep its share of other epochs.
+        if self.epochs != (RECIPES["paper"] if base is None else base).epochs and "epochs" not in without:
+            always = (*always, "warmup_epochs")
+        return super().command_line(base, always, without, prefix)
 
 
 RECIPES = {
@@ -155,11 +154,11 @@ RECIPES = {
         cutmix=0.0,
         learning_rate=5e-4,
         warmup_epochs=3.0,
-        cosine_steps="batch",
-        clip_norm=1.0,
+        lr_update="batch",
+        clip_grad_norm=1.0,
         augmentation=CROP_AND_FLIP,
     ),
-    # From trained weights: a lower learning rate, most of each photo is seen.
+    # From trained weights: a lower learning rate, most of each image is seen.
     "finetune": Recipe(
         epochs=20,
         batch_size=32,
@@ -167,37 +166,37 @@ RECIPES = {
         cutmix=0.0,
         learning_rate=5e-5,
         warmup_epochs=1.0,
-        cosine_steps="batch",
-        clip_norm=1.0,
+        lr_update="batch",
+        clip_grad_norm=1.0,
         augmentation=replace(CROP_AND_FLIP, crop_area=(0.35, 1.0), erasing=0.1),
     ),
 }
+# Where none is named.
+DEFAULT_RECIPE = "quick"
 
 
 def read_recipe(source):
     """A recipe by its name, or from a TOML or YAML file.
 
-    A file holds attributes of `Recipe`, those of the augmentation in a table `augmentation`, and optionally `base`, the
+    A file holds settings of `Recipe`, those of the augmentation in a table `augmentation`, and optionally `base`, the
     name of the recipe that it changes ("paper" where it is missing).
 
     Args:
         source: A name of `RECIPES`, or the path of a file that ends in .toml, .yaml or .yml.
 
     Raises:
-        ValueError: Unknown name or attribute, or a file that cannot be read as such.
+        ValueError: Unknown name or setting, or a file that cannot be read as such.
         OSError: No such file.
     """
     if source in RECIPES:
         return RECIPES[source]
     path = Path(source)
-    if path.suffix not in _READERS:
+    if path.suffix not in (".toml", ".yaml", ".yml"):
         raise ValueError(
             f"A recipe is one of {', '.join(RECIPES)}, or a .toml or .yaml file. Received: {str(source)!r}"
         )
     try:
-        values = _READERS[path.suffix](path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it holds no table of names and values")
+        values = read_table(path)
         base = values.pop("base", "paper")
         if base not in RECIPES:
             raise ValueError(f"base must be one of {', '.join(RECIPES)}. Received: {base!r}")
@@ -211,180 +210,298 @@ def write_recipe(path, recipe):
     write_text(path, recipe.to_toml())
 
 
-def _read_yaml(text):
-    yaml = require("yaml", extra="train")
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
+def add_recipe_flags(group, text):
+    """Adds --recipe and --set to an `argparse` parser or group; `text` tells what a recipe is for."""
+    names = ", ".join(f"{name} (default)" if name == DEFAULT_RECIPE else name for name in RECIPES)
+    group.add_argument(
+        "--recipe",
+        default=argparse.SUPPRESS,
+        metavar="NAME|FILE",
+        help=f"{text}: {names}, or a .toml or .yaml file",
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="NAME=VALUE",
+        help="change any number of the recipe, such as augmentation.erasing=0",
+    )
 
 
-_READERS = {".toml": tomllib.loads, ".yaml": _read_yaml, ".yml": _read_yaml}
+def changes_of_recipe(args):
+    """What parsed arguments change of the recipe that they name, a dict."""
+    values = Recipe.given(args, "recipe.")
+    for pair in getattr(args, "set", ()):
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE. Received: {pair!r}")
+        values[name] = value
+    return values
 
 
-def _read(cls, name, value):
-    """`value` as the type of the attribute, an int, float, str, None or pair."""
-    types = {f.name: f.type for f in fields(cls)}
-    if name not in types or types[name] is Augmentation:
-        prefix = "augmentation." if cls is Augmentation else ""
-        raise ValueError(f"A recipe has no number {prefix}{name}. It has: {', '.join(_names())}")
-    expected = types[name]
-    try:
-        if expected is tuple:
-            # Brackets too, as --show-recipe prints them.
-            parts = value.strip("[] ").split(",") if isinstance(value, str) else value
-            if cls is Recipe and isinstance(parts, (int, float)):
-                parts = [parts]
-            return tuple(float(part) for part in parts if cls is Augmentation or part != "")
-        if value is None or str(value).lower() == "none":
-            if expected in (int | None, float | None):
-                return None
+def recipe_from_args(args):
+    """The recipe that --recipe names, changed as the other parsed arguments say."""
+    return read_recipe(getattr(args, "recipe", DEFAULT_RECIPE)).override(changes_of_recipe(args))
+
+
+def _read_class_weights(value):
+    if isinstance(value, str) and value.startswith("{"):
+        value = json.loads(value)
+    if isinstance(value, str) and value != "balanced":
+        pairs = [pair.rpartition("=") for pair in value.split(",")]
+        if not all(equals for _, equals, _ in pairs):
             raise ValueError
-        if expected is str:
-            return str(value)
-        number = float(value)
-        if expected in (int, int | None):
-            if isinstance(value, bool) or number != int(number):
-                raise ValueError
-            return int(number)
-        return number
-    except (TypeError, ValueError) as error:
-        kind = {
-            tuple: "a pair of numbers" if cls is Augmentation else "numbers such as 8,8,16",
-            int: "an integer",
-            float: "a number",
-        }.get(expected, "a number or none")
-        raise ValueError(f"{name} must be {kind}. Received: {value!r}") from error
+        value = {name: float(number) for name, _, number in pairs}
+    if isinstance(value, dict):
+        is_weight = [isinstance(weight, numbers.Real) and 0 <= weight < float("inf") for weight in value.values()]
+        if not value or not all(is_weight):
+            raise ValueError
+        return {str(name): float(weight) for name, weight in value.items()}
+    if value not in (None, "balanced"):
+        raise ValueError
+    return value
 
 
-def _names():
-    own = [f.name for f in fields(Recipe) if f.type is not Augmentation]
-    return own + [f"augmentation.{f.name}" for f in fields(Augmentation)]
+def _read_devices(value):
+    if isinstance(value, str) and value != "all":
+        value = int(value)
+    if value not in (None, "all") and (isinstance(value, bool) or int(value) != value or value < 1):
+        raise ValueError
+    return value if value in (None, "all") else int(value)
 
 
-def _toml(value):
-    # TOML has no null.
-    return '"none"' if value is None else json.dumps(value)
+def _read_teacher_range(value):
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = json.loads(value if value.startswith("[") else f"[{value}]")
+    low, high = (tuple(map(float, end)) if isinstance(end, (list, tuple)) else float(end) for end in value)
+    return low, high
 
 
-AUGMENTED_ON = ("host", "device")
-
-# The compressor of a new CI2P-ViT, and the word for none.
-DEFAULT_COMPRESSOR = "bmshj2018-factorized-mse-5-photos"
-NO_COMPRESSOR = "none"
-NO_TEACHER = "none"
-
-# What changes where a run is computed, not what: it may differ when the run is taken up again.
-TRAIN_FREE_TO_CHANGE = ("devices", "in_memory", "num_workers", "tensorboard")
+def _optional_data(value):
+    return None if value in (None, NONE) else str(value)
 
 
-@dataclass(frozen=True)
-class TrainSettings:
+# For help texts.
+VARIANT_NAMES = f"{', '.join(list(VARIANTS)[:-1])} or {list(VARIANTS)[-1]}"
+
+
+class TrainConfig(Config):
     """Settings of `train`; with the data, the versions and the backend they determine the result.
 
-    Attributes:
-        data: Folder with one subfolder of photos per class, "tfds:NAME", or a latent cache.
-        model: "ci2p", "ci2p_dual" or "vit".
-        variant: Size of the transformer (`keras_ci2p.models.VARIANTS`); None with `init`, whose size it is.
-        recipe: `Recipe`.
-        seed: In 0..2**32-1.
-        init: Preset or training run to begin with; its head is kept where it has the same classes.
-        compressor: Trained compressor to begin with: a preset's name or directory, or a CompressAI checkpoint; "none"
-            for random weights; None for that of `init` or of the latent cache, else `DEFAULT_COMPRESSOR`.
-        freeze_compressor: Whether the compressor keeps its weights; None: where it begins with trained ones.
-        teacher: Trained classifier that is imitated too, as `keras_ci2p.training.load_teacher` takes it;
-            "none" for none; None for that of the latent cache, where it has one.
-        teacher_size, teacher_range, teacher_features: Size of its images, what black and white are for it, and names of
-            its feature maps, where its file does not say so; as in `open_teacher`.
-        dtype: Keras dtype policy.
-        matmul_precision: Of the products of float32 matrices: "float32", "tensorfloat32" or "bfloat16"; None for the
-            backend's own.
-        augment: "host" augments with Pillow while photos are loaded, "device" inside the compiled training step.
-        in_memory: With augment="device", whether to keep the decoded photos.
-        class_weights: "balanced", or a dict of weights by class name, 1 where one is missing; None for equal weights.
-        devices: "all", a number of devices, or None for Keras's own choice of one.
-        num_workers: Processes that load photos; 0 for threads in this one.
-        deterministic: Whether to trade speed for the same result each time.
-        tensorboard: Whether to write logs for TensorBoard too.
-        minutes: What the run may take, or None. An epoch is measured first, and as many as fit, one at least, take the
-            place of the recipe's; the warm-up keeps its share of them.
+    Raises:
+        ValueError: A value out of its range, or settings that do not go together.
     """
 
-    data: str
-    model: str = "ci2p"
-    variant: str | None = None
-    recipe: Recipe = field(default_factory=lambda: RECIPES["quick"])
-    seed: int = 0
-    init: str | None = None
-    compressor: str | None = None
-    freeze_compressor: bool | None = None
-    teacher: str | None = None
-    teacher_size: int | None = None
-    teacher_range: tuple | None = None
-    teacher_features: tuple | None = None
-    dtype: str = "float32"
-    matmul_precision: str | None = None
-    augment: str = "host"
-    in_memory: bool = False
-    class_weights: str | dict | None = None
-    devices: str | int | None = None
-    num_workers: int = 0
-    deterministic: bool = False
-    tensorboard: bool = False
-    minutes: float | None = None
+    groups = ("model", "teacher", "recipe", "computing")
 
-    def __post_init__(self):
-        if self.minutes is not None and not 0 < self.minutes < float("inf"):
-            raise ValueError(f"minutes must be positive. Received: {self.minutes}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be in 0..2**32-1. Received: {self.seed}")
-        if self.model not in CLASSIFIERS:
-            raise ValueError(f"model must be one of {', '.join(CLASSIFIERS)}. Received: {self.model!r}")
-        self._check_compressor()
-        self._check_teacher()
+    data: str = setting(
+        help="folder with one subfolder of images per class, tfds:NAME, or a latent cache",
+        flag="DATA",
+        placeholder=DATA,
+    )
+    model: str = setting("ci2p", "architecture", "--model", group="model", choices=tuple(MODELS))
+    variant: str | None = setting(
+        None, f"size: {VARIANT_NAMES}; default: tiny, with --init that of its model", "--variant", group="model"
+    )
+    recipe: Recipe = setting(RECIPES[DEFAULT_RECIPE], "`Recipe` of the run")
+    seed: int = setting(0, "of all that is left to chance", "--seed", group="computing", at_least=0, below=2**32)
+    init: str | None = setting(
+        None,
+        "preset or run whose weights to fine-tune; the head is kept where the classes are the same",
+        "--init",
+        metavar="RUN|PRESET",
+        group="model",
+        placeholder=INIT,
+    )
+    compressor: str | None = setting(
+        None,
+        "trained compressor to begin with: a preset, a name such as bmshj2018-factorized-mse-5, or a CompressAI "
+        f"checkpoint; none: random weights; default: that of --init or of the latents, else {DEFAULT_COMPRESSOR}",
+        "--compressor",
+        metavar="NAME|PATH",
+        group="model",
+        placeholder=COMPRESSOR,
+    )
+    freeze_compressor: bool | None = setting(
+        None,
+        "keep the compressor's weights; default: keep trained ones, train random ones",
+        "--freeze-compressor",
+        group="model",
+    )
+    teacher: str | None = setting(
+        None,
+        "learn from a trained classifier too: efficientnet-lite2 (ImageNet's features and a probe that is fitted to "
+        "DATA; extra teacher), an .onnx, OpenVINO's .xml or .keras file, a preset or training run; none: not even that "
+        "of a latent cache",
+        "--teacher",
+        metavar="NAME|PATH",
+        group="teacher",
+        placeholder=TEACHER,
+    )
+    teacher_size: int | None = setting(
+        None,
+        "height and width of its images; default: as its file says",
+        "--teacher-size",
+        group="teacher",
+        at_least=1,
+    )
+    teacher_range: tuple | None = setting(
+        None,
+        "what black and white are for it, such as --teacher-range=-1,1; default: as its file says",
+        "--teacher-range",
+        metavar="LOW,HIGH",
+        group="teacher",
+        read=_read_teacher_range,
+        expected="two numbers LOW,HIGH, such as 0,1, or [[R,G,B],[R,G,B]]",
+    )
+    teacher_features: tuple[str, ...] | None = setting(
+        None,
+        "its layers, or its file's outputs, whose feature maps are learned, the finest first, '' for none; default: "
+        "outputs called features_*",
+        "--teacher-features",
+        metavar="NAME,...",
+        group="teacher",
+    )
+    dtype: str = setting(
+        "float32", "Keras dtype policy: float32 (default), mixed_bfloat16, mixed_float16", "--dtype", group="computing"
+    )
+    matmul_precision: str | None = setting(
+        None,
+        "of the products of float32 matrices, where the processor is faster with fewer bits: GPUs of NVIDIA, with "
+        "torch also CPUs with AMX; default: the backend's own",
+        "--matmul-precision",
+        group="computing",
+        choices=MATMUL_PRECISIONS,
+    )
+    augment: str = setting(
+        "host",
+        "augment while images are loaded (host, the default), or inside the compiled step (device), where a GPU waits "
+        "for its data",
+        "--augment",
+        group="computing",
+        choices=AUGMENTED_ON,
+    )
+    in_memory: bool = setting(
+        False,
+        "with --augment device: keep the images, so that each is decoded once",
+        "--in-memory",
+        group="computing",
+        machine_only=True,
+    )
+    class_weights: str | dict | None = setting(
+        None,
+        "weigh classes in the loss; balanced: each class counts alike; a class that is missing has weight 1",
+        "--class-weights",
+        metavar="balanced|CLASS=X,...",
+        group="recipe",
+        read=_read_class_weights,
+        expected="balanced or CLASS=NUMBER,... with numbers of at least 0",
+    )
+    devices: str | int | None = setting(
+        None,
+        "train on several devices; torch: start with torchrun; default: Keras's own choice of one",
+        "--devices",
+        metavar="all|N",
+        group="computing",
+        machine_only=True,
+        read=_read_devices,
+        expected='"all" or an integer of at least 1',
+    )
+    num_workers: int = setting(
+        0,
+        "processes that load images; 0: threads of this one",
+        "--workers",
+        group="computing",
+        at_least=0,
+        machine_only=True,
+    )
+    deterministic: bool = setting(
+        False, "the same result each time, slower (torch: one thread)", "--deterministic", group="computing"
+    )
+    tensorboard: bool = setting(
+        False, "write RUN/tensorboard too", "--tensorboard", group="computing", machine_only=True
+    )
+    max_minutes: float | None = setting(
+        None,
+        "measure an epoch first and train as many as fit into X minutes, one at least, in place of --epochs; the "
+        "warm-up keeps its share of them",
+        "--minutes",
+        group="recipe",
+        above=0,
+        formerly=("minutes",),
+    )
+
+    def _check(self):
         if self.init is not None and self.variant is not None:
             raise ValueError(f"The size is that of init={self.init!r}. Received also: variant={self.variant!r}")
         if self.init is None and self.variant is None:
             object.__setattr__(self, "variant", "tiny")
-        if self.augment not in AUGMENTED_ON:
-            raise ValueError(f"augment must be one of {', '.join(AUGMENTED_ON)}. Received: {self.augment!r}")
-        if self.matmul_precision not in (None, *MATMUL_PRECISIONS):
-            allowed = ", ".join(MATMUL_PRECISIONS)
-            raise ValueError(f"matmul_precision must be one of {allowed}. Received: {self.matmul_precision!r}")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers must not be negative. Received: {self.num_workers}")
-        if isinstance(self.class_weights, str) and self.class_weights != "balanced":
-            raise ValueError(f'class_weights must be "balanced" or a dict. Received: {self.class_weights!r}')
-
-    def _check_compressor(self):
-        if not issubclass(CLASSIFIERS[self.model], CI2PClassifier):
-            if self.compressor not in (None, NO_COMPRESSOR):
-                raise ValueError(f"A compressor goes with ci2p and ci2p_dual. Received: model={self.model!r}")
-            return
-        has_one = self.init is not None or is_latent_cache(self.data)
-        if has_one and self.compressor == NO_COMPRESSOR:
-            raise ValueError(f"The compressor is that of init or data. Received also: compressor={NO_COMPRESSOR!r}")
-        if not has_one and self.compressor is None:
-            object.__setattr__(self, "compressor", DEFAULT_COMPRESSOR)
-
-    def _check_teacher(self):
-        said = [
-            name for name in ("teacher_size", "teacher_range", "teacher_features") if getattr(self, name) is not None
-        ]
-        if said and (self.teacher in (None, NO_TEACHER) or is_latent_cache(self.data)):
-            raise ValueError(
-                f"{said[0]} goes with a teacher that is asked while training, not with a latent cache, which has its "
-                f"targets. Received: teacher={self.teacher!r}, data={self.data!r}"
-            )
+        if self.in_memory and self.augment != "device":
+            raise ValueError(f"in_memory goes with augment='device'. Received: augment={self.augment!r}")
+        if self.model == "vit":
+            for name in ("compressor", "freeze_compressor"):
+                if getattr(self, name) not in (None, NO_COMPRESSOR):
+                    raise ValueError(
+                        f"A compressor goes with ci2p and ci2p_dual. Received: model={self.model!r}, "
+                        f"{name}={getattr(self, name)!r}"
+                    )
         if self.teacher in (None, NO_TEACHER):
-            return
-        if self.augment == "device":
+            self._check_no_teacher_options()
+        elif self.augment == "device":
             raise ValueError("A teacher looks at images that are augmented on the host. Received: augment='device'")
-        if self.num_workers and not is_latent_cache(self.data):
-            raise ValueError(f"A teacher is asked by threads of this process. Received: num_workers={self.num_workers}")
 
-    def as_dict(self):
-        return {**asdict(self), "recipe": self.recipe.as_dict()}
+    def _check_no_teacher_options(self, reason="a teacher"):
+        for name in ("teacher_size", "teacher_range", "teacher_features"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} goes with {reason}. Received: teacher={self.teacher!r}, data={self.data!r}")
+
+    def for_data(self, is_latent_cache):
+        """This config, checked against the kind of its data, with the compressor that is meant.
+
+        Args:
+            is_latent_cache: Whether `data` is a latent cache, which has its compressor and its teacher's targets.
+
+        Raises:
+            ValueError: Settings that do not go with such data.
+        """
+        if is_latent_cache:
+            reason = "a teacher that is asked while training, not with a latent cache, which has its targets"
+            self._check_no_teacher_options(reason)
+        elif self.teacher not in (None, NO_TEACHER) and self.num_workers:
+            raise ValueError(f"A teacher is asked by threads of this process. Received: num_workers={self.num_workers}")
+        has_compressor = self.init is not None or is_latent_cache
+        if has_compressor and self.model != "vit" and self.compressor == NO_COMPRESSOR:
+            raise ValueError(f"The compressor is that of init or data. Received also: compressor={NO_COMPRESSOR!r}")
+        if self.model == "vit" or has_compressor or self.compressor is not None:
+            return self
+        return replace(self, compressor=DEFAULT_COMPRESSOR)
+
+    @classmethod
+    def add_flags(cls, parser, prefix="", group=None, names=None, optional=()):
+        super().add_flags(parser, prefix, group, names, optional)
+        if names is not None:
+            return
+        (recipe,) = (group for group in parser._action_groups if group.title == "recipe")
+        add_recipe_flags(recipe, "the recipe")
+        Recipe.add_flags(recipe, prefix="recipe.", group=recipe)
+
+    @classmethod
+    def from_args(cls, args, **values):
+        config = super().from_args(args, recipe=recipe_from_args(args), **values)
+        given = [name for name in ("epochs", "warmup_epochs") if name in changes_of_recipe(args)]
+        if config.max_minutes is not None and given:
+            raise ValueError(f"--minutes chooses the epochs, and the warm-up with them. Received also: {given[0]}")
+        return config
+
+    def command_line(self, base=None, always=(), without=(), prefix=""):
+        """As `Config.command_line`; with `max_minutes`, without the recipe's epochs, which the run chooses."""
+        words = super().command_line(base, always, (*without, "recipe"), prefix)
+        if "recipe" in without:
+            return words
+        chosen = () if self.max_minutes is None else ("epochs", "warmup_epochs")
+        return words + self.recipe.command_line(RECIPES[DEFAULT_RECIPE], without=chosen)
 
 
 # Few enough files to have all of them open, large enough to be read well.
@@ -392,55 +509,63 @@ MOST_SHARDS = 256
 LEAST_SHARD_RECORDS = 1024
 
 
-@dataclass(frozen=True)
-class CacheSettings:
-    """Settings of `cache_latents`; with photos, compressor and backend they determine the latents.
+def _read_image_size(value):
+    if isinstance(value, str):
+        value = [int(side) for side in value.split(",")]
+    sides = (value, value) if isinstance(value, numbers.Real) else tuple(value)
+    height, width = sides if len(sides) == 2 else sides * 2
+    size = int(height), int(width)
+    if size != (height, width) or min(size) < 1 or any(side % _PATCH_SIZE for side in size):
+        raise ValueError
+    return size
 
-    Attributes:
-        views: Augmented views of each training photo.
-        image_size: Height and width of the views in pixels, or `(height, width)`; multiples of 32.
-        augmentation: `keras_ci2p.data.Augmentation` of the views.
-        store: "float16", or "rounded" to integers as the compressor itself does it, in an eighth of the space.
-        seed: Of the views, an integer in 0..2**32-1.
-        batch_size: Images that are encoded at a time; rounded down to whole photos, one at least.
-        shard_records: Latents in a file, rounded up to whole batches; an interruption loses at most so many. None for
-            1024, or more where that would be more than 256 files.
+
+class LatentCacheConfig(Config):
+    """Settings of `cache_latents`; with images, compressor and backend they determine the latents.
 
     Raises:
         ValueError: A value out of its range.
     """
 
-    views: int = 4
-    image_size: tuple = (256, 256)
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    store: str = "float16"
-    seed: int = 0
-    batch_size: int = 32
-    shard_records: int | None = None
-
-    def __post_init__(self):
-        size = self.image_size
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        object.__setattr__(self, "image_size", size)
-        if len(size) != 2 or min(size) < 1 or any(side % PATCH_SIZE for side in size):
-            raise ValueError(f"image_size must be one or two positive multiples of {PATCH_SIZE}. Received: {size}")
-        if self.store not in STORES:
-            raise ValueError(f"store must be one of {', '.join(STORES)}. Received: {self.store!r}")
-        for name in ("views", "batch_size", "shard_records"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1. Received: {value}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be in 0..2**32-1. Received: {self.seed}")
-
-    def as_dict(self):
-        """Plain values, as JSON holds them."""
-        return json.loads(json.dumps(asdict(self)))
+    views: int = setting(4, "augmented views of each training image", "--views", metavar="K", at_least=1)
+    image_size: tuple = setting(
+        (256, 256),
+        f"height and width of the views, multiples of {_PATCH_SIZE}; default: that of the recipe",
+        "--image-size",
+        metavar="N|H,W",
+        read=_read_image_size,
+        expected=f"one or two positive multiples of {_PATCH_SIZE}",
+    )
+    augmentation: Augmentation = setting(Augmentation(), "`keras_ci2p.data.Augmentation` of the views")
+    store: str = setting(
+        "float16",
+        "16-bit floats (default), or integers as the compressor makes them, in an eighth of the space",
+        "--store",
+        choices=STORES,
+    )
+    seed: int = setting(0, "of the views", "--seed", at_least=0, below=2**32)
+    batch_size: int = setting(
+        32, "images encoded at a time, rounded down to all views of an image", "--batch-size", at_least=1
+    )
+    shard_records: int | None = setting(
+        None,
+        "latents in a file, rounded up to whole batches; default: 1024, more for over 256 files",
+        "--shard-records",
+        at_least=1,
+    )
 
     @classmethod
-    def from_dict(cls, values):
-        """The settings that `as_dict` gave."""
-        return cls(**{**values, "augmentation": Augmentation(**values["augmentation"])})
+    def from_args(cls, args, **values):
+        """The config that parsed arguments give; of the recipe the augmentation and the image size count."""
+        recipe = recipe_from_args(args)
+        return cls(
+            **{"image_size": recipe.image_size, "augmentation": recipe.augmentation, **cls.given(args), **values}
+        )
+
+    def command_line(self, base=None, always=(), without=(), prefix=""):
+        words = super().command_line(base, always, without, prefix)
+        # The recipe whose augmentation and image size are the defaults of this class.
+        return words if "augmentation" in without else ["--recipe", "paper", *words]
 
     @property
     def batch_images(self):
@@ -453,64 +578,138 @@ class CacheSettings:
         return -(-wanted // self.batch_images) * self.batch_images
 
 
-# What changes where a run is computed, not what: it may differ when the run is taken up again.
-COMPRESSOR_FREE_TO_CHANGE = ("num_workers",)
-
-
-@dataclass(frozen=True)
-class CompressorSettings:
+class CompressorTrainConfig(Config):
     """Settings of `train_compressor`; with the data, the versions and the backend they determine the result.
 
-    Attributes:
-        data: Folder of pictures at any depth, or "tfds:NAME".
-        architecture: "bmshj2018-factorized" or "bmshj2018-factorized-relu".
-        quality: 1..8, the channels and CompressAI's `lmbda`.
-        lmbda: Weight of the squared error in place of the quality's.
-        steps: Training steps in all.
-        steps_per_epoch: Steps after which the held-out pictures are measured and a checkpoint is written.
-        crop_size: Height and width of the random crops (CompressAI: 256).
-        batch_size: Crops in a step (CompressAI: 16).
-        learning_rate: Adam's, at the beginning; it falls to nothing along a cosine. CompressAI's is 1e-4, for millions
-            of steps.
-        auxiliary_learning_rate: The quantiles', constant.
-        clip_norm: Largest norm of the gradients, or None.
-        seed: In 0..2**32-1.
-        init: Preset of a `Compressor` or CompressAI checkpoint to begin with, which sets architecture and quality.
-        val_pictures: Held-out pictures to measure on.
-        val_size: Height and width of their central crops; smaller pictures are enlarged.
-        dtype: Keras dtype policy.
-        num_workers: Processes that load pictures; 0 for threads in this one.
-        deterministic: Whether to trade speed for the same result each time.
+    Raises:
+        ValueError: A value out of its range, or settings that do not go together.
     """
 
-    data: str
-    architecture: str = "bmshj2018-factorized"
-    quality: int = 5
-    lmbda: float | None = None
-    steps: int = 20000
-    steps_per_epoch: int = 500
-    crop_size: int = 256
-    batch_size: int = 16
-    learning_rate: float = 1e-4
-    auxiliary_learning_rate: float = AUXILIARY_LEARNING_RATE
-    clip_norm: float | None = CLIP_NORM
-    seed: int = 0
-    init: str | None = None
-    val_pictures: int = 100
-    val_size: int = 256
-    dtype: str = "float32"
-    num_workers: int = 0
-    deterministic: bool = False
+    data: str = setting(
+        help="folder of images, with or without subfolders or with folders train and val, or tfds:NAME",
+        flag="DATA",
+        placeholder=DATA,
+    )
+    architecture: str | None = setting(
+        None, f"default: {FACTORIZED[0]}, with --init that of its compressor", "--architecture", choices=FACTORIZED
+    )
+    quality: int | None = setting(
+        None,
+        "1..8, which sets lambda and the channels; default: 5, with --init that of its compressor",
+        "--quality",
+        at_least=min(QUALITIES),
+        at_most=max(QUALITIES),
+    )
+    lmbda: float | None = setting(
+        None, "weight of the squared error; default: CompressAI's of the quality", "--lmbda", above=0
+    )
+    steps: int = setting(20000, "training steps in all", "--steps", at_least=1)
+    steps_per_epoch: int = setting(
+        500, "steps between two measurements and checkpoints", "--steps-per-epoch", at_least=1
+    )
+    crop_size: int = setting(
+        256, "height and width of the random crops, a multiple of 16", "--crop-size", at_least=1, multiple_of=16
+    )
+    batch_size: int = setting(16, "crops of a step", "--batch-size", at_least=1)
+    learning_rate: float = setting(
+        1e-4,
+        "at the beginning; it falls to nothing along a cosine. CompressAI's, for millions of steps",
+        "--lr",
+        above=0,
+    )
+    auxiliary_learning_rate: float = setting(
+        AUXILIARY_LEARNING_RATE, "of the quantiles, constant", "--auxiliary-lr", above=0
+    )
+    clip_grad_norm: float | None = setting(
+        CLIP_NORM, "largest norm of the gradients", "--clip-norm", above=0, formerly=("clip_norm",)
+    )
+    seed: int = setting(0, "of all that is left to chance", "--seed", at_least=0, below=2**32)
+    init: str | None = setting(
+        None,
+        "compressor to begin with, as in train, which sets architecture and quality",
+        "--init",
+        metavar="NAME|PATH",
+        placeholder=INIT,
+    )
+    val_images: int = setting(
+        100,
+        "validation images to measure on",
+        "--val-images",
+        at_least=1,
+        formerly=("val_pictures",),
+        old_flags=("--val-pictures",),
+    )
+    val_size: int = setting(
+        256,
+        "height and width of their central crops, a multiple of 16; smaller images are enlarged",
+        "--val-size",
+        at_least=1,
+        multiple_of=16,
+    )
+    dtype: str = setting("float32", "Keras dtype policy", "--dtype", metavar="POLICY")
+    num_workers: int = setting(
+        0, "processes that load images; 0: threads of this one", "--workers", at_least=0, machine_only=True
+    )
+    deterministic: bool = setting(False, "the same result each time, slower", "--deterministic")
 
-    def __post_init__(self):
-        for name in ("steps", "steps_per_epoch", "crop_size", "batch_size", "val_pictures", "val_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive. Received: {getattr(self, name)}")
-        for name in ("crop_size", "val_size"):
-            if getattr(self, name) % 16:
-                raise ValueError(f"{name} must be a multiple of 16. Received: {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be in 0..2**32-1. Received: {self.seed}")
+    def _check(self):
+        for name, default in (("architecture", FACTORIZED[0]), ("quality", 5)):
+            if self.init is None and getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+            if self.init is not None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"The {name} is that of init={self.init!r}. Received also: {name}={getattr(self, name)!r}"
+                )
 
-    def as_dict(self):
-        return asdict(self)
+    @classmethod
+    def _from_older(cls, values):
+        """0.1.0 recorded an architecture and a quality beside `init`, which did not count."""
+        ignored = ("architecture", "quality") if values.get("init") is not None else ()
+        return {name: value for name, value in values.items() if name not in ignored}
+
+
+class CompareConfig(Config):
+    """Settings of `keras_ci2p.compare.compare`.
+
+    Raises:
+        ValueError: A value out of its range.
+    """
+
+    backends: tuple[str, ...] = setting(
+        BACKENDS,
+        "torch, jax, tensorflow (default: all); the first that works is what the others are compared with",
+        "--backends",
+        metavar="NAME",
+        choices=BACKENDS,
+    )
+    model: str = setting("ci2p", "architecture", "--model", choices=tuple(MODELS))
+    variant: str = setting("base", f"size: {VARIANT_NAMES}", "--variant")
+    image_size: int = setting(256, "height and width in pixels", "--image-size", at_least=1)
+    batch_size: int = setting(8, "images of a step", "--batch-size", at_least=1)
+    steps: int = setting(
+        10, "of training, at least 3: the first compiles, and one tells no spread", "--steps", at_least=3
+    )
+    data: str | None = setting(
+        None,
+        "folder with one subfolder of images per class, or tfds:NAME; default: none, smooth synthetic images",
+        "--data",
+        read=_optional_data,
+        expected="a folder, tfds:NAME or none",
+    )
+    dtype: str = setting("float32", "Keras dtype policy: float32 (default), mixed_bfloat16, mixed_float16", "--dtype")
+    seed: int = setting(0, "of weights, images and augmentation", "--seed", at_least=0, below=2**32)
+
+    def _check(self):
+        if not self.backends or len(set(self.backends)) < len(self.backends):
+            raise ValueError(f"backends must be different ones, one at least. Received: {self.backends!r}")
+
+
+# Names of 0.1.0.
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "TrainSettings": "TrainConfig",
+        "CacheSettings": "LatentCacheConfig",
+        "CompressorSettings": "CompressorTrainConfig",
+    },
+)

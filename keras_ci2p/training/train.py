@@ -30,8 +30,8 @@ from keras_ci2p.training.distillation import (
 )
 from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.optim import SoftTargetCrossentropy, balanced_weights, make_optimizer
-from keras_ci2p.training.recipes import NO_TEACHER, TRAIN_FREE_TO_CHANGE, TrainSettings, write_recipe
-from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, RunError, check_same, previous_run
+from keras_ci2p.training.recipes import NO_TEACHER, write_recipe
+from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, RunError, check_config, check_same, previous_run
 from keras_ci2p.training.teacher import teacher_sha256
 from keras_ci2p.training.time_budget import as_begun, within_budget
 from keras_ci2p.utils import clean_up, require, write_bytes, write_json
@@ -47,7 +47,7 @@ def train(settings, run_dir, resume=False, verbose=1):
     `resume=True` goes on after the last whole epoch, as if nothing had happened.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         run_dir: Directory of the run.
         resume: Whether to go on with the run in `run_dir`, else it must be new.
         verbose: As in `fit`.
@@ -62,15 +62,16 @@ def train(settings, run_dir, resume=False, verbose=1):
     """
     began = time.perf_counter()
     run_dir = Path(run_dir)
+    settings = settings.for_data(is_latent_cache(settings.data))
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
     require("matplotlib.figure", extra="train")
     if settings.tensorboard:
         require("tensorboardX", extra="tensorboard")
     previous = previous_run(run_dir, resume)
-    if settings.minutes is not None and previous is not None:
+    if settings.max_minutes is not None and previous is not None:
         settings = as_begun(settings, previous)
-    check_same("settings", _lasting(settings), previous, _lasting(TrainSettings(settings.data)))
+    check_config(settings, previous)
     if settings.deterministic:
         make_deterministic()
     if settings.matmul_precision is not None:
@@ -108,7 +109,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
         if verbose and previous is not None and previous["data"].get("views", data["views"]) != data["views"]:
             print(f"The cache has {data['views']} views of each photo by now, all of which are used.", flush=True)
     # Until here nothing is written, so that all processes have seen the same directory.
-    devices.agree("settings or data", [_lasting(settings), data])
+    devices.agree("settings or data", [settings.lasting(), data])
     class_weights = _class_weights(settings.class_weights, photos)
 
     train_data, val_data = make_inputs(settings, photos, size_multiple, devices, targets, teacher)
@@ -129,7 +130,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
         )
         return model, learner
 
-    if settings.minutes is not None and previous is None:
+    if settings.max_minutes is not None and previous is None:
         settings = within_budget(settings, began, make_learner, train_data, val_data, devices, run_dir, verbose)
     recipe = settings.recipe
     model, learner = make_learner(recipe)
@@ -145,7 +146,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
             here = {**environment(), "devices": devices.describe()}
             if targets is not None:
                 write_bytes(run_dir / PROJECTION, targets.projection.to_bytes())
-            write_json(run_dir / CONFIG, {"settings": settings.as_dict(), "data": data, **here})
+            write_json(run_dir / CONFIG, {"settings": settings.to_dict(), "data": data, **here})
             write_recipe(run_dir / RECIPE, recipe)
     elif previous.get("backend") != keras.backend.backend():
         warnings.warn(
@@ -153,7 +154,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
             "the result will differ from one made on one backend.",
             stacklevel=3,
         )
-    averaging = AveragedWeights() if recipe.ema else None
+    averaging = AveragedWeights() if recipe.ema_momentum else None
     epochs_done = len(record["history"])
     timed = TimedDataset(train_data.repeated(epochs_done))
     recorder = Recorder(
@@ -209,10 +210,6 @@ def _class_weights(wanted, photos):
     return [float(wanted.get(name, 1)) for name in photos.class_names]
 
 
-def _lasting(settings):
-    return {key: value for key, value in settings.as_dict().items() if key not in TRAIN_FREE_TO_CHANGE}
-
-
 def _in_short(teacher):
     """What a run's record says of its teacher."""
     features = [{key: value for key, value in row.items() if key != "steps"} for row in teacher["features"]]
@@ -223,7 +220,7 @@ def make_inputs(settings, photos, size_multiple, devices, targets=None, teacher=
     """`(training, validation)` datasets.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         photos: All photos, `ImageManifest` or `LatentCache`.
         size_multiple: What the image size must be a multiple of.
         devices: `Devices`, which tell the part of each training batch to load.
@@ -254,7 +251,7 @@ def find_teacher(settings, photos, size_multiple, run_dir, previous, verbose):
     """The teacher of a run.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         photos: All photos, `ImageManifest` or `LatentCache`.
         size_multiple: Height and width of a token in pixels.
         run_dir: Directory of the run.
@@ -335,7 +332,7 @@ class ModelParts:
     """What the model of a run is made from.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
 
     Attributes:
         cache: The `LatentCache` that is trained on, or None.

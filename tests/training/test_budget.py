@@ -10,7 +10,7 @@ import pytest
 
 from keras_ci2p.cli import main
 from keras_ci2p.models.variants import VARIANTS
-from keras_ci2p.training import RECIPES, RunError, TrainSettings, read_recipe, train
+from keras_ci2p.training import RECIPES, RunError, TrainConfig, read_recipe, train
 from keras_ci2p.training import time_budget as budget
 from keras_ci2p.training.time_budget import EpochTime
 
@@ -22,7 +22,7 @@ def settings(photos, nano, monkeypatch):
 
     def make(minutes=None, **recipe):
         recipe = RECIPES["quick"].override({**small, **recipe})
-        return TrainSettings(str(photos), model="vit", variant="nano", recipe=recipe, minutes=minutes)
+        return TrainConfig(str(photos), model="vit", variant="nano", recipe=recipe, minutes=minutes)
 
     return make
 

@@ -15,9 +15,9 @@ from keras_ci2p.models import CLASSIFIERS
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.training import (
     RECIPES,
-    CacheSettings,
+    LatentCacheConfig,
     RunError,
-    TrainSettings,
+    TrainConfig,
     cache_latents,
     evaluate,
     read_recipe,
@@ -31,13 +31,13 @@ def settings(photos, nano, monkeypatch):
     monkeypatch.setitem(VARIANTS, "nano", nano)
 
     def make(**kwargs):
-        """Keyword arguments of `TrainSettings` and numbers of the recipe, mixed."""
+        """Keyword arguments of `TrainConfig` and numbers of the recipe, mixed."""
         own = {"data": str(photos), "variant": "nano", "model": "vit"}
         recipe = {"image_size": 32, "epochs": 2, "batch_size": 8, "warmup_epochs": 0.5}
-        names = {field.name for field in dataclasses.fields(TrainSettings)}
+        names = {field.name for field in dataclasses.fields(TrainConfig)}
         for key, value in kwargs.items():
             (own if key in names else recipe)[key] = value
-        return TrainSettings(recipe=RECIPES["quick"].override(recipe), **own)
+        return TrainConfig(recipe=RECIPES["quick"].override(recipe), **own)
 
     return make
 
@@ -79,9 +79,9 @@ def test_which_compressor(settings, tmp_path):
     assert settings(model="ci2p", compressor="my.pth").compressor == "my.pth"
     assert settings(model="ci2p", variant=None, init="my_preset").compressor is None
     assert settings(model="vit").compressor is None
-    assert TrainSettings(str(tmp_path / "latents")).compressor is None
+    assert TrainConfig(str(tmp_path / "latents")).compressor is None
     with pytest.raises(ValueError, match="that of init or data"):
-        TrainSettings(str(tmp_path / "latents"), compressor="none")
+        TrainConfig(str(tmp_path / "latents"), compressor="none")
     model, _ = train(settings(model="ci2p", compressor="none", epochs=1), tmp_path / "run", verbose=0)
     assert not model.freeze_compressor and model.compressor.origin is None
 
@@ -219,7 +219,7 @@ def small_compressor():
 
 def test_training_on_latents(settings, photos, tmp_path, small_compressor):
     cache, run = tmp_path / "cache", tmp_path / "run"
-    views = CacheSettings(views=2, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
+    views = LatentCacheConfig(views=2, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
     cache_latents(photos, cache, small_compressor, views, verbose=0)
     on_latents = settings(model="ci2p", data=str(cache), mixup=0.8, epochs=2)
     model, history = train(on_latents, run, verbose=0)

@@ -12,6 +12,7 @@ import sys
 import time
 import types
 import uuid
+import warnings
 from pathlib import Path
 
 
@@ -25,25 +26,30 @@ class _LazyPackage(types.ModuleType):
         super().__setattr__(name, value)
 
 
-def lazy_imports(package, names, modules=()):
-    """What the `__init__` of a package needs for its names to be imported when they are first used (PEP 562).
+def lazy_imports(package, names, modules=(), renamed=None):
+    """Returns what the `__init__` of a package needs to import its names when they are first used (PEP 562).
 
     Args:
         package: `__name__` of the package.
         names: dict of modules of the package, each with a list of the names that it defines. A leading "." stands for
             the package's parent, as in relative imports.
         modules: Modules that are public themselves.
+        renamed: dict of former names, each with the new one, for which it still stands with a DeprecationWarning. The
+            new one is public, or "module.name" as in `names`.
 
     Returns:
-        `__all__`, `__getattr__` and `__dir__` of the package.
+        `__all__`, `__getattr__` and `__dir__` of the package, without the former names.
     """
     module_of = {name: module for module, some in names.items() for name in some}
     public = sorted({*module_of, *modules})
+    renamed = renamed or {}
     this = sys.modules[package]
     this._module_of = module_of
     this.__class__ = _LazyPackage
 
     def get(name):
+        if name in renamed:
+            return _renamed(package, name, renamed[name])
         if name in module_of:
             value = getattr(importlib.import_module(f".{module_of[name]}", package), name)
         elif name in modules:
@@ -54,6 +60,30 @@ def lazy_imports(package, names, modules=()):
         return value
 
     return public, get, lambda: public
+
+
+def renamed_names(module, renamed):
+    """Returns the `__getattr__` of a module some of whose names have others now, as `renamed` of `lazy_imports`."""
+
+    def get(name):
+        if name in renamed:
+            return _renamed(module, name, renamed[name])
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return get
+
+
+def _renamed(package, old, new):
+    module, _, name = new.rpartition(".")
+    where = importlib.import_module(f".{module}", package) if module else sys.modules[package]
+    # Not kept in the package, so that each use warns. 3: the user's line.
+    warnings.warn(f"{package}.{old} is now called {name}.", DeprecationWarning, stacklevel=3)
+    return getattr(where, name)
+
+
+def num_cpus():
+    """Returns the number of processors that this process may use, which `os.cpu_count` does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require(module, extra):

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 # Before Keras is imported anywhere.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -8,7 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+PLAIN = Path(__file__).parent / "plain"
 NANO = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 48}
+
+
+def pytest_ignore_collect(collection_path):
+    """Leaves to NumPy, which Keras cannot train with, the tests that need no backend."""
+    if keras.backend.backend() == "numpy" and collection_path.is_file() and PLAIN not in collection_path.parents:
+        return True
+    return None
 
 
 @pytest.fixture(autouse=True)

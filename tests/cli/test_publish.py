@@ -12,7 +12,6 @@ import yaml
 from conftest import NANO, write_photos
 from test_cli import failed
 
-import keras_ci2p.training
 from keras_ci2p import Compressor, ViT
 from keras_ci2p.backend import environment
 from keras_ci2p.cli import main
@@ -118,7 +117,9 @@ def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     # The card's command gives the settings of the run again.
     (command,) = [line for line in text.splitlines() if "keras-ci2p train " in line]
     given = []
-    monkeypatch.setattr(keras_ci2p.training, "train", lambda settings, *_, **__: given.append(settings))
+    monkeypatch.setattr(
+        importlib.import_module("keras_ci2p.training.train"), "train", lambda settings, *_, **__: given.append(settings)
+    )
     words = shlex.split(command.replace("$DATA", str(photos)))[2:]
     monkeypatch.chdir(dest)
     assert main(words) == 0
@@ -352,7 +353,11 @@ class TestTeacher:
         # The card's command gives the settings of the run again.
         (command,) = [line for line in text.splitlines() if "keras-ci2p train " in line]
         given = []
-        monkeypatch.setattr(keras_ci2p.training, "train", lambda settings, *_, **__: given.append(settings))
+        monkeypatch.setattr(
+            importlib.import_module("keras_ci2p.training.train"),
+            "train",
+            lambda settings, *_, **__: given.append(settings),
+        )
         for name, value in (("DATA", photos), ("INIT", trained), ("TEACHER", trained)):
             assert f'"${name}"' in command and f"\n{name}=" in text
             command = command.replace(f"${name}", str(value))

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-NANO_CLI = str(Path(__file__).parents[1] / "nano_cli.py")
+NANO_CLI = str(Path(__file__).parents[1] / "helpers" / "nano_cli.py")
 
 # Bit for bit on torch with one thread and on JAX; TensorFlow's deterministic kernels leave rounding.
 TOLERANCE = 1e-4 if keras.backend.backend() == "tensorflow" else 0

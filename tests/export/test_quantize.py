@@ -5,7 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
-from test_batch_norm import models
+from test_fold_batch_norm import models
 
 from keras_ci2p import ViT
 from keras_ci2p.layers.core import Dense

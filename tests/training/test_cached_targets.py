@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import write_photos
-from test_caching import everything, settings, transform
+from test_cache_latents import everything, settings, transform
 from tiny_teacher import onnx_file
 
 from keras_ci2p import utils

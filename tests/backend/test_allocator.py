@@ -13,7 +13,7 @@ not_on_jax = pytest.mark.skipif(keras.backend.backend() == "jax", reason="left a
 
 FAULTS = """
 import ctypes, resource, threading
-from keras_ci2p.training.allocator import keep_freed_memory
+from keras_ci2p.backend import keep_freed_memory
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p

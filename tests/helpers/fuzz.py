@@ -1,6 +1,6 @@
 """Mutated checkpoints must end in a clean error or in the right weights.
 
-    KERAS_BACKEND=torch python tests/convert/fuzz.py 2000
+    KERAS_BACKEND=torch python tests/helpers/fuzz.py 2000
 
 Each checkpoint is damaged in one way: flipped bytes, a cut tail, a run of zeros, an inserted or repeated piece, a key
 that is renamed, lost, doubled, reshaped or of another type. Anything else than CheckpointError or ValueError, and for

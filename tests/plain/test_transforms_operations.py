@@ -1,6 +1,5 @@
 """Each operation against its formula, and against timm."""
 
-import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -174,8 +173,6 @@ def test_whole_pixels_are_moved_as_they_are(picture):
 
 @pytest.fixture(scope="module")
 def timm_operations():
-    if keras.backend.backend() != "torch":
-        pytest.skip("timm runs on torch")
     define_torchvision_operators()
     from timm.data import auto_augment
 

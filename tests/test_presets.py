@@ -10,7 +10,7 @@ import keras_ci2p
 from keras_ci2p import CI2PViT, CI2PViTDualScale, ViT, presets
 from keras_ci2p.presets import PresetError
 
-FORMAT_TEST = Path(__file__).parents[1] / "golden" / "preset_v1"
+FORMAT_TEST = Path(__file__).parent / "golden" / "preset_v1"
 SMALL_COMPRESSOR = {"num_filters": 8, "latent_channels": 12}
 DUAL = {"early_dim": 16, "merge_at": 1}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 PEDESTAL = 2.0**-36
 NO_WEIGHTS = ("num_batches_tracked", "pedestal", "bound")
 

@@ -18,8 +18,8 @@ from keras_ci2p.layers.compression_transforms import fingerprint
 from keras_ci2p.presets import open_preset
 from keras_ci2p.training.evaluation import evaluation_size
 
-WEIGHTS = Path(__file__).parents[2] / "weights"
-EXPECTED = json.loads((Path(__file__).parents[1] / "golden" / "shipped_presets.json").read_text())
+WEIGHTS = Path(__file__).parents[1] / "weights"
+EXPECTED = json.loads((Path(__file__).parent / "golden" / "shipped_presets.json").read_text())
 NAMES = {name: open_preset(name) for name in keras_ci2p.list_presets()}
 WITH_WEIGHTS = sorted({preset.directory.name for preset in NAMES.values() if preset.has_weights})
 CLASSIFIERS = [name for name, expected in EXPECTED.items() if "scores" in expected]

@@ -7,7 +7,7 @@ import subprocess
 import keras
 import numpy as np
 import pytest
-from test_batch_norm import COMPRESSOR, models, trained
+from test_fold_batch_norm import COMPRESSOR, models, trained
 
 from keras_ci2p import ViT
 from keras_ci2p.export import ExportError, export, open_exported

@@ -1,6 +1,12 @@
-"""The command line with a variant small enough for tests: `python tests/nano_cli.py train ... --variant nano`."""
+"""The command line with a variant small enough for tests.
+
+`python tests/helpers/nano_cli.py train ... --variant nano`
+"""
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import NANO
 

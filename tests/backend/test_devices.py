@@ -16,7 +16,7 @@ from keras_ci2p.backend import open_devices
 from keras_ci2p.backend.common import Devices
 
 BACKEND = keras.backend.backend()
-DRIVER = str(Path(__file__).parent / "two_devices.py")
+DRIVER = str(Path(__file__).parents[1] / "helpers" / "two_devices.py")
 RUNS = ["one/sgd", "two/sgd", "one/adamw", "two/adamw", "one/batch_norm", "two/batch_norm", "two/drop_path"]
 # Compiles in half of the time.
 XLA_FLAGS = "--xla_backend_optimization_level=0"

@@ -25,9 +25,9 @@ from common import MEMORY_SETTINGS
 
 from keras_ci2p import CI2PViT, utils
 from keras_ci2p.backend import environment
-from keras_ci2p.models.loading import open_classifier
 from keras_ci2p.export import FORMATS, export, open_exported
 from keras_ci2p.flops import count_parameters
+from keras_ci2p.models.loading import open_classifier
 from keras_ci2p.presets import WEIGHTS
 
 RESULTS = Path(__file__).parent / "results"

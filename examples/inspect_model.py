@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from keras_ci2p import ViT
-from keras_ci2p.models.loading import open_classifier
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import center_crop, load_image
 from keras_ci2p.layers import attention_rollout
+from keras_ci2p.models.loading import open_classifier
 from keras_ci2p.plots import plot_confusion
 from keras_ci2p.training import evaluate
 from keras_ci2p.training.evaluation import evaluation_size

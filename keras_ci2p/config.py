@@ -110,7 +110,10 @@ class Config:
 
         @functools.wraps(make)
         def __init__(self, *args, **values):
-            make(self, *args, **cls.with_current_names(values))
+            renamed = _renamed(cls)
+            older = {renamed[name]: value for name, value in values.items() if name in renamed}
+            # The older names last: `dataclasses.replace` gives the unchanged value by the new one.
+            make(self, *args, **{name: values[name] for name in values if name not in renamed} | older)
 
         cls.__init__ = __init__
         text, raises, errors = cls.__doc__.rstrip().partition("\n\n    Raises:")
@@ -226,6 +229,11 @@ class Config:
         known = {name: field.metadata["setting"] for name, field in _fields(cls).items()}
         return {name: setting.placeholder for name, setting in known.items() if setting.placeholder}
 
+    def _required(self):
+        """The settings that have no default."""
+        fields = dataclasses.fields(self)
+        return {field.name: getattr(self, field.name) for field in fields if field.default is dataclasses.MISSING}
+
     @classmethod
     def read(cls, name, value):
         """The value of a setting from a text or from what a file or a record holds.
@@ -297,6 +305,9 @@ class Config:
             without: Names of settings to leave out.
             prefix: What precedes the names of settings without a flag, which are given by `--set`.
         """
+        # A setting that was not given may stand for a value that follows from others.
+        required = self._required()
+        implied = {} if base is not None else {**vars(type(self)(**required)), **dict.fromkeys(required)}
         words = []
         for field in dataclasses.fields(self):
             name, known = field.name, field.metadata["setting"]
@@ -306,7 +317,7 @@ class Config:
                 continue
             if isinstance(value, Config):
                 words += value.command_line(other, prefix=f"{prefix}{name}.")
-            elif value == other and (name not in always or value is None):
+            elif (value == other or value == implied.get(name)) and (name not in always or value is None):
                 continue
             elif known.flag is None:
                 words += ["--set", f"{prefix}{name}={_text(value)}"]

@@ -117,7 +117,7 @@ def report():
         }
 
     backends = {"torch": {"error": "not installed"}, "jax": row(0, 0.5), "tensorflow": row(1e-3, 2.0)}
-    settings = CompareConfig(steps=3, batch_size=4).as_dict()
+    settings = CompareConfig(steps=3, batch_size=4).to_dict()
     return {"settings": settings, "parameters": 1_234_567, **_compared(backends, 4)}
 
 

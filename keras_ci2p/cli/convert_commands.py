@@ -64,7 +64,9 @@ def add_convert(add):
     parser.add_argument(
         "--image-size", type=integer(at_least=1), metavar="N", help="of the paper's models; default: 256"
     )
-    parser.add_argument("--sha256", metavar="HEX", help="first digits that the SHA-256 of a checkpoint SOURCE must have")
+    parser.add_argument(
+        "--sha256", metavar="HEX", help="first digits that the SHA-256 of a checkpoint SOURCE must have"
+    )
 
 
 def convert(args):
@@ -221,11 +223,11 @@ def add_publish(add):
 
 
 def publish(args):
-    from keras_ci2p import training
+    from keras_ci2p.training.publish import publish
 
     notes = Path(args.notes).read_text(encoding="utf-8") if args.notes else ""
     args.on_interrupt = f"Nothing is written to {args.dest}."
-    report = training.publish(
+    report = publish(
         args.source,
         args.dest,
         args.data,

@@ -58,7 +58,7 @@ _BEGUN_BY = ("views", "compressor", "store", "recipe", "set", "image_size", "see
 
 
 def add_train(add):
-    parser = add("train", "train a classifier on a folder of images", TRAIN, train, prepare_train, TRAIN_EPILOG)
+    parser = add("train", "train a classifier on a folder of images", TRAIN, run_train, prepare_train, TRAIN_EPILOG)
     _add_run_flags(parser)
     TrainConfig.add_flags(parser, optional=("data",))
     parser.add_argument("--show-recipe", action="store_true", help="print the recipe and do nothing else")
@@ -76,14 +76,14 @@ def prepare_train(args):
     return False
 
 
-def train(args):
-    from keras_ci2p import training
+def run_train(args):
     from keras_ci2p.presets import preset_of
+    from keras_ci2p.training.train import train
 
     config = args.config
     if config.init is not None:
         config = config.override({"init": str(preset_of(config.init))})
-    training.train(config, args.out, resume=args.resume, verbose=_verbose(args))
+    train(config, args.out, resume=args.resume, verbose=_verbose(args))
 
 
 def add_train_compressor(add):
@@ -91,29 +91,26 @@ def add_train_compressor(add):
         "train-compressor",
         "train a compressor on a folder of images",
         TRAIN_COMPRESSOR,
-        train_compressor,
+        run_train_compressor,
         prepare_train_compressor,
     )
-    _add_run_flags(parser)
+    _add_run_flags(parser, required=True)
     CompressorTrainConfig.add_flags(parser)
 
 
 def prepare_train_compressor(args):
-    if args.out is None:
-        args.usage_error("the following arguments are required: --out")
     args.config = CompressorTrainConfig.from_args(args)
 
 
-def train_compressor(args):
-    from keras_ci2p import training
+def run_train_compressor(args):
+    from keras_ci2p.training.train_compressor import train_compressor
 
-    training.train_compressor(args.config, args.out, resume=args.resume, verbose=_verbose(args))
+    train_compressor(args.config, args.out, resume=args.resume, verbose=_verbose(args))
 
 
-def _add_run_flags(parser):
-    parser.add_argument("--out", metavar="RUN", help="directory of the run")
+def _add_run_flags(parser, required=False):
+    parser.add_argument("--out", required=required, metavar="RUN", help="directory of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN")
-    parser.set_defaults(on_interrupt="The whole epochs are kept; the same command with --resume goes on.")
 
 
 def _verbose(args):
@@ -124,7 +121,12 @@ def _verbose(args):
 
 def add_cache(add):
     parser = add(
-        "cache", "store a data set's latents, to train without the compressor", CACHE, cache, prepare_cache, CACHE_EPILOG
+        "cache",
+        "store a data set's latents, to train without the compressor",
+        CACHE,
+        cache,
+        prepare_cache,
+        CACHE_EPILOG,
     )
     parser.add_argument("data", metavar="DATA", help="folder of images as `train` takes it, or tfds:NAME")
     parser.add_argument("out", metavar="OUT", help="directory of the cache")
@@ -170,8 +172,9 @@ def prepare_cache(args):
 
 
 def cache(args):
-    from keras_ci2p import training
     from keras_ci2p.data.sources import open_data
+    from keras_ci2p.training.cache_latents import cache_latents
+    from keras_ci2p.training.distillation import load_teacher
 
     compressor = None
     if args.config is not None:
@@ -179,10 +182,10 @@ def cache(args):
     images = open_data(args.data)
     teacher = None
     if args.teacher != NO_TEACHER:
-        teacher = training.load_teacher(args.teacher, images, *map(args.teacher_options.get, _TEACHER[1:]))
+        teacher = load_teacher(args.teacher, images, *map(args.teacher_options.get, _TEACHER[1:]))
     again = "" if args.more_views is not None else " with --resume"
     args.on_interrupt = f"The whole files are kept in {args.out}; the same command{again} goes on."
-    latents = training.cache_latents(
+    latents = cache_latents(
         images,
         args.out,
         compressor,

@@ -43,7 +43,7 @@ class Augmentation(Config):
 
     crop_area: tuple[float, float] = setting(
         (0.08, 1.0),
-        "share of the image's area that the random crop covers; (1, 1), and `crop_aspect` (1, 1), for the central square",
+        "share of the image's area that the random crop covers; (1, 1), with `crop_aspect` too, for the central square",
         above=0,
         at_most=1,
     )

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from keras_ci2p.data.transforms import RESIZE_RATIO
 
+
 @dataclass(frozen=True)
 class Format:
     """One format of `FORMATS`.

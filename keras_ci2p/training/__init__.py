@@ -13,10 +13,15 @@ __all__, __getattr__, __dir__ = lazy_imports(
         "evaluation": ["evaluate", "evaluate_compressor"],
         "optim": ["FusedAdamW"],
         "publish": ["PublishError", "publish"],
-        "recipes": ["CacheSettings", "CompressorSettings", "RECIPES", "Recipe", "TrainSettings", "read_recipe"],
+        "recipes": ["CompressorTrainConfig", "LatentCacheConfig", "RECIPES", "Recipe", "TrainConfig", "read_recipe"],
         "run_dir": ["RunError"],
         "teacher": ["Teacher", "TeacherError", "open_teacher"],
         "train": ["train"],
         "train_compressor": ["train_compressor"],
+    },
+    renamed={
+        "CacheSettings": "LatentCacheConfig",
+        "CompressorSettings": "CompressorTrainConfig",
+        "TrainSettings": "TrainConfig",
     },
 )

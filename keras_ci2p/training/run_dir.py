@@ -160,7 +160,6 @@ CURVES = "curves.png"
 REPORT = "report.json"
 
 
-
 def read_record(directory):
     """How a model was trained, as `report.json` holds it in "run".
 

@@ -60,7 +60,9 @@ def within_budget(settings, began, make_learner, train_data, val_data, devices, 
     """
     if verbose:
         print("Measuring how long an epoch takes ...", flush=True)
-    measured = _measure(*make_learner(settings.recipe), settings.max_minutes * 60, train_data, val_data, devices, run_dir)
+    measured = _measure(
+        *make_learner(settings.recipe), settings.max_minutes * 60, train_data, val_data, devices, run_dir
+    )
     # Keras models are cycles of references, which would keep the device's memory.
     gc.collect()
     left = max(0.0, devices.mean({"seconds": began + settings.max_minutes * 60 - time.perf_counter()})["seconds"])

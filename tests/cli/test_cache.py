@@ -35,7 +35,7 @@ def test_cache(photos, preset, tmp_path, capsys):
     more = ["--views", "3", "--store", "rounded", "--recipe", "paper", "--set", "augmentation.flip=0.25", "--seed", "7"]
     assert main(command(photos, out, preset, *more)) == 0
     printed = capsys.readouterr().out
-    assert "72 latents of 24 training photos, 6 of validation" in printed and "bytes each" in printed
+    assert "72 latents of 24 training images, 6 of validation" in printed and "bytes each" in printed
     settings = open_cache(out).manifest["settings"]
     assert settings["views"] == 3 and settings["store"] == "rounded" and settings["seed"] == 7
     assert Augmentation(**settings["augmentation"]) == Augmentation(flip=0.25)

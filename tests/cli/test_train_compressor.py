@@ -116,7 +116,7 @@ def test_an_existing_run_is_not_overwritten(run, pictures):
 def test_wrong_numbers():
     with pytest.raises(ValueError, match="multiple of 16"):
         CompressorTrainConfig("x", crop_size=100)
-    with pytest.raises(ValueError, match="steps must be positive"):
+    with pytest.raises(ValueError, match="steps must be at least 1"):
         CompressorTrainConfig("x", steps=0)
 
 

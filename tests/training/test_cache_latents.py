@@ -112,7 +112,7 @@ class TestLatents:
 class TestDirectory:
     def test_the_manifest_says_what_was_done(self, cache, photos):
         manifest = json.loads((cache.root / "latents.json").read_text())
-        assert manifest["settings"] == settings().as_dict()
+        assert manifest["settings"] == settings().to_dict()
         assert manifest["settings"]["augmentation"]["erasing"] == 0.25
         assert manifest["compressor"]["fingerprint"] == fingerprint(transform())
         assert manifest["compressor"]["latent_channels"] == 12

@@ -32,8 +32,8 @@ from keras_ci2p.data import image_folder, scan_folder
 from keras_ci2p.hub import replace_patch_embedding
 from keras_ci2p.models import VARIANTS
 from keras_ci2p.training import RECIPES
+from keras_ci2p.training.configs import DEFAULT_COMPRESSOR
 from keras_ci2p.training.optim import make_optimizer
-from keras_ci2p.training.recipes import DEFAULT_COMPRESSOR
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("16x16 patches", "CI2P")

@@ -27,8 +27,8 @@ from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.backbone import CI2PClassifier
 from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.plots import _peak, plot, title
+from keras_ci2p.training.configs import CompareConfig  # noqa: F401, its public name is here
 from keras_ci2p.training.optim import SoftTargetCrossentropy, adamw
-from keras_ci2p.training.recipes import CompareConfig  # noqa: F401, its public name is here
 from keras_ci2p.utils import renamed_names, require, write_json
 
 REPORT = "comparison.json"

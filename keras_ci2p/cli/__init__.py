@@ -77,10 +77,7 @@ def main(argv=None):
 def make_parser():
     """Makes the parser of the command line; no command's code is imported."""
     parser = argparse.ArgumentParser(
-        "keras-ci2p",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "keras-ci2p", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"keras-ci2p {keras_ci2p.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from keras_ci2p.cli.evaluate_commands import MODEL_HELP, refuse_given
-from keras_ci2p.config import integer
 from keras_ci2p.export.metadata import FORMATS
+from keras_ci2p.setting import integer
 from keras_ci2p.weight_storage import STORAGES
 
 CONVERT = """\
@@ -282,9 +282,7 @@ def add_data(add):
         "--data-dir", metavar="DIR", help="where sets are kept; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
     )
     parser.add_argument(
-        "--out",
-        metavar="OUT",
-        help="of animals10: a new directory to copy the images to, in folders for each split",
+        "--out", metavar="OUT", help="of animals10: a new directory to copy the images to, in folders for each split"
     )
 
 

@@ -6,9 +6,9 @@ import sys
 import warnings
 from pathlib import Path
 
-from keras_ci2p.config import integer
 from keras_ci2p.models.variants import MODELS, VARIANTS
-from keras_ci2p.training.recipes import VARIANT_NAMES
+from keras_ci2p.setting import integer
+from keras_ci2p.training.configs import VARIANT_NAMES
 
 MODEL_HELP = "a training run, a preset directory or the name of a preset"
 

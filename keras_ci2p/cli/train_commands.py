@@ -4,17 +4,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from keras_ci2p.config import integer
-from keras_ci2p.training.recipes import (
+from keras_ci2p.setting import integer
+from keras_ci2p.training.configs import (
     DEFAULT_COMPRESSOR,
     NO_TEACHER,
     CompareConfig,
     CompressorTrainConfig,
     LatentCacheConfig,
     TrainConfig,
-    add_recipe_flags,
-    recipe_from_args,
 )
+from keras_ci2p.training.recipes import add_recipe_flags, recipe_from_args
 
 TRAIN = """\
 Train a classifier on a folder of images: one subfolder per class, or folders train and val (and test) that hold these.
@@ -52,7 +51,7 @@ images, the same steps. Stochastic depth is off, so that nothing is left to chan
 
 DIR gets comparison.json and comparison.png. A backend that is not installed, or fails, is listed with its reason."""
 
-_TEACHER = ("teacher", "teacher_size", "teacher_range", "teacher_features")
+_TEACHER = TrainConfig.groups["teacher"]
 # What a cache is begun by, so that it cannot be chosen when views are added.
 _BEGUN_BY = ("views", "compressor", "store", "recipe", "set", "image_size", "seed", "batch_size", "shard_records")
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_ci2p import presets
+from keras_ci2p.config import NONE
 from keras_ci2p.convert.state_dict import CheckpointError, Entry, assign, convolution, read_state_dict
 from keras_ci2p.layers.compression_layers import (
     GDN,
@@ -23,7 +24,6 @@ from keras_ci2p.layers.compression_layers import (
 )
 from keras_ci2p.models.compressor import FACTORIZED, WITHOUT_SYNTHESIS, Compressor
 from keras_ci2p.presets import preset_of
-from keras_ci2p.training.recipes import NO_COMPRESSOR
 from keras_ci2p.utils import atomic_file, file_sha256
 
 # Buffers that hold no weights: GDN's and the bottleneck's constants, and tables made from the quantiles.
@@ -366,6 +366,6 @@ def read_compressor(source):
 
     None for None and "none".
     """
-    if source in (None, NO_COMPRESSOR):
+    if source in (None, NONE):
         return None
     return from_compressai(source) if Path(source).is_file() else Compressor.from_preset(preset_of(source))

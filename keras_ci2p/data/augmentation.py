@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_ci2p.config import Config, setting
+from keras_ci2p.config import Config
+from keras_ci2p.setting import setting
 
 # mmpretrain RandomResizedCrop.
 CROP_TRIES = 10

@@ -39,8 +39,8 @@ from keras_ci2p.layers.compression_transforms import AnalysisTransform, fingerpr
 from keras_ci2p.layers.embedding import PATCH_SIZE, compressor_config
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.presets import WEIGHTS, open_preset, write_preset
+from keras_ci2p.training.configs import LatentCacheConfig
 from keras_ci2p.training.distillation import FIT_VIEWS, FeatureProjection, TeacherTargets, teacher_top1
-from keras_ci2p.training.recipes import LatentCacheConfig
 from keras_ci2p.utils import atomic_file, clean_up, file_sha256, require, write_bytes, write_json
 
 

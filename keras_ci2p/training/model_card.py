@@ -6,8 +6,7 @@ import shlex
 from keras_ci2p.config import shell_words
 from keras_ci2p.data.tfds import PREFIX
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
-from keras_ci2p.training.efficientnet import DEFAULT_SIZE
-from keras_ci2p.training.recipes import (
+from keras_ci2p.training.configs import (
     COMPRESSOR,
     DATA,
     INIT,
@@ -17,6 +16,7 @@ from keras_ci2p.training.recipes import (
     LatentCacheConfig,
     TrainConfig,
 )
+from keras_ci2p.training.efficientnet import DEFAULT_SIZE
 from keras_ci2p.training.run_dir import CURVES, HISTORY, recipe_of, teacher_of, views_of
 
 LICENSE = "Apache-2.0"

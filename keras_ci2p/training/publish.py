@@ -18,9 +18,9 @@ from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.plots import plot_confusion
 from keras_ci2p.presets import PresetError, check_writable, open_preset, preset_of
+from keras_ci2p.training.configs import DATA, CompressorTrainConfig
 from keras_ci2p.training.evaluation import check_classes, evaluate, evaluate_compressor
 from keras_ci2p.training.model_card import classifier_card, compressor_card
-from keras_ci2p.training.recipes import DATA, CompressorTrainConfig
 from keras_ci2p.training.run_dir import CURVES, HISTORY, REPORT, read_record, recipe_of
 from keras_ci2p.utils import atomic_directory, require, write_json, write_text
 from keras_ci2p.weight_storage import check_storage

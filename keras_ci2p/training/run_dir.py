@@ -12,7 +12,8 @@ import numpy as np
 
 from keras_ci2p.data.tfds import PREFIX
 from keras_ci2p.presets import list_presets
-from keras_ci2p.training.recipes import NO_TEACHER, TEACHERS, Recipe, TrainConfig
+from keras_ci2p.training.configs import NO_TEACHER, TEACHERS, TrainConfig
+from keras_ci2p.training.recipes import Recipe
 from keras_ci2p.utils import atomic_directory, clean_up, file_sha256, write_json
 
 CONFIG = "config.json"

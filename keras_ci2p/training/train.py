@@ -19,6 +19,7 @@ from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.cache_latents import cached_compressor
 from keras_ci2p.training.callbacks import AveragedWeights, RaiseInterrupt, Recorder
+from keras_ci2p.training.configs import NO_TEACHER
 from keras_ci2p.training.distillation import (
     DistilledClassifier,
     FeatureProjection,
@@ -30,7 +31,7 @@ from keras_ci2p.training.distillation import (
 )
 from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.optim import SoftTargetCrossentropy, balanced_weights, make_optimizer
-from keras_ci2p.training.recipes import NO_TEACHER, write_recipe
+from keras_ci2p.training.recipes import write_recipe
 from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, RunError, check_config, check_same, previous_run
 from keras_ci2p.training.teacher import teacher_sha256
 from keras_ci2p.training.time_budget import as_begun, within_budget

@@ -9,17 +9,11 @@ import shlex
 import numpy as np
 import pytest
 
-from keras_ci2p.config import Config, setting, shell_words
+from keras_ci2p.config import Config, shell_words
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
-from keras_ci2p.training.recipes import (
-    RECIPES,
-    CompareConfig,
-    CompressorTrainConfig,
-    LatentCacheConfig,
-    Recipe,
-    TrainConfig,
-    add_recipe_flags,
-)
+from keras_ci2p.setting import setting
+from keras_ci2p.training.configs import CompareConfig, CompressorTrainConfig, LatentCacheConfig, TrainConfig
+from keras_ci2p.training.recipes import RECIPES, Recipe, add_recipe_flags
 
 CONFIGS = (CompareConfig, CompressorTrainConfig, LatentCacheConfig, TrainConfig)
 
@@ -215,7 +209,7 @@ def test_a_time_limit_chooses_the_epochs():
 
 def test_placeholders_are_variables_and_nothing_else_is():
     words = TrainConfig("$DATA", compressor="$HOME/x").command_line()
-    assert shell_words(words, TrainConfig.placeholders().values()).startswith('"$DATA" --variant tiny')
+    assert shell_words(words, TrainConfig.placeholders().values()).startswith('"$DATA" --compressor ')
     assert "'$HOME/x'" in shell_words(words, TrainConfig.placeholders().values())
 
 
@@ -400,12 +394,12 @@ def test_documented():
 def test_tables_that_are_written_twice():
     """Those of modules that import Keras are the same in those that do not."""
     backend = importlib.import_module("keras_ci2p.backend")
-    recipes = importlib.import_module("keras_ci2p.training.recipes")
+    configs = importlib.import_module("keras_ci2p.training.configs")
     embedding = importlib.import_module("keras_ci2p.layers.embedding")
     distortion = importlib.import_module("keras_ci2p.models.rate_distortion")
-    assert tuple(backend.MATMUL_PRECISIONS) == recipes.MATMUL_PRECISIONS
-    assert embedding.PATCH_SIZE == recipes._PATCH_SIZE
-    assert list(distortion.LAMBDAS) == list(recipes.QUALITIES)
+    assert tuple(backend.MATMUL_PRECISIONS) == configs.MATMUL_PRECISIONS
+    assert embedding.PATCH_SIZE == configs._PATCH_SIZE
+    assert list(distortion.LAMBDAS) == list(configs.QUALITIES)
 
 
 class Inner(Config):

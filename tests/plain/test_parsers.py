@@ -65,9 +65,15 @@ def test_every_command_is_listed(capsys):
         ("info animals10 --model vit", "--model is for a VARIANT"),
         ("info animals10 --model ci2p", "animals10 is a model that has its own"),
         ("flops animals10 --model vit", "--model is for a VARIANT"),
-        ("train x --out r --model vit --freeze-compressor", "model='vit', freeze_compressor=True"),
-        ("train x --out r --model vit --no-freeze-compressor", "model='vit', freeze_compressor=False"),
-        ("train x --out r --model vit --compressor none --compressor y", "model='vit', compressor='y'"),
+        ("train x --out r --model vit --freeze-compressor", "has not. Received: freeze_compressor=True"),
+        (
+            "train x --out r --model vit --no-freeze-compressor",
+            "has not. Received: freeze_compressor=False",
+        ),
+        (
+            "train x --out r --model vit --compressor none --compressor y",
+            "has not. Received: compressor='y'",
+        ),
         ("train x --out r --in-memory", "in_memory goes with augment='device'"),
         ("train x --out r --teacher-size 3", "teacher_size goes with a teacher"),
         ("train x --out r --minutes 3 --epochs 4", "--minutes chooses the epochs"),

@@ -13,7 +13,7 @@ from keras_ci2p.data.latent_loader import LatentRecords, latent_folder
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.layers.compression_transforms import fingerprint
 from keras_ci2p.training.cache_latents import cache_latents, cached_compressor
-from keras_ci2p.training.recipes import LatentCacheConfig
+from keras_ci2p.training.configs import LatentCacheConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:The latents are made with a compressor of random weights")
 

@@ -23,7 +23,7 @@ from keras_ci2p.training import (
     read_recipe,
     train,
 )
-from keras_ci2p.training.recipes import DEFAULT_COMPRESSOR
+from keras_ci2p.training.configs import DEFAULT_COMPRESSOR
 
 
 @pytest.fixture

@@ -57,7 +57,10 @@ def test_the_compressor_of_a_classifier(photos, tmp_path, capsys):
 
 def test_errors(photos, preset, tmp_path, capsys):
     out = tmp_path / "cache"
-    assert "multiples of 32" in failed(capsys, *command(photos, out, preset, "--image-size", "40"))
+    assert "multiples of 32" in failed(capsys, *command(photos, out, preset, "--set", "image_size=40"))
+    with pytest.raises(SystemExit):
+        main(command(photos, out, preset, "--image-size", "40"))
+    assert "multiples of 32" in capsys.readouterr().err
     assert "views" in failed(capsys, *command(photos, out, preset, "--views", "0"))
     assert "no folder" in failed(capsys, *command(tmp_path / "absent", out, preset))
     assert "Unknown preset" in failed(capsys, *command(photos, out, "absent"))

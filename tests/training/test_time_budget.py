@@ -76,7 +76,7 @@ def test_the_run_is_the_one_that_those_epochs_would_have_been(settings, measured
         np.testing.assert_allclose(keras.ops.convert_to_numpy(ours), keras.ops.convert_to_numpy(theirs), atol=1e-5)
     assert len(measured) == 1, "only with minutes"
     config = json.loads((tmp_path / "budget" / "config.json").read_text())["settings"]
-    assert config["minutes"] == 10
+    assert config["max_minutes"] == 10
     assert config["recipe"]["epochs"] == 3 and config["recipe"]["warmup_epochs"] == pytest.approx(0.6)
     assert read_recipe(tmp_path / "budget" / "recipe.toml").epochs == 3
     rows = list(csv.DictReader((tmp_path / "budget" / "history.csv").open()))

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from keras_ci2p.cli.evaluate_commands import MODEL_HELP, refuse_given
-from keras_ci2p.export.metadata import FORMATS
+from keras_ci2p.export.formats import FORMATS
 from keras_ci2p.setting import integer
 from keras_ci2p.weight_storage import STORAGES
 
@@ -135,18 +135,15 @@ def _part(key):
 
 def _read_preset(args):
     """The model, and what else of its preset `save_to_preset` is to write again."""
-    from keras_ci2p.data.overlap import carried_files
-    from keras_ci2p.models.compressor import Compressor
-    from keras_ci2p.models.loading import open_classifier
-    from keras_ci2p.presets import open_preset, preset_of
+    from keras_ci2p.models.loading import open_preset_model
+    from keras_ci2p.presets import open_preset
 
-    preset = open_preset(preset_of(args.source))
+    preset = open_preset(args.source)
     reason = f"{args.source} is a preset, not a checkpoint file"
     refuse_given(args, ["sha256"], f"{reason}, and is checked by the checksums in it")
     refuse_given(args, ["quality", "image_size"], reason)
-    if preset.registered_name() == "keras_ci2p>Compressor":
-        return Compressor.from_preset(preset), {}
-    return open_classifier(preset)[0], {"files": carried_files(preset)}
+    model, preset = open_preset_model(preset)
+    return model, preset.carried()
 
 
 def _write_checkpoint(model, dest, kind):
@@ -188,11 +185,11 @@ def export(args):
 
     from keras_ci2p.export.export import export
     from keras_ci2p.models.loading import open_classifier
-    from keras_ci2p.presets import name_of
+    from keras_ci2p.presets import preset_name
 
     arguments = {"image_shape": (args.image_size, args.image_size, 3)} if args.image_size else {}
     model, preset = open_classifier(args.model, **arguments)
-    known = {"name": name_of(preset.directory), "license": preset.metadata.get("license")}
+    known = {"name": preset_name(preset.directory), "license": preset.metadata.get("license")}
     metadata = {key: value for key, value in known.items() if value}
     args.on_interrupt = f"Nothing is written to {args.dest}."
     report = export(model, args.dest, args.format, opset=args.opset, overwrite=args.overwrite, metadata=metadata)
@@ -252,16 +249,13 @@ def add_quantize(add):
 
 
 def quantize(args):
-    from keras_ci2p.data.overlap import carried_files
     from keras_ci2p.models.loading import open_classifier
-    from keras_ci2p.presets import WEIGHTS, check_writable
+    from keras_ci2p.presets import WEIGHTS, check_destination
 
-    check_writable(args.dest)
+    check_destination(args.dest)
     model, preset = open_classifier(args.model)
     model.quantize("int8")
-    # Weights that were compact are exact in 16 bits.
-    storage = "float32" if preset.storage == "float32" else "float16"
-    model.save_to_preset(args.dest, metadata=preset.further_metadata(), files=carried_files(preset), storage=storage)
+    model.save_to_preset(args.dest, **preset.carried())
     count = sum(layer.quantization_mode is not None for layer in model._flatten_layers())
     before, after = ((Path(path) / WEIGHTS).stat().st_size for path in (preset.directory, args.dest))
     print(f"quantised: {count} products of the transformer")

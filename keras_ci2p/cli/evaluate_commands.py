@@ -78,21 +78,21 @@ def add_evaluate(add):
 
 
 def evaluate(args):
+    from keras_ci2p.models.loading import is_compressor
     from keras_ci2p.presets import open_preset, preset_of
     from keras_ci2p.utils import require
 
     require("matplotlib.figure", extra="train")
     preset = open_preset(preset_of(args.model))
-    is_compressor = preset.registered_name() == "keras_ci2p>Compressor"
-    mine, others = _FOR_CLASSIFIERS, _FOR_COMPRESSORS
-    if is_compressor:
-        mine, others = others, mine
-    refuse_given(args, others, f"{args.model} is a {'compressor' if is_compressor else 'classifier'}")
+    kind, mine, others = "classifier", _FOR_CLASSIFIERS, _FOR_COMPRESSORS
+    if is_compressor(preset):
+        kind, mine, others = "compressor", others, mine
+    refuse_given(args, others, f"{args.model} is a {kind}")
     for name, default in mine.items():
         setattr(args, name, getattr(args, name, default))
     is_run = preset_of(args.model) != args.model
     out = Path(args.out) if args.out else Path(args.model if is_run else ".") / "evaluation"
-    measure = _measure_compressor if is_compressor else _measure_classifier
+    measure = _measure_compressor if is_compressor(preset) else _measure_classifier
     measure(args, preset, out)
 
 
@@ -110,7 +110,7 @@ def _measure_classifier(args, preset, out):
     from keras_ci2p.data.sources import open_data
     from keras_ci2p.models.loading import open_classifier
     from keras_ci2p.plots import plot_confusion, plot_worst
-    from keras_ci2p.training.evaluation import check_classes, evaluate, evaluation_size
+    from keras_ci2p.training.evaluation import check_classes, evaluate, evaluation_size, worst_images
 
     model, _ = open_classifier(preset)
     manifest = open_data(args.data)
@@ -134,7 +134,7 @@ def _measure_classifier(args, preset, out):
     plot_confusion(out / "confusion.png", report)
     written = [out / "report.json", out / "confusion.png"]
     if report.get("worst"):
-        plot_worst(out / "worst.png", report, manifest, evaluation_size(model))
+        plot_worst(out / "worst.png", report, worst_images(report, manifest, evaluation_size(model)))
         written.append(out / "worst.png")
     print(_table_by_class(report))
     if args.without_copies:
@@ -151,12 +151,12 @@ def _measure_classifier(args, preset, out):
 def _measure_compressor(args, preset, out):
     from keras_ci2p import utils
     from keras_ci2p.backend import environment
-    from keras_ci2p.data.sources import open_pictures
+    from keras_ci2p.data.sources import scan_images
     from keras_ci2p.models.compressor import Compressor
     from keras_ci2p.training.evaluation import evaluate_compressor, show_reconstructions
 
     compressor = Compressor.from_preset(preset)
-    images = open_pictures(args.data)
+    images = scan_images(args.data)
     report = evaluate_compressor(
         compressor,
         images,

@@ -171,13 +171,14 @@ def prepare_cache(args):
 
 
 def cache(args):
+    from keras_ci2p.convert.compressai import read_compressor
     from keras_ci2p.data.sources import open_data
     from keras_ci2p.training.cache_latents import cache_latents
     from keras_ci2p.training.distillation import load_teacher
 
     compressor = None
     if args.config is not None:
-        compressor = _read_compressor(getattr(args, "compressor", DEFAULT_COMPRESSOR))
+        compressor = read_compressor(getattr(args, "compressor", DEFAULT_COMPRESSOR))
     images = open_data(args.data)
     teacher = None
     if args.teacher != NO_TEACHER:
@@ -201,24 +202,6 @@ def cache(args):
         f"{counts['train']} latents of {len(latents.split('train'))} training images, {counts['val']} of validation: "
         f"{latents.num_bytes / 1e6:,.1f} MB, {latents.num_bytes / total:,.0f} bytes each. Cache: {args.out}"
     )
-
-
-def _read_compressor(source):
-    from keras_ci2p.convert.compressai import from_compressai
-    from keras_ci2p.models.backbone import CI2PClassifier
-    from keras_ci2p.models.compressor import Compressor
-    from keras_ci2p.models.loading import open_classifier
-    from keras_ci2p.presets import PresetError, open_preset, preset_of
-
-    if Path(source).is_file():
-        return from_compressai(source)
-    preset = open_preset(preset_of(source))
-    if preset.registered_name() == "keras_ci2p>Compressor":
-        return Compressor.from_preset(preset)
-    model, _ = open_classifier(preset)
-    if not isinstance(model, CI2PClassifier):
-        raise PresetError(f"{source} has no compressor: it is a {type(model).__name__}.")
-    return model.compressor
 
 
 def add_compare(add):

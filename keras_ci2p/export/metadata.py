@@ -19,40 +19,9 @@ file of that name too.
 
 import json
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 from keras_ci2p.data.transforms import RESIZE_RATIO
-
-
-@dataclass(frozen=True)
-class Format:
-    """One format of `FORMATS`.
-
-    Attributes:
-        backends: Those of Keras that can write it, the better one first.
-        packages: What it needs besides the backend, to be written and to be run.
-        suffix: Of the file; None where it is a directory.
-        main_file: In the directory; None where it is a file.
-    """
-
-    backends: tuple
-    packages: tuple = ()
-    suffix: str | None = None
-    main_file: str | None = None
-
-
-# Keras 3.15 and the converters of the day. ONNX: tf2onnx has no Erfc, which an exact GELU needs; jax2onnx has no
-# reshaping that joins the batch with another axis. OpenVINO reads what torch and TensorFlow make, not jax2tf's calls of
-# XLA; neither is a SavedModel of these for every device.
-FORMATS = {
-    "onnx": Format(("torch",), ("onnx", "onnxscript", "onnxruntime"), suffix=".onnx"),
-    "tf_saved_model": Format(("tensorflow",), main_file="saved_model.pb"),
-    "openvino": Format(("torch", "tensorflow"), ("openvino",), main_file="openvino_model.xml"),
-    "torch": Format(("torch",), suffix=".pt2"),
-    "litert": Format(("tensorflow",), ("ai_edge_litert",), suffix=".tflite"),
-}
-
 
 PREFIX = "keras_ci2p"
 FILE_NAME = f"{PREFIX}.json"

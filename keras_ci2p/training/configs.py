@@ -4,7 +4,9 @@ import json
 import numbers
 from dataclasses import replace
 
+from keras_ci2p.backend import MATMUL_PRECISIONS
 from keras_ci2p.config import NONE, Config
+from keras_ci2p.convert.zoo import NO_COMPRESSOR
 from keras_ci2p.data.augmentation import Augmentation
 from keras_ci2p.data.latent_cache import STORES
 from keras_ci2p.models.variants import AUXILIARY_LEARNING_RATE, CLIP_NORM, FACTORIZED, MODELS, QUALITIES, VARIANTS
@@ -19,14 +21,12 @@ from keras_ci2p.training.recipes import (
 )
 
 BACKENDS = ("torch", "jax", "tensorflow")
-MATMUL_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 AUGMENTED_ON = ("host", "device")
 # Teachers that this package makes.
 TEACHERS = ("efficientnet-lite2",)
 
 # The compressor of a new CI2P-ViT, and the words for none.
 DEFAULT_COMPRESSOR = "bmshj2018-factorized-mse-5-photos"
-NO_COMPRESSOR = NONE
 NO_TEACHER = NONE
 
 # What records that leave this machine, and the commands of model cards, say in place of paths.

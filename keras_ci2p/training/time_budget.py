@@ -53,7 +53,7 @@ def within_budget(settings, began, make_learner, train_data, val_data, devices, 
         settings: `TrainConfig`.
         began: `time.perf_counter()` when the minutes began.
         make_learner: Function from a `Recipe` to `(classifier, compiled model to fit)`.
-        train_data, val_data: `EpochDataset`.
+        train_data, val_data: `DataLoader`.
         devices: `Devices`.
         run_dir: Directory of the run to come; what is written to measure goes beside it, and is deleted.
         verbose: Whether to print what was measured and chosen.
@@ -65,7 +65,9 @@ def within_budget(settings, began, make_learner, train_data, val_data, devices, 
     )
     # Keras models are cycles of references, which would keep the device's memory.
     gc.collect()
-    left = max(0.0, devices.mean({"seconds": began + settings.max_minutes * 60 - time.perf_counter()})["seconds"])
+    left = max(
+        0.0, devices.all_reduce_mean({"seconds": began + settings.max_minutes * 60 - time.perf_counter()})["seconds"]
+    )
     epochs = measured.epochs_within(left)
     if verbose:
         print(
@@ -100,13 +102,13 @@ def _with_epochs(settings, epochs):
 def _measure(model, learner, budget, train_data, val_data, devices, run_dir):
     """`EpochTime`, the same in all processes."""
     devices.prepare(learner)
-    stopwatch = _Stopwatch(min(max(_SHARE * budget, _SHORTEST), _LONGEST), devices.mean)
+    stopwatch = _Stopwatch(min(max(_SHARE * budget, _SHORTEST), _LONGEST), devices.all_reduce_mean)
     interrupt = RaiseInterrupt()
     with interrupt.watching():
         history = learner.fit(
-            train_data.repeated(),
+            train_data.repeat(),
             steps_per_epoch=train_data.steps_per_epoch,
-            validation_data=devices.validation(val_data.repeated(), len(val_data.manifest)),
+            validation_data=devices.validation(val_data.repeat(), len(val_data.manifest)),
             validation_steps=val_data.steps_per_epoch,
             epochs=2,
             callbacks=[stopwatch, interrupt],
@@ -120,7 +122,7 @@ def _measure(model, learner, budget, train_data, val_data, devices, run_dir):
         "saving": _saving_seconds(model, learner, history, run_dir),
         "starting": first_training.seconds_beyond(training) + first_validation.seconds_beyond(validation),
     }
-    return EpochTime(**devices.mean(seconds))
+    return EpochTime(**devices.all_reduce_mean(seconds))
 
 
 def _saving_seconds(model, learner, history, run_dir):

@@ -7,9 +7,10 @@ import keras
 
 from keras_ci2p.backend import environment, make_deterministic
 from keras_ci2p.convert.compressai import read_compressor
-from keras_ci2p.data.sources import open_pictures
+from keras_ci2p.data.sources import scan_images
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.rate_distortion import rate_distortion_optimizer
+from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.callbacks import CompressorRecorder, RaiseInterrupt
 from keras_ci2p.training.evaluation import (
@@ -47,14 +48,14 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     run_dir = Path(run_dir)
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
-    require("matplotlib.figure", extra="train")
+    warn_without_matplotlib()
     previous = previous_run(run_dir, resume)
     check_config(settings, previous)
     if settings.deterministic:
         make_deterministic()
     keras.utils.set_random_seed(settings.seed)
     compressor = _make(settings)
-    pictures = open_pictures(settings.data)
+    pictures = scan_images(settings.data)
     data = {"sha256": pictures.sha256, "pictures": len(pictures)}
     check_same("data", data, previous)
 
@@ -78,9 +79,9 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
         interrupt = RaiseInterrupt()
         with interrupt.watching():
             compressor.fit(
-                crops.repeated_from_batch(epochs_done * settings.steps_per_epoch),
+                crops.repeat_from_batch(epochs_done * settings.steps_per_epoch),
                 steps_per_epoch=settings.steps_per_epoch,
-                validation_data=val_crops.repeated(),
+                validation_data=val_crops.repeat(),
                 validation_steps=val_crops.steps_per_epoch,
                 initial_epoch=epochs_done,
                 epochs=epochs,
@@ -110,6 +111,8 @@ def _make(settings):
         compressor = Compressor(settings.architecture, settings.quality, dtype=settings.dtype)
     else:
         trained = read_compressor(settings.init)
+        if not isinstance(trained, Compressor):
+            raise ValueError(f"A compressor to train on has a synthesis transform. Received: init={settings.init!r}")
         compressor = Compressor.from_config({**trained.get_config(), "dtype": settings.dtype, "origin": None})
         for ours, theirs in zip(compressor.weights, trained.weights, strict=True):
             ours.assign(theirs)

@@ -148,21 +148,15 @@ def _read_preset(args):
 
 def _write_checkpoint(model, dest, kind):
     """Writes a checkpoint and returns its keys."""
-    from keras_ci2p import utils
     from keras_ci2p.convert.compressai import to_compressai
     from keras_ci2p.convert.mmpretrain import to_mmpretrain
+    from keras_ci2p.convert.state_dict import write_state_dict
     from keras_ci2p.models.compressor import Compressor
-    from keras_ci2p.utils import require
 
     if isinstance(model, Compressor) != (kind == "compressai"):
         raise ValueError(f"A {type(model).__name__} cannot be written as a checkpoint of {kind}.")
     state = to_compressai(model) if kind == "compressai" else to_mmpretrain(model)
-    with utils.atomic_file(dest) as temporary:
-        if dest.suffix == ".safetensors":
-            require("safetensors.numpy", extra="convert").save_file(state, temporary)
-        else:
-            torch = require("torch", extra="torch")
-            torch.save({key: torch.tensor(value) for key, value in state.items()}, temporary)
+    write_state_dict(dest, state)
     return list(state)
 
 

@@ -37,7 +37,8 @@ MOST_IMPORT_LINES = 550
 
 # Who imports whom: only what stands to the left. Modules of one level import none of another of it.
 LEVELS = (
-    ("utils", "config", "version", "codec"),
+    ("utils", "setting", "version", "codec"),
+    ("config",),
     ("backend", "weight_storage", "plots"),
     ("layers", "presets"),
     ("data", "flops"),

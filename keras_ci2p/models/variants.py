@@ -1,4 +1,4 @@
-"""Names of the models, and sizes of their transformers. Imports no Keras."""
+"""Names of the models, sizes of their transformers, and what compressors can be trained. Imports no Keras."""
 
 # Classes of `keras_ci2p.models` by the names of the command line's `--model`.
 MODELS = {"ci2p": "CI2PViT", "ci2p_dual": "CI2PViTDualScale", "vit": "ViT"}
@@ -21,3 +21,10 @@ DUAL_SCALE_VARIANTS = {
     "large": {**VARIANTS["large"], "early_dim": 256, "merge_at": 12},
     "base_8": {**VARIANTS["base_8"], "early_dim": 192, "merge_at": 4},
 }
+
+# CompressAI's architectures whose prior is the entropy bottleneck alone: those that can be trained here.
+FACTORIZED = ("bmshj2018-factorized", "bmshj2018-factorized-relu")
+QUALITIES = range(1, 9)
+# CompressAI's `examples/train.py`.
+AUXILIARY_LEARNING_RATE = 1e-3
+CLIP_NORM = 1.0

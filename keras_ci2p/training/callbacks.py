@@ -33,7 +33,7 @@ class Recorder(keras.callbacks.Callback):
         manifest: The photos that are trained on.
         data: All images, `ImageManifest` or `LatentCache`.
         averaging: `AveragedWeights` whose averages are saved, or None.
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         reduce_logs: Function from a dict of numbers to their means over all processes.
         verbose: Whether to print a line on the speed after each epoch.
     """
@@ -153,7 +153,7 @@ class CompressorRecorder(keras.callbacks.Callback):
         run_dir: Directory of the run.
         record: dict with `history` (a list of rows) and `best`, as the checkpoint holds it.
         checkpoints: `Checkpoints`.
-        settings: `CompressorSettings`.
+        settings: `CompressorTrainConfig`.
     """
 
     def __init__(self, run_dir, record, checkpoints, settings):

@@ -16,6 +16,7 @@ from keras_ci2p.layers.embedding import compressor_config
 from keras_ci2p.models.loading import is_compressor, open_preset_model
 from keras_ci2p.plots import plot_confusion
 from keras_ci2p.presets import check_writable, open_preset, preset_of
+from keras_ci2p.training.configs import DATA, CompressorTrainConfig
 from keras_ci2p.training.evaluation import check_classes, evaluate, evaluate_compressor
 from keras_ci2p.training.model_card import classifier_card, compressor_card
 from keras_ci2p.training.run_dir import CURVES, HISTORY, REPORT, read_record, recipe_of
@@ -266,12 +267,8 @@ class CompressorSubject(Subject):
 
     def __init__(self, preset, record, data, batch_size, verbose):
         super().__init__(preset, record, data, batch_size, verbose)
-        settings = record["settings"] if record else {}
-        self._options = {
-            key: settings[name]
-            for key, name in (("pictures", "val_pictures"), ("size", "val_size"), ("lmbda", "lmbda"))
-            if name in settings
-        }
+        config = CompressorTrainConfig.from_dict({"data": DATA, **(record["settings"] if record else {})})
+        self._options = {"pictures": config.val_images, "size": config.val_size, "lmbda": config.lmbda}
         self._pictures = scan_images(data)
 
     def write(self, directory, storage):

@@ -20,8 +20,7 @@ from keras_ci2p.training.evaluation import (
     show_reconstructions,
     training_crops,
 )
-from keras_ci2p.training.recipes import COMPRESSOR_FREE_TO_CHANGE
-from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, check_same, previous_run
+from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, check_config, check_same, previous_run
 from keras_ci2p.utils import clean_up, require, write_json
 
 
@@ -33,7 +32,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     Whatever ends the process, `resume=True` goes on after the last whole epoch, as if nothing had happened.
 
     Args:
-        settings: `CompressorSettings`.
+        settings: `CompressorTrainConfig`.
         run_dir: Directory of the run.
         resume: Whether to go on with the run in `run_dir`, else it must be new.
         verbose: As in `fit`.
@@ -51,8 +50,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     require("grain", extra="train")
     warn_without_matplotlib()
     previous = previous_run(run_dir, resume)
-    lasting = {key: value for key, value in settings.as_dict().items() if key not in COMPRESSOR_FREE_TO_CHANGE}
-    check_same("settings", lasting, previous)
+    check_config(settings, previous)
     if settings.deterministic:
         make_deterministic()
     keras.utils.set_random_seed(settings.seed)
@@ -62,13 +60,13 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     check_same("data", data, previous)
 
     crops = training_crops(pictures, settings.crop_size, settings.batch_size, settings.seed, settings.num_workers)
-    val_crops = middle_crops(held_out(pictures, "val", settings.val_pictures), settings.val_size, settings.batch_size)
+    val_crops = middle_crops(held_out(pictures, "val", settings.val_images), settings.val_size, settings.batch_size)
     run_dir.mkdir(parents=True, exist_ok=True)
     clean_up(run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints")
     record = checkpoints.restore(compressor) or {"history": [], "best": None}
     if previous is None:
-        write_json(run_dir / CONFIG, {"settings": settings.as_dict(), "data": data, **environment()})
+        write_json(run_dir / CONFIG, {"settings": settings.to_dict(), "data": data, **environment()})
     elif previous.get("backend") != keras.backend.backend():
         warnings.warn(
             f"This run was begun on {previous.get('backend')} and goes on with {keras.backend.backend()}: "
@@ -95,7 +93,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     compressor.save_to_preset(run_dir / LAST, metadata={"training": record["history"][-1]})
     best = Compressor.from_preset(run_dir / BEST)
     report = evaluate_compressor(
-        best, pictures, pictures=settings.val_pictures, size=settings.val_size, lmbda=compressor.lmbda
+        best, pictures, pictures=settings.val_images, size=settings.val_size, lmbda=compressor.lmbda
     )
     write_json(run_dir / "report.json", {**report, "step": record["best"]["step"], **environment()})
     show_reconstructions(run_dir / "reconstructions.png", best, pictures, size=settings.val_size)
@@ -119,6 +117,6 @@ def _make(settings):
         for ours, theirs in zip(compressor.weights, trained.weights, strict=True):
             ours.assign(theirs)
     schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps)
-    optimizer = rate_distortion_optimizer(schedule, settings.auxiliary_learning_rate, settings.clip_norm)
+    optimizer = rate_distortion_optimizer(schedule, settings.auxiliary_learning_rate, settings.clip_grad_norm)
     compressor.compile(optimizer, lmbda=settings.lmbda)
     return compressor

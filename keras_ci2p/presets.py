@@ -1,6 +1,7 @@
 """Preset directories: where they are, what they hold, and whether they are whole. Knows no models, imports no Keras."""
 
 import contextlib
+import importlib
 import json
 import tomllib
 from dataclasses import dataclass
@@ -298,6 +299,8 @@ def _is_our_checkout(directory):
     return project.get("project", {}).get("name") == "keras_ci2p"
 
 
+# Modules that know further names (`zoo_names`) and how to get them (`fetch`): imported when a name is not known here.
+_PLUGINS = ("keras_ci2p.convert.zoo",)
 # Names to functions that fetch them, as `add_source` of version 0.1.0 took them.
 _SOURCES = {}
 
@@ -312,11 +315,9 @@ def named_preset(name):
     name = _aliases().get(name, name)
     if name in _directories():
         return weights_directory() / name
-    # Above this module in the order of imports; without Keras until something is fetched.
-    from keras_ci2p.convert import zoo
-
-    if name in zoo.zoo_names():
-        return zoo.fetch(name)
+    for plugin in map(importlib.import_module, _PLUGINS):
+        if name in plugin.zoo_names():
+            return plugin.fetch(name)
     return _SOURCES[name](name) if name in _SOURCES else None
 
 

@@ -200,18 +200,12 @@ class Work(NamedTuple):
 
 
 def rule_of(operation):
-    """The function `(operation, inputs, output) -> Work` of a layer or a `keras.ops` operation, inputs and output with
-    a `shape`; None for others: layers to look into, and functions without products.
-
-    Raises:
-        ValueError: A function that has products but no rule.
+    """Returns the function `(operation, inputs, output) -> Work` of a layer or a `keras.ops` operation, inputs and
+    output with a `shape`; None for others: layers to look into, and functions without products.
     """
     if isinstance(operation, layers.Layer):
-        return next((rule for known, rule in _LAYERS if isinstance(operation, known)), None)
-    name = type(operation).__name__
-    if name in _UNCOUNTED:
-        raise ValueError(f"count_macs cannot count the operation {name}.")
-    return _FUNCTIONS.get(name)
+        return next((_RULES[kind] for kind in type(operation).__mro__ if kind in _RULES), None)
+    return _RULES.get(type(operation).__name__)
 
 
 def _positions(x, layer):
@@ -251,29 +245,38 @@ def _per_entry(count):
     return lambda operation, inputs, output: Work(extra=count * math.prod(inputs[0].shape))
 
 
-_KERNELS = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.DepthwiseConv1D, layers.DepthwiseConv2D, layers.Dense)
+def _refuse(operation, inputs, output):
+    """Of functions that have products but no rule."""
+    raise ValueError(f"count_macs cannot count the operation {type(operation).__name__}.")
 
-# The extras are those of mmengine's counter (`mmengine/analysis/jit_handles.py`), for inference.
-_LAYERS = (
-    (_KERNELS, _kernel_on_output),
-    ((layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), _kernel_on_input),
-    (GDN, _gdn),
-    (EntropyBottleneck, _entropy_bottleneck),
-    (layers.LayerNormalization, _per_entry(5)),
-    (layers.BatchNormalization, _per_entry(2)),
-    (PositionEmbedding, _per_entry(0)),
-)
 
-# By the names of their classes, which Keras does not export.
-_FUNCTIONS = {
+# Layers by their classes, functions of `keras.ops` by the names of theirs, which Keras does not export. The extras are
+# those of mmengine's counter (`mmengine/analysis/jit_handles.py`), for inference.
+_RULES = {
+    **dict.fromkeys(
+        (
+            *(layers.Conv1D, layers.Conv2D, layers.Conv3D),
+            *(layers.DepthwiseConv1D, layers.DepthwiseConv2D, layers.Dense),
+        ),
+        _kernel_on_output,
+    ),
+    **dict.fromkeys((layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), _kernel_on_input),
+    GDN: _gdn,
+    EntropyBottleneck: _entropy_bottleneck,
+    layers.LayerNormalization: _per_entry(5),
+    layers.BatchNormalization: _per_entry(2),
+    PositionEmbedding: _per_entry(0),
     "DotProductAttention": _attention,
     "Matmul": _matmul,
     "Mean": _per_entry(1),
     "AveragePool": _per_entry(1),
-}
-_UNCOUNTED = {
-    *("Conv", "ConvTranspose", "DepthwiseConv", "SeparableConv"),
-    *("Dot", "Einsum", "Inner", "Outer", "Tensordot", "Vdot"),
+    **dict.fromkeys(
+        (
+            *("Conv", "ConvTranspose", "DepthwiseConv", "SeparableConv"),
+            *("Dot", "Einsum", "Inner", "Outer", "Tensordot", "Vdot"),
+        ),
+        _refuse,
+    ),
 }
 
 
@@ -312,25 +315,27 @@ def symbolic_calls(visit):
 
 
 def count_parameters(model):
-    """Parameters of a Keras model, trained or frozen, without the running statistics of batch normalisation."""
-    return sum(math.prod(weight.shape) for weight in model.weights if not weight.name.startswith("moving_"))
+    """Counts the parameters of a Keras model, trained or frozen, without running statistics of batch normalisation."""
+    return _size(model.weights) - _statistics(model)
 
 
 def parameters_by_part(model):
-    """`{part: (parameters, trainable parameters, running statistics)}`.
+    """Counts the parameters of a model by part, as `count_macs` names them; parts without weights are left out.
 
-    The blocks and the closing norm are the transformer; parts without weights are left out.
+    Returns:
+        dict of part to `(parameters, trainable parameters, running statistics)`.
     """
     parts = {}
     for layer in model.layers:
-        is_transformer = layer.name == "norm" or layer.name.startswith("block_")
-        part = "transformer" if is_transformer else layer.name
-        everything = _size(layer.weights)
-        if everything:
-            statistics = _size(w for w in layer.weights if w.name.startswith("moving_"))
-            counts = (everything - statistics, _size(layer.trainable_weights), statistics)
+        counts = count_parameters(layer), _size(layer.trainable_weights), _statistics(layer)
+        if any(counts):
+            part = part_name(layer.name)
             parts[part] = tuple(map(sum, zip(parts.get(part, (0, 0, 0)), counts, strict=True)))
     return parts
+
+
+def _statistics(model):
+    return _size(weight for weight in model.weights if weight.name.startswith("moving_"))
 
 
 def _size(weights):

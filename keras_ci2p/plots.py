@@ -1,21 +1,50 @@
-"""All figures: arrays and reports in, PNG files out."""
+"""Draws all figures: arrays and reports in, PNG files out."""
 
 import math
 import textwrap
+import warnings
 
 import numpy as np
-from keras import ops
 
-from keras_ci2p.data.sources import open_data
-from keras_ci2p.data.transforms import center_crop
-from keras_ci2p.models.rate_distortion import psnr
 from keras_ci2p.utils import atomic_file, require
 
 
-def plot_curves(path, rows, title):
-    """Loss and top-1 of training and validation over the epochs, as a PNG."""
+def warn_without_matplotlib():
+    """Warns where matplotlib is not installed: a training run goes on without its figures."""
+    if not _has_matplotlib():
+        warnings.warn("No curves will be drawn without matplotlib: pip install 'keras_ci2p[train]'.", stacklevel=2)
+
+
+def _has_matplotlib():
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _figure(width, height, **options):
+    """An empty figure, sizes in inches; ImportError without matplotlib."""
     figure_class = require("matplotlib.figure", extra="train").Figure
-    figure = figure_class(figsize=(10, 4), layout="constrained")
+    return figure_class(figsize=(width, height), layout="constrained", **options)
+
+
+def _save(figure, path, dpi=120):
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+
+
+def plot_curves(path, rows, title):
+    """Draws loss and top-1 of training and validation over the epochs; nothing without matplotlib.
+
+    Args:
+        path: PNG to write.
+        rows: One dict per epoch of `epoch`, `loss`, `top1`, `val_loss` and `val_top1` (shares in 0..1).
+        title: Of the figure.
+    """
+    if not _has_matplotlib():
+        return
+    figure = _figure(10, 4)
     epochs = [row["epoch"] for row in rows]
     for axes, key, label, scale in zip(
         figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 (%)"), (1, 100), strict=True
@@ -29,43 +58,49 @@ def plot_curves(path, rows, title):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.suptitle(title)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    _save(figure, path)
 
 
-def plot_reconstructions(path, compressor, images):
-    """Originals above their reconstructions, with PSNR and bits per pixel.
+def plot_reconstructions(path, images, reconstructions, captions, title):
+    """Draws images above their reconstructions; nothing without matplotlib.
 
     Args:
         path: PNG to write.
-        compressor: `Compressor` with a factorized prior and a synthesis transform.
-        images: Arrays `(height, width, 3)`, RGB in 0..255, multiples of 16; sizes may differ.
+        images: Arrays `(height, width, 3)`, RGB in 0..255; sizes may differ.
+        reconstructions: As many, of the same sizes.
+        captions: A line for each reconstruction, such as its PSNR and bits per pixel.
+        title: Of the figure.
     """
-    figure_class = require("matplotlib.figure", extra="train").Figure
-    figure = figure_class(figsize=(2.6 * len(images), 5.6), layout="constrained")
+    if not _has_matplotlib():
+        return
+    figure = _figure(2.6 * len(images), 5.6)
     axes = figure.subplots(2, len(images), squeeze=False)
-    for column, image in enumerate(images):
-        batch = np.asarray(image, "float32")[None]
-        restored = ops.convert_to_numpy(compressor(batch, training=False)["x_hat"])[0].clip(0, 255)
-        error = float(psnr(np.square(restored - batch[0]).mean()))
-        for row, pixels in enumerate((batch[0], restored)):
-            axes[row, column].imshow(np.rint(pixels).astype("uint8"), interpolation="nearest")
+    for column, (image, restored, caption) in enumerate(zip(images, reconstructions, captions, strict=True)):
+        for row, pixels in enumerate((image, restored)):
+            pixels = np.rint(np.clip(pixels, 0, 255)).astype("uint8")
+            axes[row, column].imshow(pixels, interpolation="nearest")
             axes[row, column].set_axis_off()
-        axes[1, column].set_title(f"{error:.1f} dB, {compressor.bits_per_pixel(batch):.2f} bit/pixel", fontsize=9)
+        axes[1, column].set_title(caption, fontsize=9)
     axes[0, 0].set_title("original", loc="left", fontsize=9)
-    figure.suptitle(f"{compressor.architecture}, quality {compressor.quality}")
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    figure.suptitle(title)
+    _save(figure, path)
 
 
 def plot_compressor_curves(path, rows, title):
-    """Cost, bits per pixel and PSNR of training and held-out pictures over the steps."""
-    figure_class = require("matplotlib.figure", extra="train").Figure
-    figure = figure_class(figsize=(12, 3.6), layout="constrained")
+    """Draws RD loss, bits per pixel and PSNR of training and validation over the steps; nothing without matplotlib.
+
+    Args:
+        path: PNG to write.
+        rows: Dicts of `step`, `cost` (the RD loss), `bpp`, `psnr`, and of the latter three with `val_` before.
+        title: Of the figure.
+    """
+    if not _has_matplotlib():
+        return
+    figure = _figure(12, 3.6)
     steps = [row["step"] for row in rows]
-    labels = {"cost": "cost", "bpp": "bits per pixel", "psnr": "PSNR (dB)"}
+    labels = {"cost": "RD loss", "bpp": "bits per pixel", "psnr": "PSNR (dB)"}
     for axes, (key, label) in zip(figure.subplots(1, 3), labels.items(), strict=True):
-        for prefix, name in (("", "training crops"), ("val_", "held-out pictures")):
+        for prefix, name in (("", "training crops"), ("val_", "validation images")):
             axes.plot(steps, [row[prefix + key] for row in rows], label=name, marker="o", markersize=3)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
@@ -75,8 +110,7 @@ def plot_compressor_curves(path, rows, title):
             axes.set_yscale("log")
     axes.legend(frameon=False)
     figure.suptitle(title)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    _save(figure, path)
 
 
 # Told apart by the colour-blind too; near those of the projects.
@@ -87,10 +121,14 @@ _INK, _GREY = "#333333", "#777777"
 _WIDTH = 0.62
 
 
-def plot(path, report):
-    """Losses of all backends laid over each other, images a second, and memory, as a PNG."""
-    figure_class = require("matplotlib.figure", extra="train").Figure
-    figure = figure_class(figsize=(12.5, 4.4), layout="constrained", facecolor="white")
+def plot_comparison(path, report):
+    """Draws losses of all backends over each other, images per second, and memory.
+
+    Args:
+        path: PNG to write.
+        report: What `keras_ci2p.compare.compare` returns.
+    """
+    figure = _figure(12.5, 4.4, facecolor="white")
     figure.get_layout_engine().set(wspace=0.06)
     losses, speed, memory = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _plot_losses(losses, report)
@@ -100,9 +138,8 @@ def plot(path, report):
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#999999")
         axes.tick_params(colors=_INK, length=0, labelsize=10)
-    figure.suptitle(textwrap.fill(title(report), 120), fontsize=10.5, color=_INK)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    figure.suptitle(textwrap.fill(comparison_title(report), 120), fontsize=10.5, color=_INK)
+    _save(figure, path, dpi=150)
 
 
 def _head(axes, text, remark=""):
@@ -139,7 +176,7 @@ def _plot_speed(axes, report):
 
 def _plot_memory(axes, report):
     working = _working(report)
-    peaks = {name: _peak(row) / 1e9 for name, row in working.items() if _peak(row) is not None}
+    peaks = {name: peak_bytes(row) / 1e9 for name, row in working.items() if peak_bytes(row) is not None}
     _bars(axes, report, peaks, "{:.2f}", peaks)
     if any(row["memory"]["device_peak"] is not None for row in working.values()):
         _head(axes, "Peak memory of the GPU, GB")
@@ -168,12 +205,16 @@ def _bars(axes, report, heights, form, tops):
 
 
 def plot_confusion(path, report):
-    """The confusion matrix as a PNG: rows are true classes, shares of each row in colour, counts in the cells."""
-    figure_class = require("matplotlib.figure", extra="train").Figure
+    """Draws the confusion matrix: rows are true classes, shares of each row in colour, counts in the cells.
+
+    Args:
+        path: PNG to write.
+        report: What `evaluate` returns.
+    """
     names, counts = report["class_names"], np.array(report["confusion"])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = max(4.5, 0.55 * len(names) + 2)
-    figure = figure_class(figsize=(side + 0.8, side), layout="constrained")
+    figure = _figure(side + 0.8, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
@@ -184,33 +225,28 @@ def plot_confusion(path, report):
         for row, column in np.ndindex(*counts.shape):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
-    axes.set_title(f"top-1 {100 * report['top1']:.2f} % of {report['images']} photos")
+    axes.set_title(f"top-1 {100 * report['top1']:.2f} % of {report['images']} images")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    _save(figure, path)
 
 
-def plot_worst(path, report, data, image_size=(192, 192)):
-    """The images that a report of `evaluate` names as `worst`, as a PNG, each above what it was taken for.
+def plot_worst(path, report, images):
+    """Draws the images that a report of `evaluate` names as `worst`, each above what it was taken for.
 
     Args:
-        path: Where to.
-        report: What `evaluate` gave, with at least one image in `worst`.
-        data: The data that were measured.
-        image_size: `(height, width)` of the central crops that are shown.
+        path: PNG to write.
+        report: What `evaluate` returns, with at least one image in `worst`.
+        images: These images, arrays `(height, width, 3)`, RGB in 0..255; `worst_images` reads them.
     """
-    figure_class = require("matplotlib.figure", extra="train").Figure
-    manifest = open_data(data).split(report["split"])
-    number_of = {file: number for number, file in enumerate(manifest.files)}
     rows = report["worst"]
     columns = min(6, len(rows))
     lines = math.ceil(len(rows) / columns)
-    figure = figure_class(figsize=(1.9 * columns, 2.35 * lines + 0.3), layout="constrained")
+    figure = _figure(1.9 * columns, 2.35 * lines + 0.3)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
-    for axes, row in zip(panels, rows, strict=False):
-        axes.imshow(center_crop(manifest.open(number_of[row["image"]]), image_size))
+    for axes, row, image in zip(panels, rows, images, strict=False):
+        axes.imshow(image)
         axes.set_title(
             f"{row['true']} ({100 * row['true_probability']:.1f} %)\n"
             f"as {row['predicted']} ({100 * row['predicted_probability']:.1f} %)",
@@ -218,12 +254,11 @@ def plot_worst(path, report, data, image_size=(192, 192)):
         )
     wrong = report["images"] - int(np.trace(report["confusion"]))
     figure.suptitle(f"{len(rows)} of {wrong} wrong, the highest loss first", fontsize=10)
-    with atomic_file(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    _save(figure, path)
 
 
-def title(report):
-    """What was compared, and on what."""
+def comparison_title(report):
+    """Says what was compared, and on what."""
     settings = report["settings"]
     name = {"ci2p": "CI2P-ViT", "ci2p_dual": "CI2P-ViT-ds", "vit": "ViT/16"}[settings["model"]]
     what = (
@@ -234,7 +269,7 @@ def title(report):
     return f"{what}; {' and '.join(devices)}" if devices else what
 
 
-def _peak(row):
-    """Bytes: of the GPU where there is one, else of the process."""
+def peak_bytes(row):
+    """Returns a backend's peak memory in bytes: of the GPU where there is one, else of the process."""
     memory = row["memory"]
     return memory["peak"] if memory["device_peak"] is None else memory["device_peak"]

@@ -1,18 +1,27 @@
-"""Preset directories: where they are, what they hold, and whether they are whole. Knows no models."""
+"""Preset directories: where they are, what they hold, and whether they are whole. Knows no models, imports no Keras."""
 
 import contextlib
-import importlib
 import json
 import tomllib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import keras
-
-from keras_ci2p.utils import atomic_directory, file_sha256, write_json
+from keras_ci2p.utils import atomic_directory, file_sha256, renamed_names, write_json
 from keras_ci2p.version import __version__
-from keras_ci2p.weight_storage import check_storage, compact_weights
+from keras_ci2p.weight_storage import STORAGES, check_storage, compact_weights
+
+__all__ = ["STORAGES", "Preset", "PresetError", "compact_weights", "list_presets", "open_preset"]
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "add_source": "_add_source",
+        "check_writable": "check_destination",
+        "name_of": "preset_name",
+        "serialize": "serialize_model",
+        "write_preset": "save_preset",
+    },
+)
 
 # In the directory of a training run, the preset of its best epoch.
 BEST = "best"
@@ -24,7 +33,16 @@ TASK_WEIGHTS = "task.weights.h5"
 # KerasHub shares out the weights of a large backbone among several files; this one lists them.
 SHARDED_WEIGHTS = "model.weights.json"
 SHARDS = "model_*.weights.h5"
-_OWN_METADATA = ("format_version", "keras_ci2p_version", "keras_version", "date_saved", "storage", "files")
+# Entries of `metadata.json` that are made anew each time.
+_OWN_METADATA = (
+    "format_version",
+    "keras_ci2p_version",
+    "keras_version",
+    "date_saved",
+    "parameter_count",
+    "storage",
+    "files",
+)
 
 
 class PresetError(ValueError):
@@ -33,10 +51,17 @@ class PresetError(ValueError):
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset directory whose files are all there and unchanged."""
+    """A preset directory whose files are all there and unchanged.
+
+    Attributes:
+        directory: Its path.
+        metadata: The contents of its `metadata.json`.
+        run: Path of the training run whose best weights it holds; None where it was not opened as a run.
+    """
 
     directory: Path
     metadata: dict
+    run: Path | None = None
 
     @property
     def has_weights(self):
@@ -50,6 +75,16 @@ class Preset:
     def further_metadata(self):
         """The entries of `metadata.json` that its writer has added, to be written again."""
         return {key: value for key, value in self.metadata.items() if key not in _OWN_METADATA}
+
+    def further_files(self):
+        """The files that its writer has added, a dict of name to bytes, to be written again."""
+        own = {CONFIG, TASK, WEIGHTS, TASK_WEIGHTS, SHARDED_WEIGHTS}
+        names = [name for name in self.metadata["files"] if name not in own and not Path(name).match(SHARDS)]
+        return {name: (self.directory / name).read_bytes() for name in names}
+
+    def carried(self):
+        """What `save_to_preset` takes to write a preset of the same weights that knows all that this one knows."""
+        return {"metadata": self.further_metadata(), "files": self.further_files(), "storage": self.storage}
 
     def registered_name(self):
         """Registered name of the backbone's class, for example "keras_ci2p>CI2PViTBackbone"."""
@@ -93,7 +128,15 @@ class Preset:
 
 
 def open_preset(name_or_directory):
-    """The `Preset` of a known name or a directory, with every file checked against its SHA-256; an open one as it is.
+    """Opens a preset and checks every file against its SHA-256.
+
+    Args:
+        name_or_directory: A name of `list_presets()` or of `keras_ci2p.convert.zoo_names()`, which is downloaded once;
+            a preset directory; or the directory of a training run, which stands for its best weights. An open `Preset`
+            is given back as it is.
+
+    Returns:
+        `Preset`.
 
     Raises:
         PresetError: Unknown name; a file that is missing or was changed; no preset at all.
@@ -101,6 +144,7 @@ def open_preset(name_or_directory):
     if isinstance(name_or_directory, Preset):
         return name_or_directory
     directory = _resolve(str(name_or_directory))
+    is_run = directory.name == BEST and directory != Path(name_or_directory)
     metadata = _read_json(directory / METADATA)
     listed = metadata.get("files")
     if not isinstance(listed, dict) or CONFIG not in listed:
@@ -120,10 +164,10 @@ def open_preset(name_or_directory):
             raise PresetError(
                 f"{path} is damaged or from another preset: its SHA-256 is not that of {METADATA}; copy it again."
             )
-    return Preset(directory, metadata)
+    return Preset(directory, metadata, directory.parent if is_run else None)
 
 
-def write_preset(directory, config, task, weights, metadata, files=None, storage="float32", exact=()):
+def save_preset(directory, config, task, weights, metadata, files=None, storage="float32", exact=()):
     """Writes a preset directory aside and renames it into place.
 
     Args:
@@ -140,7 +184,7 @@ def write_preset(directory, config, task, weights, metadata, files=None, storage
         ValueError: Unknown storage.
     """
     check_storage(storage)
-    check_writable(directory)
+    check_destination(directory)
     with atomic_directory(directory) as temporary:
         write_json(temporary / CONFIG, config)
         if task is not None:
@@ -165,6 +209,8 @@ def complete_metadata(directory):
 
 
 def _write_metadata(directory, metadata, storage, paths):
+    import keras
+
     write_json(
         directory / METADATA,
         {
@@ -179,15 +225,17 @@ def _write_metadata(directory, metadata, storage, paths):
     )
 
 
-def check_writable(directory):
-    """Raises FileExistsError where `directory` exists and is no preset, which `write_preset` would replace."""
+def check_destination(directory):
+    """Raises FileExistsError where `directory` exists and is no preset, which `save_preset` would replace."""
     directory = Path(directory)
     if directory.exists() and not (directory / METADATA).is_file() and not _is_empty(directory):
         raise FileExistsError(f"{directory} exists and is no preset; choose another directory.")
 
 
-def serialize(model):
+def serialize_model(model):
     """What `config.json` and `task.json` say of a model: its class and its configuration."""
+    import keras
+
     return to_kerashub(
         {
             "module": type(model).__module__,
@@ -199,13 +247,14 @@ def serialize(model):
 
 
 def _resolve(name_or_directory):
-    if (Path(name_or_directory) / METADATA).is_file():
-        return Path(name_or_directory)
+    given = Path(preset_of(name_or_directory))
+    if (given / METADATA).is_file():
+        return given
     named = named_preset(name_or_directory)
     if named is not None:
         return named
-    if Path(name_or_directory).is_dir():
-        raise PresetError(f"The directory {name_or_directory} is no preset: it has no {METADATA}.")
+    if given.is_dir():
+        raise PresetError(f"The directory {given} is no preset: it has no {METADATA}.")
     known = ", ".join(list_presets()) or "none"
     raise PresetError(f"Unknown preset {name_or_directory!r}. Known: {known}; or give a preset directory.")
 
@@ -249,21 +298,13 @@ def _is_our_checkout(directory):
     return project.get("project", {}).get("name") == "keras_ci2p"
 
 
-# Presets that can be had elsewhere: name to a function that gives their directory.
+# Names to functions that fetch them, as `add_source` of version 0.1.0 took them.
 _SOURCES = {}
-# Modules that add some when they are imported.
-_SOURCE_MODULES = ("keras_ci2p.convert.compressai",)
 
 
-def add_source(names, fetch):
+def _add_source(names, fetch):
     """Makes further names known: `fetch(name)` gives the preset's directory, fetching it if need be."""
     _SOURCES.update(dict.fromkeys(names, fetch))
-
-
-def _sources():
-    for module in _SOURCE_MODULES:
-        importlib.import_module(module)
-    return _SOURCES
 
 
 def named_preset(name):
@@ -271,11 +312,15 @@ def named_preset(name):
     name = _aliases().get(name, name)
     if name in _directories():
         return weights_directory() / name
-    sources = _sources()
-    return sources[name](name) if name in sources else None
+    # Above this module in the order of imports; without Keras until something is fetched.
+    from keras_ci2p.convert import zoo
+
+    if name in zoo.zoo_names():
+        return zoo.fetch(name)
+    return _SOURCES[name](name) if name in _SOURCES else None
 
 
-def name_of(directory):
+def preset_name(directory):
     """The name of a named preset's directory, None for any other directory."""
     directory = Path(directory).resolve()
     return directory.name if directory.parent == weights_directory() and directory.name in _directories() else None
@@ -321,6 +366,8 @@ def to_kerashub(serialized):
         return serialized
     config = dict(serialized["config"])
     if isinstance(config.get("dtype"), str):
+        import keras
+
         # KerasHub's loader takes the serialised policy apart.
         config["dtype"] = keras.dtype_policies.serialize(keras.dtype_policies.get(config["dtype"]))
     return {"module": HUB, "class_name": hub_class, "config": config, "registered_name": f"{HUB}>{hub_class}"}

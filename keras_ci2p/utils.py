@@ -2,11 +2,14 @@
 
 import contextlib
 import csv
+import ctypes
 import hashlib
 import importlib
 import io
 import json
 import os
+import platform
+import re
 import shutil
 import sys
 import time
@@ -97,8 +100,15 @@ def require(module, extra):
         ) from error
 
 
+# What stands in the name of a file or directory that is being written, or was moved aside to be replaced; then a mark.
 _PARTIAL = ".partial-"
 _REPLACED = ".replaced-"
+# Marks: machine, process number, process, writer. Numbers are given anew, so each process has a name of its own too.
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+_PROCESS = uuid.uuid4().hex[:6]
+_MARK = re.compile(r"([0-9a-f]{6})-(\d+)-([0-9a-f]{6})-[0-9a-f]{8}")
+# Seconds without a change, after which writers on other machines count as killed.
+_ABANDONED = 24 * 3600
 
 
 def file_sha256(path):
@@ -107,12 +117,16 @@ def file_sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _mark():
+    return f"{_MACHINE}-{os.getpid()}-{_PROCESS}-{uuid.uuid4().hex[:8]}"
+
+
 @contextlib.contextmanager
 def atomic_file(path):
     """Yields a temporary path beside `path`, of its suffix; on success it becomes `path`, on failure it goes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}{_PARTIAL}{uuid.uuid4().hex[:8]}{path.suffix}")
+    temporary = path.with_name(f"{path.stem}{_PARTIAL}{_mark()}{path.suffix}")
     try:
         yield temporary
         _flush(temporary)
@@ -122,54 +136,143 @@ def atomic_file(path):
 
 
 def write_text(path, text):
+    """Writes a text file, whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path, content):
+    """Writes a file, whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path, value):
+    """Writes a JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
-def atomic_directory(path):
-    """Yields a temporary directory beside `path`; on success it becomes `path`, on failure it goes."""
+def atomic_directory(path, replace=True):
+    """Yields a temporary directory beside `path`; on success it becomes `path`, on failure it goes.
+
+    A directory that is at `path` stays there until the new one takes its place in one step, where the system can
+    exchange two names (Linux). Of several writers the last to end wins.
+
+    Args:
+        path: The directory.
+        replace: Whether to replace a directory that is not empty; else it stays, and what was written goes.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    temporary = path.with_name(f"{path.name}{_PARTIAL}{mark}")
-    replaced = path.with_name(f"{path.name}{_REPLACED}{mark}")
+    temporary = path.with_name(f"{path.name}{_PARTIAL}{_mark()}")
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
             _flush(file)
-        if path.exists():
-            os.rename(path, replaced)
-        os.rename(temporary, path)
+        _move_into_place(temporary, path, replace)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not path.exists() and replaced.exists():
-            os.rename(replaced, path)
-        shutil.rmtree(replaced, ignore_errors=True)
+
+
+# Each is another writer that came between two looks.
+_MOST_TRIES = 100
+
+
+def _move_into_place(temporary, path, replace):
+    for _ in range(_MOST_TRIES):
+        try:
+            # An empty directory is replaced, but not by Windows.
+            return os.rename(temporary, path)
+        except OSError as error:
+            if path.exists() and not path.is_dir():
+                raise
+            last = error
+        with contextlib.suppress(FileNotFoundError):
+            if not replace and any(path.iterdir()):
+                return None
+        if _exchange(temporary, path) or _replace_aside(temporary, path):
+            return None
+    raise last
+
+
+def _replace_aside(temporary, path):
+    """Moves `path` aside and `temporary` into its place; False where another writer came between."""
+    aside = path.with_name(f"{path.name}{_REPLACED}{_mark()}")
+    try:
+        os.rename(path, aside)
+    except OSError:
+        return False
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rename(aside, path)
+        return False
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _exchange(one, other):
+    """Gives two paths each other's name in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        # A C library other than glibc, or an old one.
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
 
 
 def clean_up(directory):
-    """Deletes what killed writers left in `directory`, and puts back what one had moved aside."""
+    """Deletes what killed writers left in `directory`, and puts back what one had moved aside.
+
+    What a living process writes stays, of whatever machine: there, what was changed in the last day.
+    """
     for leftover in Path(directory).glob(f"*{_REPLACED}*"):
-        original = leftover.with_name(leftover.name.split(_REPLACED)[0])
-        if not original.exists():
-            os.rename(leftover, original)
-        shutil.rmtree(leftover, ignore_errors=True)
+        original, mark = leftover.name.split(_REPLACED, 1)
+        if not _is_being_written(leftover, mark):
+            with contextlib.suppress(OSError):
+                os.rename(leftover, leftover.with_name(original))
+            shutil.rmtree(leftover, ignore_errors=True)
     for leftover in Path(directory).glob(f"*{_PARTIAL}*"):
+        if _is_being_written(leftover, leftover.name.split(_PARTIAL, 1)[1]):
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _is_being_written(path, mark):
+    """Whether the writer of a temporary name may live."""
+    match = _MARK.match(mark)
+    if match is None:
+        # Of version 0.1.0, whose names do not tell.
+        return False
+    machine, process_id, process = match.groups()
+    if machine == _MACHINE and os.name == "posix":
+        if int(process_id) == os.getpid():
+            return process == _PROCESS
+        try:
+            os.kill(int(process_id), 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            pass
+        return True
+    try:
+        files = [path, *path.rglob("*")]
+        return time.time() - max(file.stat().st_mtime for file in files) < _ABANDONED
+    except FileNotFoundError:
+        # It was just given its name, or deleted.
+        return True
 
 
 def _flush(path):
@@ -194,7 +297,7 @@ def _bar(items, total, what):
         from tqdm import tqdm
     except ImportError:
         return _lines(items, total, what)
-    return tqdm(items, desc=what, total=total, unit=" photos", delay=_BAR_AFTER, file=sys.stderr)
+    return tqdm(items, desc=what, total=total, unit=" images", delay=_BAR_AFTER, file=sys.stderr)
 
 
 def _lines(items, total, what):
@@ -202,7 +305,7 @@ def _lines(items, total, what):
     for done, item in enumerate(items):
         if time.monotonic() - told >= _LINE_EVERY:
             told = time.monotonic()
-            print(f"{what}: {done:,} of {total:,} photos", file=sys.stderr, flush=True)
+            print(f"{what}: {done:,} of {total:,} images", file=sys.stderr, flush=True)
         yield item
 
 

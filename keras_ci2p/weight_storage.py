@@ -84,14 +84,18 @@ def compact_array(values, storage, exact=False):
 
 
 def _whole_steps(values, others):
-    """Each channel rounded to multiples of a power of two."""
+    """Each channel rounded to multiples of a power of two; one that was rounded so before as it is."""
     largest = np.abs(values).max(axis=others, keepdims=True)
     size = np.sqrt(np.square(values).mean(axis=others, keepdims=True))
     exponents = np.ceil(_log2(largest) - np.log2(LEVELS))
     # Uniform rounding errors are a step over the root of 12; outliers must not leave the other weights to few steps.
     finer = np.floor(_log2(size) + np.log2(LARGEST_ERROR["int8"] / 2 * np.sqrt(12)))
     step = np.exp2(np.minimum(exponents, finer))
-    return np.rint(values / step) * step
+    rounded, finer = (np.rint(values / unit) * unit for unit in (step, step / 2))
+    # Rounding changes the size, by which the next power of two may have been reached. Other weights are not all
+    # multiples of half a step.
+    is_rounded = (finer == values).all(axis=others, keepdims=True)
+    return np.where(is_rounded, values, rounded)
 
 
 def _log2(values):

@@ -46,6 +46,14 @@ class TestArrays:
             step = max(s for s in 2.0 ** np.arange(-24, 10) if (channel % s == 0).all())
             assert np.abs(channel).max() / step < 256
 
+    @pytest.mark.parametrize("shape", [(3, 3, 16, 64), (5, 5, 256, 1)])
+    def test_int8_weights_are_not_rounded_again(self, rng, shape):
+        """Though their size may have passed the next power of two by rounding."""
+        for _ in range(20):
+            values = (rng.normal(size=shape) * 2.0 ** rng.uniform(-3, 1, (shape[2], shape[3]))).astype("float32")
+            once = compact_array(values, "int8").astype("float32")
+            np.testing.assert_array_equal(compact_array(once, "int8"), once)
+
     def test_depthwise_kernels_have_their_channels_before_the_last_axis(self, rng):
         values = (rng.normal(size=(5, 5, 256, 1)) * np.logspace(-4, 0, 256)[:, None]).astype("float32")
         stored = compact_array(values, "int8")

@@ -164,7 +164,7 @@ class Devices:
 
     Attributes:
         count: Number of devices, over all processes.
-        shard: `(index, count)`: the part of every training batch that this process loads (`EpochDataset`).
+        shard: `(index, count)`: the part of every training batch that this process loads (`DataLoader`).
         num_threads: Threads to load with where several processes share a host, else None.
         keep_batches_whole: Whether the compiled step computes on the batches as they were loaded, not on parts of them.
 

@@ -7,12 +7,13 @@ import numpy as np
 from keras_ci2p.convert.compressai import gdn_constants, transform_entries
 from keras_ci2p.convert.state_dict import (
     CheckpointError,
-    Entry,
-    assign,
+    WeightMapping,
     batch_norm,
     convolution,
     dense,
+    find_grid,
     layer_norm,
+    load_state_dict,
     read_state_dict,
     transformer_entries,
 )
@@ -30,7 +31,7 @@ _MERGE = re.compile(re.escape(_BLOCKS) + r"(\d+)\.0\.convReshape\.")
 _CONSTANTS = re.compile(r"\.(num_batches_tracked|(beta|gamma)_reparam\.(pedestal|lower_bound\.bound))$")
 
 
-def from_mmpretrain(checkpoint, image_shape=None, num_heads=None, drop_path_rate=0.1):
+def from_mmpretrain(checkpoint, image_shape=None, num_heads=None, drop_path_rate=0.1, grid=None):
     """The Keras model of a checkpoint written by the paper's code.
 
     Sizes and class count are read off the weights; the CI2P-ViT comes with its compressor frozen.
@@ -38,17 +39,20 @@ def from_mmpretrain(checkpoint, image_shape=None, num_heads=None, drop_path_rate
     Args:
         checkpoint: Path (`.pth`, `.safetensors`) or dict of arrays, with the key names of mmpretrain's
             `ImageClassifier` (`backbone. ...`, `head.fc. ...`).
-        image_shape: `(height, width, 3)`; None for what a position embedding says of a square, else (256, 256, 3). A
+        image_shape: `(height, width, 3)`; None for what a position embedding's `grid` says, else (256, 256, 3). A
             position embedding is resized to it.
         num_heads: Attention heads (of the dual-scale model: after the merge), which the weights do not tell; None for
             a head width of 64 (96 where the FFN is 2304 wide, mmpretrain's "small"), or that of all tokens if less.
         drop_path_rate: Stochastic depth of the last block, which the weights do not tell.
+        grid: `(rows, columns)` of the checkpoint's position embedding; None for that of `image_shape` or a square,
+            whichever its number of positions makes.
 
     Returns:
         A `CI2PViT`, `CI2PViTDualScale` or `ViT`.
 
     Raises:
-        CheckpointError: Unreadable file; a key that is missing, left over or misshapen.
+        CheckpointError: Unreadable file; a key that is missing, left over or misshapen; positions that make no such
+            grid, or several.
         ValueError: Sizes that make no model.
     """
     state = read_state_dict(checkpoint)
@@ -59,8 +63,8 @@ def from_mmpretrain(checkpoint, image_shape=None, num_heads=None, drop_path_rate
         make = _ci2p
     else:
         make = _vit
-    model, state = make(state, image_shape, num_heads, common)
-    assign(mmpretrain_entries(model), state, constants=_CONSTANTS.search)
+    model, state = make(state, image_shape, grid, num_heads, common)
+    load_state_dict(mmpretrain_entries(model), state, constants=_CONSTANTS.search)
     return model
 
 
@@ -81,33 +85,33 @@ def to_mmpretrain(model):
 
 
 def mmpretrain_entries(model):
-    """The `Entry` list of one of the paper's models: which checkpoint entry is which variable."""
+    """The `WeightMapping` list of one of the paper's models: which checkpoint entry is which variable."""
     if isinstance(model, CI2PViTDualScale):
         return [*_ci2p_entries(model), *_dual_scale_entries(model)]
     if isinstance(model, CI2PViT):
         return [*_ci2p_entries(model), *_transformer_entries(model, _TRANSFORMER)]
     return [
         *convolution("backbone.patch_embed.projection", model.get_layer("patch_embedding")),
-        Entry("backbone.pos_embed", model.get_layer("position_embedding").embedding),
+        WeightMapping("backbone.pos_embed", model.get_layer("position_embedding").embedding),
         *_transformer_entries(model, "backbone."),
     ]
 
 
-def _ci2p(state, image_shape, num_heads, common):
+def _ci2p(state, image_shape, grid, num_heads, common):
     sizes = _transformer_sizes(state, _TRANSFORMER, num_heads)
     return CI2PViT(image_shape or (256, 256, 3), compressor=_compressor_sizes(state), **sizes, **common), state
 
 
-def _vit(state, image_shape, num_heads, common):
+def _vit(state, image_shape, grid, num_heads, common):
     sizes = _transformer_sizes(state, "backbone.", num_heads)
     patch_size = _shape(state, "backbone.patch_embed.projection.weight", 4)[-1]
     positions = "backbone.pos_embed"
-    image_shape = image_shape or _square_image(state, positions, patch_size)
+    image_shape = image_shape or _image_shape(state, positions, patch_size, grid)
     model = ViT(image_shape, patch_size=patch_size, **sizes, **common)
-    return model, _resize_positions(state, positions, model)
+    return model, _resize_positions(state, positions, model, grid)
 
 
-def _dual_scale(state, image_shape, num_heads, common):
+def _dual_scale(state, image_shape, grid, num_heads, common):
     merges = {int(match[1]) for match in map(_MERGE.match, state) if match}
     if len(merges) != 1:
         raise CheckpointError(f"{_BLOCKS}N.0.convReshape, the merge, must be in one block. Found in: {sorted(merges)}")
@@ -116,7 +120,7 @@ def _dual_scale(state, image_shape, num_heads, common):
     early_dim = _shape(state, positions, 3)[-1]
     mlp_dim, hidden_dim = _shape(state, f"{_BLOCKS}{merge_at}.1.leff.up_proj.0.weight", 2)
     model = CI2PViTDualScale(
-        image_shape or _square_image(state, positions, DOWNSAMPLING),
+        image_shape or _image_shape(state, positions, DOWNSAMPLING, grid),
         hidden_dim=hidden_dim,
         num_layers=_num_blocks(state, _BLOCKS),
         num_heads=num_heads or hidden_dim // _head_dim(min(early_dim, hidden_dim), hidden_dim, mlp_dim),
@@ -126,27 +130,19 @@ def _dual_scale(state, image_shape, num_heads, common):
         compressor=_compressor_sizes(state),
         **common,
     )
-    return model, _resize_positions(state, positions, model)
+    return model, _resize_positions(state, positions, model, grid)
 
 
-def _square_image(state, positions, patch_size):
-    side = _side(state, positions) * patch_size
-    return (side, side, 3)
+def _image_shape(state, positions, patch_size, grid):
+    _, (rows, columns) = find_grid(positions, _shape(state, positions, 3)[1], None, grid)
+    return rows * patch_size, columns * patch_size, 3
 
 
-def _resize_positions(state, positions, model):
-    """The state dict with the position embedding, of a square grid, resized for the model."""
-    side = _side(state, positions)
-    grid = model.get_layer("position_embedding").grid
-    return {**state, positions: resize_position_embedding(state[positions], (side, side), grid)}
-
-
-def _side(state, positions):
-    _, tokens, _ = _shape(state, positions, 3)
-    side = round(tokens**0.5)
-    if side * side != tokens:
-        raise CheckpointError(f"{positions} has {tokens} positions, which make no square grid.")
-    return side
+def _resize_positions(state, positions, model, grid):
+    """The state dict with the position embedding resized for the model."""
+    own_grid = model.get_layer("position_embedding").grid
+    _, grid = find_grid(positions, _shape(state, positions, 3)[1], own_grid, grid)
+    return {**state, positions: resize_position_embedding(state[positions], grid, own_grid)}
 
 
 def _compressor_sizes(state):
@@ -215,7 +211,7 @@ def _transformer_entries(model, prefix):
 
 def _dual_scale_entries(model):
     backbone = model.backbone
-    entries = [Entry(f"{_TRANSFORMER}pos_embed", model.get_layer("position_embedding").embedding)]
+    entries = [WeightMapping(f"{_TRANSFORMER}pos_embed", model.get_layer("position_embedding").embedding)]
     for i in range(backbone.num_layers):
         at = f"{_BLOCKS}{i}"
         if i == backbone.merge_at:

@@ -7,9 +7,10 @@ import numpy as np
 
 from keras_ci2p.convert.state_dict import (
     CheckpointError,
-    Entry,
-    assign,
+    WeightMapping,
     convolution,
+    find_grid,
+    load_state_dict,
     read_state_dict,
     transformer_entries,
 )
@@ -18,6 +19,8 @@ from keras_ci2p.models.ci2p_vit import CI2PViT
 from keras_ci2p.models.vit import ViT
 
 _TIMM = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+# What stands before the patches, each `(1, tokens, dim)`.
+_TOKENS = ("cls_token", "dist_token", "reg_token")
 # Other libraries' names in timm's words.
 _HUGGING_FACE = {
     "layernorm_before": "norm1",
@@ -29,7 +32,7 @@ _HUGGING_FACE = {
 _MMPRETRAIN = {"ln1": "norm1", "ln2": "norm2", "ffn.layers.0.0": "mlp.fc1", "ffn.layers.1": "mlp.fc2"}
 
 
-def from_vit(checkpoint, model):
+def from_vit(checkpoint, model, grid=None):
     """Puts the transformer of a pretrained ViT into `model`, which must be as wide and deep.
 
     All transformer blocks and the closing norm are taken over; patch embedding and position embedding where the model
@@ -39,33 +42,39 @@ def from_vit(checkpoint, model):
         checkpoint: Path or dict of arrays in the layout of timm, Hugging Face or mmpretrain, or a KerasHub
             `ViTBackbone` or `ViTImageClassifier`.
         model: A `CI2PViT` or `ViT`; changed in place, and only if everything fits.
+        grid: `(rows, columns)` of the checkpoint's position embedding; None for the model's own or a square, whichever
+            its number of positions makes. Positions of `cls_token`, `dist_token` and `reg_token` stand before it.
 
     Returns:
         dict: `used`, the list of the entries taken over (in timm's names), and `ignored`, a dict of the others with the
         reason.
 
     Raises:
-        CheckpointError: Unknown layout; another width, depth or kind of block.
+        CheckpointError: Unknown layout; another width, depth or kind of block; positions that make no such grid, or
+            several.
         ValueError: A model whose blocks are not those of a ViT.
     """
     if not isinstance(model, (CI2PViT, ViT)):
         raise ValueError(f"`model` must be a CI2PViT or ViT, whose blocks are those of a ViT. Received: {model!r}")
-    state = _keras_hub(checkpoint) if isinstance(checkpoint, keras.Model) else _to_timm(read_state_dict(checkpoint))
+    if isinstance(checkpoint, keras.Model):
+        state, grid = _keras_hub(checkpoint)
+    else:
+        state = _to_timm(read_state_dict(checkpoint))
     ignored = {}
     wanted = transformer_entries(model, "blocks", _TIMM, "norm")
     is_vit = not isinstance(model, CI2PViT)
     if is_vit:
-        wanted += _embedding_entries(model, state, ignored)
+        wanted += _embedding_entries(model, state, ignored, grid)
     keys = {entry.key for entry in wanted}
     for key in sorted(state.keys() - keys - ignored.keys()):
         reason = _ignored(key, is_vit)
         if reason:
             ignored[key] = reason
-    assign(wanted, state, constants=ignored.__contains__)
+    load_state_dict(wanted, state, constants=ignored.__contains__)
     return {"used": sorted(keys), "ignored": ignored}
 
 
-def _embedding_entries(model, state, ignored):
+def _embedding_entries(model, state, ignored, grid):
     """Entries of a ViT's patch and position embedding; `state` gets the latter without class token and resized."""
     entries = []
     patch = state.get("patch_embed.proj.weight")
@@ -81,18 +90,17 @@ def _embedding_entries(model, state, ignored):
         positions = state["pos_embed"]
         if positions.ndim != 3:
             raise CheckpointError(f"pos_embed has shape {positions.shape}; 3 axes were expected.")
-        # The class token and its like come first; the grid is the largest square behind them.
-        side = int(positions.shape[1] ** 0.5)
-        patches = positions[:, positions.shape[1] - side * side :]
-        state["pos_embed"] = resize_position_embedding(patches, (side, side), layer.grid)
-        entries.append(Entry("pos_embed", layer.embedding))
+        tokens = sum(np.atleast_2d(state[key]).shape[-2] for key in _TOKENS if key in state)
+        before, grid = find_grid("pos_embed", positions.shape[1], layer.grid, grid, prefix=tokens)
+        state["pos_embed"] = resize_position_embedding(positions[:, before:], grid, layer.grid)
+        entries.append(WeightMapping("pos_embed", layer.embedding))
     return entries
 
 
 def _ignored(key, is_vit):
     if key.startswith(("head.", "head_dist.", "pre_logits.")):
         return "the head belongs to the checkpoint's classes"
-    if key in ("cls_token", "dist_token", "reg_token"):
+    if key in _TOKENS:
         return "the model has no class token"
     if key.startswith("pooler."):
         return "the model averages its tokens"
@@ -167,7 +175,7 @@ def _mmpretrain(state):
 
 
 def _keras_hub(model):
-    """A KerasHub ViT's weights with PyTorch's axes and timm's names."""
+    """A KerasHub ViT's weights with PyTorch's axes and timm's names, and the grid of its patches."""
     backbone = getattr(model, "backbone", model)
     by_class = {type(layer).__name__: layer for layer in backbone.layers}
     if not {"ViTPatchingAndEmbedding", "ViTEncoder"} <= by_class.keys():
@@ -200,4 +208,5 @@ def _keras_hub(model):
     state["pos_embed"] = to_numpy(embedding.position_embedding.embeddings)[None]
     if getattr(embedding, "class_token", None) is not None:
         state["cls_token"] = to_numpy(embedding.class_token)
-    return state
+    sides = zip(backbone.image_shape, backbone.patch_size, strict=False)
+    return state, tuple(side // patch for side, patch in sides)

@@ -1,5 +1,6 @@
 """State dictionaries of PyTorch: reads them without executing code, and maps them to weights of Keras."""
 
+import math
 import re
 import zipfile
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_ci2p.utils import require
+from keras_ci2p.utils import atomic_file, require
 
 
 class CheckpointError(ValueError):
@@ -33,6 +34,20 @@ def read_state_dict(checkpoint):
     if isinstance(stored.get("state_dict"), dict):
         stored = stored["state_dict"]
     return {key: _as_array(key, value) for key, value in stored.items()}
+
+
+def write_state_dict(path, state):
+    """Writes a dict of numpy arrays as a safetensors file, or for another suffix as PyTorch does; whole or not at all.
+
+    Raises:
+        ImportError: safetensors, or torch, is not installed.
+    """
+    with atomic_file(path) as temporary:
+        if Path(path).suffix == ".safetensors":
+            require("safetensors.numpy", extra="convert").save_file(state, temporary)
+        else:
+            torch = require("torch", extra="torch")
+            torch.save({key: torch.tensor(value) for key, value in state.items()}, temporary)
 
 
 def _read_file(path):
@@ -143,7 +158,7 @@ _FROM_KERAS = {
 }
 
 
-class Entry(NamedTuple):
+class WeightMapping(NamedTuple):
     """The checkpoint entry `key` holds `variable`; `layout` says how the axes go."""
 
     key: str
@@ -159,13 +174,13 @@ class Entry(NamedTuple):
         return _FROM_KERAS[self.layout](np.empty(self.variable.shape, "bool")).shape
 
 
-def assign(entries, state, constants=lambda key: False):
+def load_state_dict(entries, state, constants=lambda key: False):
     """Gives each entry's variable its array of `state`.
 
     Nothing is assigned unless everything fits.
 
     Args:
-        entries: The `Entry` list of the model.
+        entries: The `WeightMapping` list of the model.
         state: dict of str to array.
         constants: Function that tells of a key whether it may be left over: it carries no weights.
 
@@ -195,24 +210,58 @@ def _listed(keys, most=5):
     return ", ".join(keys[:most]) + more
 
 
+def find_grid(key, positions, own_grid, grid=None, prefix=0):
+    """Finds the grid of a stored position embedding, of which only the number of positions is known.
+
+    Args:
+        key: Its name, for messages.
+        positions: Its number of positions.
+        own_grid: `(rows, columns)` of the model; None where the grid is to be a square.
+        grid: `(rows, columns)` of the embedding if known; None for the model's own or a square.
+        prefix: Number of tokens before the patches; they have positions of their own or none.
+
+    Returns:
+        `(number of positions before the grid, (rows, columns))`.
+
+    Raises:
+        CheckpointError: No such grid, or several.
+    """
+    own_grid, grid = own_grid and tuple(own_grid), grid and tuple(grid)
+    found = set()
+    for before in {prefix, 0}:
+        side = math.isqrt(max(positions - before, 0))
+        for rows, columns in [grid] if grid else [*([own_grid] if own_grid else []), (side, side)]:
+            if rows * columns == positions - before > 0:
+                found.add((before, (rows, columns)))
+    if len(found) == 1:
+        return found.pop()
+    candidates = [grid] if grid else ["square", *([own_grid] if own_grid else [])]
+    wanted = " or ".join(one if one == "square" else f"{one[0]} x {one[1]}" for one in candidates)
+    tokens = f" behind {prefix} positions of other tokens, or none" if prefix else ""
+    if not found:
+        raise CheckpointError(f"{key} has {positions} positions, which make no {wanted} grid{tokens}. Give its `grid`.")
+    readings = " or ".join(f"{rows} x {columns} behind {before} others" for before, (rows, columns) in sorted(found))
+    raise CheckpointError(f"{key} has {positions} positions, which may be {readings}: give its `grid`.")
+
+
 def dense(prefix, layer):
-    return [Entry(f"{prefix}.weight", layer.kernel, "linear"), Entry(f"{prefix}.bias", layer.bias)]
+    return [WeightMapping(f"{prefix}.weight", layer.kernel, "linear"), WeightMapping(f"{prefix}.bias", layer.bias)]
 
 
 def convolution(prefix, layer, layout="conv"):
-    bias = [Entry(f"{prefix}.bias", layer.bias)] if layer.use_bias else []
-    return [Entry(f"{prefix}.weight", layer.kernel, layout), *bias]
+    bias = [WeightMapping(f"{prefix}.bias", layer.bias)] if layer.use_bias else []
+    return [WeightMapping(f"{prefix}.weight", layer.kernel, layout), *bias]
 
 
 def layer_norm(prefix, layer):
-    return [Entry(f"{prefix}.weight", layer.gamma), Entry(f"{prefix}.bias", layer.beta)]
+    return [WeightMapping(f"{prefix}.weight", layer.gamma), WeightMapping(f"{prefix}.bias", layer.beta)]
 
 
 def batch_norm(prefix, layer):
     return [
         *layer_norm(prefix, layer),
-        Entry(f"{prefix}.running_mean", layer.moving_mean),
-        Entry(f"{prefix}.running_var", layer.moving_variance),
+        WeightMapping(f"{prefix}.running_mean", layer.moving_mean),
+        WeightMapping(f"{prefix}.running_var", layer.moving_variance),
     ]
 
 

@@ -1,4 +1,4 @@
-"""File formats: suffix, packages, backends, how a file is written, opened and described."""
+"""File formats: one entry each in `FORMATS`, with the functions that write and open it. Imports no Keras by itself."""
 
 import functools
 import importlib.util
@@ -11,130 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
-
 from keras_ci2p.export import metadata
-from keras_ci2p.export.fold_batch_norm import fold_batch_norm
 from keras_ci2p.export.metadata import output_name
 from keras_ci2p.utils import require
 
-
-@dataclass(frozen=True)
-class Format:
-    """One format of `FORMATS`.
-
-    Attributes:
-        backends: Those of Keras that can write it, the better one first.
-        packages: What it needs besides the backend, to be written and to be run.
-        suffix: Of the file; None where it is a directory.
-        main_file: In the directory; None where it is a file.
-    """
-
-    backends: tuple
-    packages: tuple = ()
-    suffix: str | None = None
-    main_file: str | None = None
-
-
-# Keras 3.15 and the converters of the day. ONNX: tf2onnx has no Erfc, which an exact GELU needs; jax2onnx has no
-# reshaping that joins the batch with another axis. OpenVINO reads what torch and TensorFlow make, not jax2tf's calls of
-# XLA; neither is a SavedModel of these for every device.
-FORMATS = {
-    "onnx": Format(("torch",), ("onnx", "onnxscript", "onnxruntime"), suffix=".onnx"),
-    "tf_saved_model": Format(("tensorflow",), main_file="saved_model.pb"),
-    "openvino": Format(("torch", "tensorflow"), ("openvino",), main_file="openvino_model.xml"),
-    "torch": Format(("torch",), suffix=".pt2"),
-    "litert": Format(("tensorflow",), ("ai_edge_litert",), suffix=".tflite"),
-}
-
-
-def writing_backend(name):
-    """The backend to write the format `name` with: the current one where it can, else the first that is installed.
-
-    Raises:
-        ImportError: None of those that can is installed, or a package that the format needs is missing.
-    """
-    form = FORMATS[name]
-    missing = [package for package in form.packages if not _is_installed(package)]
-    if missing:
-        raise ImportError(
-            f"The format {name} needs {', '.join(missing)}, which is not installed: pip install 'keras_ci2p[export]'"
-        )
-    current = keras.backend.backend()
-    for backend in sorted(form.backends, key=lambda backend: backend != current):
-        if _is_installed(backend):
-            return backend
-    raise ImportError(
-        f"The format {name} is written by {' or '.join(form.backends)}, which is not installed beside {current}: "
-        f"pip install 'keras_ci2p[{form.backends[0]}]'. It need not be the backend that Keras uses."
-    )
-
-
-def _is_installed(package):
-    # Looking is enough: importing TensorFlow takes seconds, and disturbs torch.
-    return importlib.util.find_spec(package) is not None
-
-
 # Element types of inputs, as ONNX Runtime calls them.
 _ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
-
-
-def open_exported(path, format):
-    """An exported model as a function, on the CPU and in float32.
-
-    Not every runtime is for every process: TensorFlow before torch's compiler ends it, and OpenVINO forks when it is
-    imported, which JAX does not bear.
-
-    Args:
-        path: What `export` wrote.
-        format: One of `FORMATS`.
-
-    Returns:
-        A function of float32 images `(batch, height, width, 3)`, RGB in 0..255, that gives `(batch, num_classes)`.
-
-    Raises:
-        ImportError: The runtime is not installed.
-    """
-    return _OPEN[format](Path(path))
-
-
-def _onnx(path):
-    onnxruntime = require("onnxruntime", extra="export")
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images})[0]
-
-
-def _tf_saved_model(path):
-    tensorflow = require("tensorflow", extra="tensorflow")
-    loaded = tensorflow.saved_model.load(str(path))
-    return lambda images: loaded.serve(images).numpy()
-
-
-def _openvino(path):
-    openvino = import_openvino()
-    compiled = openvino.compile_model(path / FORMATS["openvino"].main_file, "CPU", _EXACT)
-    return lambda images: compiled(images)[0]
-
-
-def _torch(path):
-    torch = require("torch", extra="torch")
-    module = torch.export.load(path).module()
-    return lambda images: module(torch.from_numpy(images)).numpy()
-
-
-def _litert(path):
-    interpreter = require("ai_edge_litert.interpreter", extra="export").Interpreter(str(path))
-    signature = interpreter.get_signature_runner()
-    return lambda images: next(iter(signature(images=images).values()))
-
-
-_OPEN = {
-    "onnx": _onnx,
-    "tf_saved_model": _tf_saved_model,
-    "openvino": _openvino,
-    "torch": _torch,
-    "litert": _litert,
-}
 
 
 @dataclass(frozen=True)
@@ -159,6 +41,12 @@ class Network:
     metadata: dict
 
 
+def network_file(path):
+    """Path of the file that `open_network` reads: in a directory the .xml that `export` wrote for OpenVINO."""
+    inside = Path(path) / OPENVINO_FILE
+    return inside if inside.is_file() else Path(path)
+
+
 def open_network(path, exact=False):
     """Opens an ONNX or OpenVINO file of whatever origin that has one input.
 
@@ -176,9 +64,7 @@ def open_network(path, exact=False):
         ValueError: The runtime cannot read it, or it has several inputs or one that is no image.
         ImportError: No runtime is installed.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / FORMATS["openvino"].main_file
+    path = network_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     if path.suffix == ".xml" or importlib.util.find_spec("openvino"):
@@ -201,6 +87,8 @@ def import_openvino():
         del sys.modules[telemetry]
 
 
+# In the directory of an exported model.
+OPENVINO_FILE = "openvino_model.xml"
 # By default some processors compute in bfloat16.
 _EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -281,11 +169,42 @@ def _first_line(error):
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def write_openvino(converted, directory, model, entries):
+def _open_onnx(path):
+    return _first_output(_open_with_onnxruntime(path))
+
+
+def _open_openvino(path):
+    return _first_output(_open_with_openvino(network_file(path), exact=True))
+
+
+def _first_output(network):
+    wanted = list(network.output_shapes)[:1]
+    return lambda images: network.run(images, wanted)[0]
+
+
+def _open_saved_model(path):
+    tensorflow = require("tensorflow", extra="tensorflow")
+    loaded = tensorflow.saved_model.load(str(path))
+    return lambda images: loaded.serve(images).numpy()
+
+
+def _open_torch(path):
+    torch = require("torch", extra="torch")
+    module = torch.export.load(path).module()
+    return lambda images: module(torch.from_numpy(images)).numpy()
+
+
+def _open_litert(path):
+    interpreter = require("ai_edge_litert.interpreter", extra="export").Interpreter(str(path))
+    signature = interpreter.get_signature_runner()
+    return lambda images: next(iter(signature(images=images).values()))
+
+
+def _save_openvino(converted, directory, model, entries):
     """Writes an `openvino.Model` with named input and output, of any batch size, its weights in float32.
 
     Args:
-        converted: What `openvino.convert_model` made of `model`.
+        converted: What `openvino.convert_model` made of `model`, an `openvino.Model`.
         directory: Where to; gets an .xml and a .bin.
         model: The classifier.
         entries: Metadata.
@@ -298,42 +217,22 @@ def write_openvino(converted, directory, model, entries):
     output.tensor.set_names({output_name(model)})
     converted.validate_nodes_and_infer_types()
     metadata.to_openvino(entries, converted)
-    openvino.save_model(converted, Path(directory) / FORMATS["openvino"].main_file, compress_to_fp16=False)
+    openvino.save_model(converted, Path(directory) / OPENVINO_FILE, compress_to_fp16=False)
+
+
+def _write_openvino_from_torch(model, path, opset, entries):
+    _save_openvino(import_openvino().convert_model(_program(model)), path, model, entries)
 
 
 # A protobuf file ends at 2 GB; torch moves weights to a second file from here on.
 LARGEST_ONNX = 3 * 2**29
 
 
-def write(model, path, format, opset, entries):
-    """Writes `model` with its batch norms folded to `path`, by the current backend; any batch size can be run.
-
-    Args:
-        model: A classifier of fixed image size.
-        path: File, or directory that exists.
-        format: Key of `FORMATS` that the backend writes.
-        opset: Of ONNX; None for torch's default.
-        entries: Metadata, a dict.
-    """
-    writer = {"torch": _write_from_torch, "tensorflow": _write_from_tensorflow}[keras.backend.backend()]
-    writer(model, path, format, opset, entries)
-
-
-def _write_from_torch(model, path, format, opset, entries):
-    with warnings.catch_warnings():
-        # Of torch about itself.
-        warnings.simplefilter("ignore")
-        program = _program(model)
-        if format == "torch":
-            _write_torch(program, path, entries)
-        elif format == "onnx":
-            _write_onnx(program, path, output_name(model), opset, entries)
-        else:
-            write_openvino(import_openvino().convert_model(program), path, model, entries)
-
-
 def _program(model):
+    import keras
     import torch
+
+    from keras_ci2p.export.fold_batch_norm import fold_batch_norm
 
     class _Inference(torch.nn.Module):
         """A Keras model whose weights torch can see: `torch.export` takes those of Keras for nameless constants."""
@@ -365,17 +264,19 @@ def _program(model):
     return program
 
 
-def _write_torch(program, path, entries):
+def _write_torch(model, path, opset, entries):
     import torch
 
+    program = _program(model)
     # Else it would be stored too.
     program.example_inputs = None
     torch.export.save(program, path, extra_files={metadata.FILE_NAME: json.dumps(entries, ensure_ascii=False)})
 
 
-def _write_onnx(program, path, output, opset, entries):
+def _write_onnx(model, path, opset, entries):
     import torch
 
+    program = _program(model)
     size = sum(weight.nbytes for weight in program.state_dict.values())
     if size > LARGEST_ONNX:
         raise ValueError(f"The weights are too large for one ONNX file: {size:,} bytes, at most {LARGEST_ONNX:,}.")
@@ -384,7 +285,7 @@ def _write_onnx(program, path, output, opset, entries):
         dynamo=True,
         dynamic_shapes=({0: "batch"},),
         input_names=["images"],
-        output_names=[output],
+        output_names=[output_name(model)],
         opset_version=opset,
         verbose=False,
     )
@@ -394,22 +295,30 @@ def _write_onnx(program, path, output, opset, entries):
     onnx_program.save(path, external_data=False)
 
 
-def _write_from_tensorflow(model, path, format, opset, entries):
-    folded = fold_batch_norm(model)
-    if format == "tf_saved_model":
-        _write_saved_model(folded, path)
-        metadata.write_beside(entries, path)
-        return
+def _write_saved_model(model, path, opset, entries):
+    _save_saved_model(model, path)
+    metadata.write_beside(entries, path)
+
+
+def _write_litert(model, path, opset, entries):
     with tempfile.TemporaryDirectory() as directory:
-        _write_saved_model(folded, directory)
-        if format == "litert":
-            _write_litert(directory, path)
-            metadata.append_to_litert(entries, path)
-        else:
-            write_openvino(import_openvino().convert_model(directory), path, model, entries)
+        _save_saved_model(model, directory)
+        _save_litert(directory, path)
+    metadata.append_to_litert(entries, path)
 
 
-def _write_saved_model(folded, path):
+def _write_openvino_from_tensorflow(model, path, opset, entries):
+    with tempfile.TemporaryDirectory() as directory:
+        _save_saved_model(model, directory)
+        _save_openvino(import_openvino().convert_model(directory), path, model, entries)
+
+
+def _save_saved_model(model, path):
+    import keras
+
+    from keras_ci2p.export.fold_batch_norm import fold_batch_norm
+
+    folded = fold_batch_norm(model)
     archive = keras.export.ExportArchive()
     # What the function uses is stored; the model, tracked as `folded.export` does it, would be stored once more.
     serve = functools.partial(folded, training=False)
@@ -417,9 +326,117 @@ def _write_saved_model(folded, path):
     archive.write_out(str(path), verbose=False)
 
 
-def _write_litert(saved_model, path):
+def _save_litert(saved_model, path):
     import tensorflow as tf
 
     # Keras's own export also admits operations that only TensorFlow's large runtime has; none is needed.
     converter = tf.lite.TFLiteConverter.from_saved_model(saved_model)
     Path(path).write_bytes(converter.convert())
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format of `FORMATS`.
+
+    Attributes:
+        writers: By the backend of Keras that can write it, the better one first, a function `(model, path, opset,
+            entries)`.
+        open: Function of the path of such a file, for `open_exported`.
+        packages: What it needs besides the backend, to be written and to be run.
+        suffix: Of the file; None where it is a directory.
+        main_file: In the directory; None where it is a file.
+    """
+
+    writers: dict
+    open: Callable
+    packages: tuple = ()
+    suffix: str | None = None
+    main_file: str | None = None
+
+    @property
+    def backends(self):
+        """Those of Keras that can write it, the better one first."""
+        return tuple(self.writers)
+
+
+# Keras 3.15 and the converters of the day. ONNX: tf2onnx has no Erfc, which an exact GELU needs; jax2onnx has no
+# reshaping that joins the batch with another axis. OpenVINO reads what torch and TensorFlow make, not jax2tf's calls of
+# XLA; neither is a SavedModel of these for every device.
+FORMATS = {
+    "onnx": Format({"torch": _write_onnx}, _open_onnx, packages=("onnx", "onnxscript", "onnxruntime"), suffix=".onnx"),
+    "tf_saved_model": Format({"tensorflow": _write_saved_model}, _open_saved_model, main_file="saved_model.pb"),
+    "openvino": Format(
+        {"torch": _write_openvino_from_torch, "tensorflow": _write_openvino_from_tensorflow},
+        _open_openvino,
+        packages=("openvino",),
+        main_file=OPENVINO_FILE,
+    ),
+    "torch": Format({"torch": _write_torch}, _open_torch, suffix=".pt2"),
+    "litert": Format({"tensorflow": _write_litert}, _open_litert, packages=("ai_edge_litert",), suffix=".tflite"),
+}
+
+
+def writing_backend(name):
+    """The backend to write the format `name` with: the current one where it can, else the first that is installed.
+
+    Raises:
+        ImportError: None of those that can is installed, or a package that the format needs is missing.
+    """
+    import keras
+
+    form = FORMATS[name]
+    missing = [package for package in form.packages if not _is_installed(package)]
+    if missing:
+        raise ImportError(
+            f"The format {name} needs {', '.join(missing)}, which is not installed: pip install 'keras_ci2p[export]'"
+        )
+    current = keras.backend.backend()
+    for backend in sorted(form.backends, key=lambda backend: backend != current):
+        if _is_installed(backend):
+            return backend
+    raise ImportError(
+        f"The format {name} is written by {' or '.join(form.backends)}, which is not installed beside {current}: "
+        f"pip install 'keras_ci2p[{form.backends[0]}]'. It need not be the backend that Keras uses."
+    )
+
+
+def _is_installed(package):
+    # Looking is enough: importing TensorFlow takes seconds, and disturbs torch.
+    return importlib.util.find_spec(package) is not None
+
+
+def open_exported(path, format):
+    """An exported model as a function, on the CPU and in float32.
+
+    Not every runtime is for every process: TensorFlow before torch's compiler ends it, and OpenVINO forks when it is
+    imported, which JAX does not bear.
+
+    Args:
+        path: What `export` wrote.
+        format: One of `FORMATS`.
+
+    Returns:
+        A function of float32 images `(batch, height, width, 3)`, RGB in 0..255, that gives `(batch, num_classes)`.
+
+    Raises:
+        ImportError: The runtime is not installed.
+    """
+    return FORMATS[format].open(Path(path))
+
+
+def write(model, path, format, opset, entries):
+    """Writes a classifier with its batch norms folded, by the current backend; any batch size can be run.
+
+    Args:
+        model: A classifier of fixed image size.
+        path: File, or directory that exists.
+        format: Key of `FORMATS` that the backend writes.
+        opset: Of ONNX; None for torch's default.
+        entries: Metadata, a dict.
+    """
+    import keras
+
+    with warnings.catch_warnings():
+        # Of the converters about themselves.
+        warnings.simplefilter("ignore")
+        FORMATS[format].writers[keras.backend.backend()](model, path, opset, entries)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_ci2p import backend
+from keras_ci2p.layers.constants import IMAGENET_MEAN, IMAGENET_STD
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -181,11 +182,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         for fixed in [key for key in config if key == "axis" or key.startswith("renorm")]:
             config.pop(fixed)
         return config
-
-
-# ImageNet statistics of the paper's preprocessing, RGB in 0..255 (mmpretrain).
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")

@@ -8,7 +8,8 @@ from keras import ops
 from keras_ci2p.layers.compression_layers import EntropyBottleneck
 from keras_ci2p.layers.compression_transforms import AnalysisTransform, SynthesisTransform, check_images
 from keras_ci2p.models.rate_distortion import RateDistortionModel
-from keras_ci2p.presets import WEIGHTS, PresetError, name_of, open_preset, serialize, write_preset
+from keras_ci2p.models.variants import FACTORIZED
+from keras_ci2p.presets import WEIGHTS, PresetError, open_preset, preset_name, save_preset, serialize_model
 
 
 def _by_quality(first, low, high):
@@ -29,8 +30,6 @@ CHANNELS = {
     "cheng2020-anchor": _CHENG,
     "cheng2020-attn": _CHENG,
 }
-# Their prior is the entropy bottleneck alone; the others' priors are not part of this package.
-FACTORIZED = ("bmshj2018-factorized", "bmshj2018-factorized-relu")
 WITHOUT_SYNTHESIS = ("cheng2020-anchor", "cheng2020-attn")
 
 
@@ -48,8 +47,10 @@ class Compressor(RateDistortionModel):
         architecture: One of CompressAI's zoo (`CHANNELS`).
         quality: 1..8 (cheng2020: 1..6), which sets the channels; None where `channels` are given and it is unknown.
         channels: (N, M), between the convolutions and of the latent; None for those of `quality`.
-        origin: Where the weights are from, a dict of plain values (`name`, `sha256`), or None.
+        source: Where the weights are from, a dict of plain values (`name`, `sha256`), or None.
         dtype: Dtype policy of the transforms.
+        name: Name of the model.
+        origin: `source` as configurations call it.
 
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255; height and width multiples of 16. Or a dict
     of such `images` and of `noise`, as in `call`.
@@ -68,9 +69,10 @@ class Compressor(RateDistortionModel):
         architecture="bmshj2018-factorized",
         quality=5,
         channels=None,
-        origin=None,
+        source=None,
         dtype=None,
         name="compressor_model",
+        origin=None,
     ):
         channels = compressor_channels(architecture, quality, channels)
         super().__init__(name=name)
@@ -79,9 +81,9 @@ class Compressor(RateDistortionModel):
         self.architecture = architecture
         self.quality = quality
         self.num_filters, self.latent_channels = channels
-        self.origin = origin
+        self.source = origin if source is None else source
         self.analysis = AnalysisTransform(
-            architecture, self.num_filters, self.latent_channels, origin=origin, dtype=policy, name="analysis"
+            architecture, self.num_filters, self.latent_channels, source=self.source, dtype=policy, name="analysis"
         )
         self.entropy_bottleneck = None
         if architecture in FACTORIZED:
@@ -122,6 +124,11 @@ class Compressor(RateDistortionModel):
         if self.synthesis is not None:
             outputs["x_hat"] = self.synthesis(quantised)
         return outputs
+
+    @property
+    def origin(self):
+        """The former name of `source`."""
+        return self.source
 
     def encode(self, images):
         """Latents of a batch of images, not quantised.
@@ -186,7 +193,7 @@ class Compressor(RateDistortionModel):
             "architecture": self.architecture,
             "quality": self.quality,
             "channels": (self.num_filters, self.latent_channels),
-            "origin": self.origin,
+            "origin": self.source,
             "dtype": self.dtype_policy.name,
         }
 
@@ -194,12 +201,13 @@ class Compressor(RateDistortionModel):
     def from_config(cls, config):
         return cls(**config)
 
-    def save_to_preset(self, preset_dir, metadata=None, storage="float32"):
+    def save_to_preset(self, preset_dir, metadata=None, files=None, storage="float32"):
         """Writes architecture and weights as a preset directory, aside and renamed.
 
         Args:
             preset_dir: Directory to write; an existing preset there is replaced.
             metadata: Further entries of `metadata.json`, values that JSON can hold.
+            files: Further files, as a dict of name to bytes.
             storage: "float32", "float16" or "int8", as in `keras_ci2p.presets.compact_weights`; what is loaded from it
                 is float32 again.
 
@@ -207,12 +215,13 @@ class Compressor(RateDistortionModel):
             FileExistsError: `preset_dir` exists and is no preset.
             ValueError: Unknown storage.
         """
-        write_preset(
+        save_preset(
             preset_dir,
-            config=serialize(self),
+            config=serialize_model(self),
             task=None,
             weights={WEIGHTS: self._uncompiled().save_weights},
             metadata={"parameter_count": self.count_params(), **(metadata or {})},
+            files=files,
             storage=storage,
         )
 
@@ -247,11 +256,11 @@ class Compressor(RateDistortionModel):
             raise PresetError(f"The configuration in {files.directory} does not fit a Compressor: {error}") from error
         with files.reading(WEIGHTS) as path:
             compressor.load_weights(path)
-        name = name_of(files.directory)
-        if name is not None and compressor.origin is None:
+        name = preset_name(files.directory)
+        if name is not None and compressor.source is None:
             # A preset cannot hold its own hash.
-            origin = {"name": name, "sha256": files.metadata["files"][WEIGHTS]}
-            compressor.origin = compressor.analysis.origin = origin
+            source = {"name": name, "sha256": files.metadata["files"][WEIGHTS]}
+            compressor.source = compressor.analysis.source = source
         return compressor
 
 

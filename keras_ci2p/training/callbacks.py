@@ -11,7 +11,7 @@ import grain
 import keras
 
 from keras_ci2p.data.manifest import NAMES_FILE
-from keras_ci2p.data.overlap import SEEN_FILE, encode, encode_names
+from keras_ci2p.data.overlap import TRAIN_HASHES_FILE, encode_hashes, encode_names
 from keras_ci2p.plots import plot_compressor_curves, plot_curves
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.run_dir import RunError
@@ -33,7 +33,7 @@ class Recorder(keras.callbacks.Callback):
         manifest: The photos that are trained on.
         data: All images, `ImageManifest` or `LatentCache`.
         averaging: `AveragedWeights` whose averages are saved, or None.
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         reduce_logs: Function from a dict of numbers to their means over all processes.
         verbose: Whether to print a line on the speed after each epoch.
     """
@@ -139,7 +139,7 @@ class Recorder(keras.callbacks.Callback):
     @functools.cached_property
     def _training_images(self):
         """Files of a preset that tell what it was trained on; hashing a million names takes seconds."""
-        return {SEEN_FILE: encode(self._manifest.digests), NAMES_FILE: encode_names(self._data)}
+        return {TRAIN_HASHES_FILE: encode_hashes(self._manifest.hashes), NAMES_FILE: encode_names(self._data)}
 
 
 _COMPRESSOR_LOGS = ("cost", "bpp", "psnr", "val_cost", "val_bpp", "val_psnr")
@@ -153,7 +153,7 @@ class CompressorRecorder(keras.callbacks.Callback):
         run_dir: Directory of the run.
         record: dict with `history` (a list of rows) and `best`, as the checkpoint holds it.
         checkpoints: `Checkpoints`.
-        settings: `CompressorSettings`.
+        settings: `CompressorTrainConfig`.
     """
 
     def __init__(self, run_dir, record, checkpoints, settings):

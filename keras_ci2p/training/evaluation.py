@@ -2,12 +2,14 @@
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_ci2p.data.loader import image_folder
 from keras_ci2p.data.manifest import DataError
 from keras_ci2p.data.overlap import MAX_DISTANCE, without_near_copies
-from keras_ci2p.data.sources import open_data, open_pictures
-from keras_ci2p.data.transforms import middle_crop, random_crop
+from keras_ci2p.data.sources import open_data, scan_images
+from keras_ci2p.data.transforms import center_crop, native_center_crop, random_crop
+from keras_ci2p.models.rate_distortion import psnr
 from keras_ci2p.plots import plot_reconstructions
 
 # Pictures in a row.
@@ -15,9 +17,33 @@ SHOWN = 5
 
 
 def show_reconstructions(path, compressor, pictures, split="val", size=256):
-    """`plot_reconstructions` of the first pictures that `evaluate_compressor` measures."""
-    crops = middle_crops(held_out(pictures, split, SHOWN), size, batch_size=1)
-    plot_reconstructions(path, compressor, [images[0] for images, _ in crops])
+    """Draws the first images that `evaluate_compressor` measures above their reconstructions."""
+    batches = [images for images, _ in middle_crops(held_out(pictures, split, SHOWN), size, batch_size=1)]
+    reconstructions = [compressor(images, training=False)["x_hat"] for images in batches]
+    reconstructions = [ops.convert_to_numpy(x_hat)[0].clip(0, 255) for x_hat in reconstructions]
+    images = [batch[0].astype("float32") for batch in batches]
+    captions = [
+        f"{float(psnr(np.square(restored - image).mean())):.1f} dB, {compressor.bits_per_pixel(batch):.2f} bit/pixel"
+        for image, restored, batch in zip(images, reconstructions, batches, strict=True)
+    ]
+    title = f"{compressor.architecture}, quality {compressor.quality}"
+    plot_reconstructions(path, images, reconstructions, captions, title)
+
+
+def worst_images(report, data, image_size):
+    """Reads the images that a report names as `worst`, for `keras_ci2p.plots.plot_worst`.
+
+    Args:
+        report: What `evaluate` returned for `data`.
+        data: The data that were measured.
+        image_size: `(height, width)` of the central crops.
+
+    Returns:
+        List of uint8 arrays `(height, width, 3)`.
+    """
+    manifest = open_data(data).split(report["split"])
+    number_of = {file: number for number, file in enumerate(manifest.files)}
+    return [center_crop(manifest.open(number_of[row["image"]]), image_size) for row in report["worst"]]
 
 
 def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1, without_copies=False, worst=0):
@@ -31,7 +57,7 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         image_size: Height and width of the images; None for the model's.
         batch_size, verbose: As in `predict`.
         without_copies: Whether to leave out the images that have a near-copy among the training images, as
-            `keras_ci2p.data.near_copies.without_near_copies` finds them.
+            `keras_ci2p.data.overlap.without_near_copies` finds them.
         worst: How many of the wrongly classified images to name.
 
     Returns:
@@ -58,18 +84,17 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         image_size=image_size or evaluation_size(model),
         batch_size=batch_size,
         augment=False,
-        size_multiple=model.size_multiple,
+        patch_size=model.size_multiple,
     )
-    # Photos that can no longer be read are left out of the batches; so labels come with the images.
-    scores, labels, files_read = [], [], []
+    # Images that can no longer be read are left out of the batches; so labels come with the images.
+    scores, labels = [], []
     progress = keras.utils.Progbar(images.steps_per_epoch, verbose=verbose, unit_name="batch")
-    for number, (batch, one_hot) in enumerate(images):
-        if len(batch):
-            scores.append(model.predict_on_batch(batch))
-            labels.append(one_hot.argmax(-1))
-            files_read += _files_of_batch(images, number, len(batch))
+    for batch, one_hot in images:
+        scores.append(model.predict_on_batch(batch))
+        labels.append(one_hot.argmax(-1))
         progress.add(1)
     scores, labels = np.concatenate(scores), np.concatenate(labels)
+    files = _files_read(images.manifest, len(labels))
     order = np.argsort(-scores, axis=-1, kind="stable")
     # The folder's labels count its subfolders; the model's outputs count its class names.
     labels = np.array([class_names.index(name) for name in manifest.class_names])[labels]
@@ -93,17 +118,16 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         "split": split,
         "data_sha256": whole.sha256,
         **copies,
-        **({"worst": _worst(model, scores, labels, files_read, class_names, worst)} if worst else {}),
+        **({"worst": _worst(model, scores, labels, files, class_names, worst)} if worst else {}),
     }
 
 
-def _files_of_batch(images, number, count):
-    """Names of the `count` images in the batch `number` of `image_folder`, which leaves out what it cannot read."""
-    first = number * images.batch_size
-    numbers = range(first, min(first + images.batch_size, len(images.manifest)))
+def _files_read(manifest, count):
+    """Returns the names of the images that were evaluated: all, or the `count` of them that can still be read."""
+    numbers = range(len(manifest))
     if len(numbers) != count:
-        numbers = [number for number in numbers if _is_readable(images.manifest, number)]
-    return [images.manifest.files[number] for number in numbers]
+        numbers = [number for number in numbers if _is_readable(manifest, number)]
+    return [manifest.files[number] for number in numbers]
 
 
 def _is_readable(manifest, number):
@@ -180,11 +204,11 @@ def evaluate_compressor(compressor, data, split="val", pictures=100, size=256, l
     """
     if not compressor.compiled or (lmbda is not None and lmbda != compressor.lmbda):
         compressor.compile(lmbda=lmbda)
-    everything = open_pictures(data)
+    everything = scan_images(data)
     chosen = held_out(everything, split, pictures)
     crops = middle_crops(chosen, size, batch_size)
     # By `repeated` and steps: Keras would warn that the data ran out.
-    means = compressor.evaluate(crops.repeated(), steps=crops.steps_per_epoch, verbose=verbose, return_dict=True)
+    means = compressor.evaluate(crops.repeat(), steps=crops.steps_per_epoch, verbose=verbose, return_dict=True)
     return {
         **{name: float(means[name]) for name in ("psnr", "bpp", "cost")},
         "lmbda": compressor.lmbda,
@@ -209,11 +233,11 @@ def training_crops(pictures, size, batch_size, seed, num_workers=0):
 
 def middle_crops(pictures, size, batch_size):
     """The central crop of each picture, in order."""
-    return image_folder(pictures, split="all", image_size=size, batch_size=batch_size, augment=middle_crop)
+    return image_folder(pictures, split="all", image_size=size, batch_size=batch_size, augment=native_center_crop)
 
 
 def held_out(pictures, split="val", most=None):
     """Up to `most` pictures of a split, chosen by their contents alone."""
     pictures = pictures.split(split)
-    order = sorted(range(len(pictures)), key=lambda i: pictures.digests[i])
+    order = sorted(range(len(pictures)), key=lambda i: pictures.hashes[i])
     return pictures.subset(order[:most])

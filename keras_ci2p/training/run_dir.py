@@ -12,8 +12,8 @@ import numpy as np
 
 from keras_ci2p.data.tfds import PREFIX
 from keras_ci2p.presets import list_presets
-from keras_ci2p.training.efficientnet import TEACHERS
-from keras_ci2p.training.recipes import NO_TEACHER, Recipe
+from keras_ci2p.training.configs import NO_TEACHER, TEACHERS, TrainConfig
+from keras_ci2p.training.recipes import Recipe
 from keras_ci2p.utils import atomic_directory, clean_up, file_sha256, write_json
 
 CONFIG = "config.json"
@@ -54,6 +54,19 @@ def check_same(what, now, previous, defaults=None):
     different = [f"{key}: {then.get(key)!r}, now {now.get(key)!r}" for key in now if then.get(key) != now[key]]
     if different:
         raise RunError(f"The run was begun with other {what}, so it cannot be resumed: {'; '.join(different)}.")
+
+
+def check_config(config, previous):
+    """Raises RunError, saying what differs, unless the previous run (or None) was begun with the same settings.
+
+    Args:
+        config: `Config` of this run.
+        previous: The previous run's record.
+    """
+    different = [] if previous is None else config.differences(previous.get("settings", {}))
+    if different:
+        told = "; ".join(f"{name}: {then!r}, now {now!r}" for name, then, now in different)
+        raise RunError(f"The run was begun with other settings, so it cannot be resumed: {told}.")
 
 
 def _flat(values, prefix=""):
@@ -147,10 +160,6 @@ HISTORY = "history.csv"
 CURVES = "curves.png"
 REPORT = "report.json"
 
-# What the commands of a card call things that lie elsewhere on other machines.
-INIT, TEACHER = "$INIT", "$TEACHER"
-_PLACEHOLDERS = {"data": "$DATA", "init": INIT, "compressor": "$COMPRESSOR", "teacher": TEACHER}
-
 
 def read_record(directory):
     """How a model was trained, as `report.json` holds it in "run".
@@ -183,7 +192,7 @@ def recipe_of(record):
     """
     if "recipe" not in record["settings"]:
         return None
-    recipe = Recipe().override(record["settings"]["recipe"])
+    recipe = Recipe.from_dict(record["settings"]["recipe"])
     latents = record["data"].get("latents")
     if latents is None:
         return recipe
@@ -206,7 +215,7 @@ def views_of(record):
 
 def _portable(record):
     settings = dict(record["settings"])
-    for key, placeholder in _PLACEHOLDERS.items():
+    for key, placeholder in TrainConfig.placeholders().items():
         value = settings.get(key)
         if value is not None and not value.startswith(PREFIX) and _is_path(key, value):
             settings[key] = placeholder

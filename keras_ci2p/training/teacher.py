@@ -12,10 +12,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ci2p.export.formats import FORMATS, open_network
+from keras_ci2p.export.formats import network_file, open_network
 from keras_ci2p.export.metadata import model_metadata
 from keras_ci2p.models.loading import CLASSIFIERS, open_classifier
-from keras_ci2p.presets import open_preset, preset_of
+from keras_ci2p.presets import open_preset
 from keras_ci2p.utils import file_sha256
 
 # Names of an ONNX or OpenVINO file's outputs that are taken for feature maps where none are named.
@@ -149,9 +149,9 @@ def open_teacher(source, class_names, image_size=None, value_range=None, feature
         FileNotFoundError: There is no such file.
         ImportError: The package that reads it is not installed.
     """
-    path = Path(source)
+    path = network_file(source)
     size = _as_size(image_size)
-    if path.suffix in (".onnx", ".xml") or (path / FORMATS["openvino"].main_file).is_file():
+    if path.suffix in (".onnx", ".xml"):
         opened = _network_source(path, features)
     elif path.suffix == ".keras":
         opened = _keras_source(path, features)
@@ -162,15 +162,13 @@ def open_teacher(source, class_names, image_size=None, value_range=None, feature
 
 def teacher_sha256(source):
     """`Teacher.sha256` of what `open_teacher` takes, which need not be known well enough to be asked."""
-    path = Path(source)
-    if (path / FORMATS["openvino"].main_file).is_file():
-        path = path / FORMATS["openvino"].main_file
+    path = network_file(source)
     if path.suffix == ".xml":
         parts = [file_sha256(part) for part in (path, path.with_suffix(".bin"))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if path.suffix in (".onnx", ".keras"):
         return file_sha256(path)
-    return _preset_sha256(open_preset(preset_of(source)))
+    return _preset_sha256(open_preset(source))
 
 
 @dataclass(frozen=True)
@@ -212,8 +210,6 @@ def _network_source(path, features):
     shape = network.input_shape
     layout = network.metadata.get("data_format")
     is_channels_first = layout == "channels_first" if layout else shape[1] == 3 and shape[3] != 3
-    if path.is_dir():
-        path = path / FORMATS["openvino"].main_file
     return _Source(
         name=path.stem,
         sha256=teacher_sha256(path),

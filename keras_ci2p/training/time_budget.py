@@ -45,38 +45,40 @@ class EpochTime:
 
 
 def within_budget(settings, began, make_learner, train_data, val_data, devices, run_dir, verbose):
-    """The settings with as many epochs as fit into `settings.minutes`; the warm-up keeps its share of them.
+    """The settings with as many epochs as fit into `settings.max_minutes`; the warm-up keeps its share of them.
 
     What is measured is a model of its own, so that the run itself begins as if nothing had been measured.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         began: `time.perf_counter()` when the minutes began.
         make_learner: Function from a `Recipe` to `(classifier, compiled model to fit)`.
-        train_data, val_data: `EpochDataset`.
+        train_data, val_data: `DataLoader`.
         devices: `Devices`.
         run_dir: Directory of the run to come; what is written to measure goes beside it, and is deleted.
         verbose: Whether to print what was measured and chosen.
     """
     if verbose:
         print("Measuring how long an epoch takes ...", flush=True)
-    measured = _measure(*make_learner(settings.recipe), settings.minutes * 60, train_data, val_data, devices, run_dir)
+    measured = _measure(
+        *make_learner(settings.recipe), settings.max_minutes * 60, train_data, val_data, devices, run_dir
+    )
     # Keras models are cycles of references, which would keep the device's memory.
     gc.collect()
     left = max(
-        0.0, devices.all_reduce_mean({"seconds": began + settings.minutes * 60 - time.perf_counter()})["seconds"]
+        0.0, devices.all_reduce_mean({"seconds": began + settings.max_minutes * 60 - time.perf_counter()})["seconds"]
     )
     epochs = measured.epochs_within(left)
     if verbose:
         print(
             f"An epoch takes about {measured.seconds:.1f} s (training {measured.training:.1f}, validation "
             f"{measured.validation:.1f}, saving {measured.saving:.1f}), the first {measured.starting:.1f} s more. "
-            f"{left / 60:.1f} of {settings.minutes:g} minutes are left: {epochs} epoch{'s' if epochs > 1 else ''}.",
+            f"{left / 60:.1f} of {settings.max_minutes:g} minutes are left: {epochs} epoch{'s' if epochs > 1 else ''}.",
             flush=True,
         )
     if measured.starting + measured.seconds > left:
         warnings.warn(
-            f"One epoch takes longer than the {settings.minutes:g} minutes given. It is trained all the same.",
+            f"One epoch takes longer than the {settings.max_minutes:g} minutes given. It is trained all the same.",
             stacklevel=4,
         )
     return _with_epochs(settings, epochs)
@@ -86,7 +88,7 @@ def as_begun(settings, previous):
     """The settings with the epochs that were chosen when the run was begun.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         previous: Contents of the run's `config.json`.
     """
     recorded = previous.get("settings", {}).get("recipe", {})
@@ -104,9 +106,9 @@ def _measure(model, learner, budget, train_data, val_data, devices, run_dir):
     interrupt = RaiseInterrupt()
     with interrupt.watching():
         history = learner.fit(
-            train_data.repeated(),
+            train_data.repeat(),
             steps_per_epoch=train_data.steps_per_epoch,
-            validation_data=devices.validation(val_data.repeated(), len(val_data.manifest)),
+            validation_data=devices.validation(val_data.repeat(), len(val_data.manifest)),
             validation_steps=val_data.steps_per_epoch,
             epochs=2,
             callbacks=[stopwatch, interrupt],

@@ -16,9 +16,11 @@ from keras_ci2p.data.sources import open_data
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier
 from keras_ci2p.models.backbone import CI2PClassifier
 from keras_ci2p.models.loading import CLASSIFIERS
+from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.cache_latents import cached_compressor
 from keras_ci2p.training.callbacks import AveragedWeights, RaiseInterrupt, Recorder
+from keras_ci2p.training.configs import NO_TEACHER
 from keras_ci2p.training.distillation import (
     DistilledClassifier,
     FeatureProjection,
@@ -30,8 +32,8 @@ from keras_ci2p.training.distillation import (
 )
 from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.optim import SoftTargetCrossentropy, balanced_weights, make_optimizer
-from keras_ci2p.training.recipes import NO_TEACHER, TRAIN_FREE_TO_CHANGE, TrainSettings, write_recipe
-from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, RunError, check_same, previous_run
+from keras_ci2p.training.recipes import write_recipe
+from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, RunError, check_config, check_same, previous_run
 from keras_ci2p.training.teacher import teacher_sha256
 from keras_ci2p.training.time_budget import as_begun, within_budget
 from keras_ci2p.utils import clean_up, require, write_bytes, write_json
@@ -47,7 +49,7 @@ def train(settings, run_dir, resume=False, verbose=1):
     `resume=True` goes on after the last whole epoch, as if nothing had happened.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         run_dir: Directory of the run.
         resume: Whether to go on with the run in `run_dir`, else it must be new.
         verbose: As in `fit`.
@@ -62,15 +64,16 @@ def train(settings, run_dir, resume=False, verbose=1):
     """
     began = time.perf_counter()
     run_dir = Path(run_dir)
+    settings = settings.for_data(is_latent_cache(settings.data))
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
-    require("matplotlib.figure", extra="train")
+    warn_without_matplotlib()
     if settings.tensorboard:
         require("tensorboardX", extra="tensorboard")
     previous = previous_run(run_dir, resume)
-    if settings.minutes is not None and previous is not None:
+    if settings.max_minutes is not None and previous is not None:
         settings = as_begun(settings, previous)
-    check_same("settings", _lasting(settings), previous, _lasting(TrainSettings(settings.data)))
+    check_config(settings, previous)
     if settings.deterministic:
         make_deterministic()
     if settings.matmul_precision is not None:
@@ -108,7 +111,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
         if verbose and previous is not None and previous["data"].get("views", data["views"]) != data["views"]:
             print(f"The cache has {data['views']} views of each photo by now, all of which are used.", flush=True)
     # Until here nothing is written, so that all processes have seen the same directory.
-    devices.assert_equal("settings or data", [_lasting(settings), data])
+    devices.assert_equal("settings or data", [settings.lasting(), data])
     class_weights = _class_weights(settings.class_weights, photos)
 
     train_data, val_data = make_inputs(settings, photos, size_multiple, devices, targets, teacher)
@@ -129,7 +132,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
         )
         return model, learner
 
-    if settings.minutes is not None and previous is None:
+    if settings.max_minutes is not None and previous is None:
         settings = within_budget(settings, began, make_learner, train_data, val_data, devices, run_dir, verbose)
     recipe = settings.recipe
     model, learner = make_learner(recipe)
@@ -145,7 +148,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
             here = {**environment(), "devices": devices.describe()}
             if targets is not None:
                 write_bytes(run_dir / PROJECTION, targets.projection.to_bytes())
-            write_json(run_dir / CONFIG, {"settings": settings.as_dict(), "data": data, **here})
+            write_json(run_dir / CONFIG, {"settings": settings.to_dict(), "data": data, **here})
             write_recipe(run_dir / RECIPE, recipe)
     elif previous.get("backend") != keras.backend.backend():
         warnings.warn(
@@ -153,9 +156,9 @@ def _train(settings, run_dir, previous, devices, verbose, began):
             "the result will differ from one made on one backend.",
             stacklevel=3,
         )
-    averaging = AveragedWeights() if recipe.ema else None
+    averaging = AveragedWeights() if recipe.ema_momentum else None
     epochs_done = len(record["history"])
-    timed = TimedDataset(train_data.repeated(epochs_done))
+    timed = TimedDataset(train_data.repeat(epochs_done))
     recorder = Recorder(
         run_dir,
         model,
@@ -175,7 +178,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
             learner.fit(
                 timed,
                 steps_per_epoch=train_data.steps_per_epoch,
-                validation_data=devices.validation(val_data.repeated(), len(val_data.manifest)),
+                validation_data=devices.validation(val_data.repeat(), len(val_data.manifest)),
                 validation_steps=val_data.steps_per_epoch,
                 initial_epoch=epochs_done,
                 epochs=recipe.epochs,
@@ -209,10 +212,6 @@ def _class_weights(wanted, photos):
     return [float(wanted.get(name, 1)) for name in photos.class_names]
 
 
-def _lasting(settings):
-    return {key: value for key, value in settings.as_dict().items() if key not in TRAIN_FREE_TO_CHANGE}
-
-
 def _in_short(teacher):
     """What a run's record says of its teacher."""
     features = [{key: value for key, value in row.items() if key != "steps"} for row in teacher["features"]]
@@ -223,7 +222,7 @@ def make_inputs(settings, photos, size_multiple, devices, targets=None, teacher=
     """`(training, validation)` datasets.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         photos: All photos, `ImageManifest` or `LatentCache`.
         size_multiple: What the image size must be a multiple of.
         devices: `Devices`, which tell the part of each training batch to load.
@@ -244,7 +243,7 @@ def make_inputs(settings, photos, size_multiple, devices, targets=None, teacher=
         training.update(temperature=None if teacher is None else recipe.distill_temperature)
     else:
         make = image_folder
-        common.update(image_size=recipe.image_size, size_multiple=size_multiple)
+        common.update(image_size=recipe.image_size, patch_size=size_multiple)
         training.update(augment=recipe.augmentation, augment_on=settings.augment, in_memory=settings.in_memory)
         training.update(targets=None if targets is None else targets.live(recipe.distill_temperature))
     return make(photos, split="train", **training, **common), make(photos, split="val", **common)
@@ -254,7 +253,7 @@ def find_teacher(settings, photos, size_multiple, run_dir, previous, verbose):
     """The teacher of a run.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         photos: All photos, `ImageManifest` or `LatentCache`.
         size_multiple: Height and width of a token in pixels.
         run_dir: Directory of the run.
@@ -335,7 +334,7 @@ class ModelParts:
     """What the model of a run is made from.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
 
     Attributes:
         cache: The `LatentCache` that is trained on, or None.

@@ -7,9 +7,10 @@ import keras
 
 from keras_ci2p.backend import environment, make_deterministic
 from keras_ci2p.convert.compressai import read_compressor
-from keras_ci2p.data.sources import open_pictures
+from keras_ci2p.data.sources import scan_images
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.rate_distortion import rate_distortion_optimizer
+from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.callbacks import CompressorRecorder, RaiseInterrupt
 from keras_ci2p.training.evaluation import (
@@ -19,8 +20,7 @@ from keras_ci2p.training.evaluation import (
     show_reconstructions,
     training_crops,
 )
-from keras_ci2p.training.recipes import COMPRESSOR_FREE_TO_CHANGE
-from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, check_same, previous_run
+from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, check_config, check_same, previous_run
 from keras_ci2p.utils import clean_up, require, write_json
 
 
@@ -32,7 +32,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     Whatever ends the process, `resume=True` goes on after the last whole epoch, as if nothing had happened.
 
     Args:
-        settings: `CompressorSettings`.
+        settings: `CompressorTrainConfig`.
         run_dir: Directory of the run.
         resume: Whether to go on with the run in `run_dir`, else it must be new.
         verbose: As in `fit`.
@@ -48,26 +48,25 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     run_dir = Path(run_dir)
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
-    require("matplotlib.figure", extra="train")
+    warn_without_matplotlib()
     previous = previous_run(run_dir, resume)
-    lasting = {key: value for key, value in settings.as_dict().items() if key not in COMPRESSOR_FREE_TO_CHANGE}
-    check_same("settings", lasting, previous)
+    check_config(settings, previous)
     if settings.deterministic:
         make_deterministic()
     keras.utils.set_random_seed(settings.seed)
     compressor = _make(settings)
-    pictures = open_pictures(settings.data)
+    pictures = scan_images(settings.data)
     data = {"sha256": pictures.sha256, "pictures": len(pictures)}
     check_same("data", data, previous)
 
     crops = training_crops(pictures, settings.crop_size, settings.batch_size, settings.seed, settings.num_workers)
-    val_crops = middle_crops(held_out(pictures, "val", settings.val_pictures), settings.val_size, settings.batch_size)
+    val_crops = middle_crops(held_out(pictures, "val", settings.val_images), settings.val_size, settings.batch_size)
     run_dir.mkdir(parents=True, exist_ok=True)
     clean_up(run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints")
     record = checkpoints.restore(compressor) or {"history": [], "best": None}
     if previous is None:
-        write_json(run_dir / CONFIG, {"settings": settings.as_dict(), "data": data, **environment()})
+        write_json(run_dir / CONFIG, {"settings": settings.to_dict(), "data": data, **environment()})
     elif previous.get("backend") != keras.backend.backend():
         warnings.warn(
             f"This run was begun on {previous.get('backend')} and goes on with {keras.backend.backend()}: "
@@ -80,9 +79,9 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
         interrupt = RaiseInterrupt()
         with interrupt.watching():
             compressor.fit(
-                crops.repeated_from_batch(epochs_done * settings.steps_per_epoch),
+                crops.repeat_from_batch(epochs_done * settings.steps_per_epoch),
                 steps_per_epoch=settings.steps_per_epoch,
-                validation_data=val_crops.repeated(),
+                validation_data=val_crops.repeat(),
                 validation_steps=val_crops.steps_per_epoch,
                 initial_epoch=epochs_done,
                 epochs=epochs,
@@ -94,7 +93,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     compressor.save_to_preset(run_dir / LAST, metadata={"training": record["history"][-1]})
     best = Compressor.from_preset(run_dir / BEST)
     report = evaluate_compressor(
-        best, pictures, pictures=settings.val_pictures, size=settings.val_size, lmbda=compressor.lmbda
+        best, pictures, pictures=settings.val_images, size=settings.val_size, lmbda=compressor.lmbda
     )
     write_json(run_dir / "report.json", {**report, "step": record["best"]["step"], **environment()})
     show_reconstructions(run_dir / "reconstructions.png", best, pictures, size=settings.val_size)
@@ -112,10 +111,12 @@ def _make(settings):
         compressor = Compressor(settings.architecture, settings.quality, dtype=settings.dtype)
     else:
         trained = read_compressor(settings.init)
+        if not isinstance(trained, Compressor):
+            raise ValueError(f"A compressor to train on has a synthesis transform. Received: init={settings.init!r}")
         compressor = Compressor.from_config({**trained.get_config(), "dtype": settings.dtype, "origin": None})
         for ours, theirs in zip(compressor.weights, trained.weights, strict=True):
             ours.assign(theirs)
     schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps)
-    optimizer = rate_distortion_optimizer(schedule, settings.auxiliary_learning_rate, settings.clip_norm)
+    optimizer = rate_distortion_optimizer(schedule, settings.auxiliary_learning_rate, settings.clip_grad_norm)
     compressor.compile(optimizer, lmbda=settings.lmbda)
     return compressor

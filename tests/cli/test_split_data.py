@@ -9,10 +9,10 @@ from PIL import Image
 from test_cli import failed
 
 from keras_ci2p.cli import main
-from keras_ci2p.compare import CompareSettings, make_pictures
+from keras_ci2p.compare import CompareConfig, make_pictures
 from keras_ci2p.data import image_folder
 from keras_ci2p.data.manifest import NAMES_FILE
-from keras_ci2p.data.overlap import SEEN_FILE
+from keras_ci2p.data.overlap import TRAIN_HASHES_FILE
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.presets import open_preset
 
@@ -86,12 +86,19 @@ def test_photos_encoded_anew_are_known_by_name(trained, tmp_path, capsys):
 
 def test_what_is_known_goes_on_with_the_weights(trained, tmp_path):
     photos, run, _ = trained
-    assert main(["publish", str(run), str(tmp_path / "published"), "--data", str(photos)]) == 0
+    publish = ["publish", str(run), str(tmp_path / "published"), "--data", str(photos), "--storage", "int8"]
+    assert main(publish) == 0
     assert main(["convert", str(tmp_path / "published"), str(tmp_path / "converted")]) == 0
+    assert main(["convert", str(run), str(tmp_path / "converted_run")]) == 0
     assert main(["quantize", str(run), str(tmp_path / "quantized")]) == 0
-    for name in ("published", "converted", "quantized"):
+    assert main(["quantize", str(tmp_path / "published"), str(tmp_path / "compact")]) == 0
+    training = open_preset(run).metadata["training"]
+    for name in ("published", "converted", "converted_run", "quantized", "compact"):
         preset = open_preset(tmp_path / name)
-        for file in (SEEN_FILE, NAMES_FILE):
+        assert preset.metadata["training"] == training
+        is_compact = name in ("published", "converted", "compact")
+        assert preset.storage == ("int8" if is_compact else "float32")
+        for file in (TRAIN_HASHES_FILE, NAMES_FILE):
             assert file in preset.metadata["files"]
             assert (preset.directory / file).read_bytes() == (run / "best" / file).read_bytes()
     card = (tmp_path / "published" / "README.md").read_text()
@@ -118,7 +125,7 @@ def test_a_run_that_knows_no_names_learns_them_when_it_is_published(trained, tmp
 
 def test_compare_takes_the_split(trained):
     photos, *_ = trained
-    settings = CompareSettings(model="vit", data=str(photos), image_size=32, batch_size=6, steps=3)
+    settings = CompareConfig(model="vit", data=str(photos), image_size=32, batch_size=6, steps=3)
     held_out = make_pictures(settings)["held_out"]
     expected, _ = next(iter(image_folder(photos / "val", split="all", image_size=32, batch_size=6)))
     assert (held_out == expected.astype("uint8")).all() and len(held_out) == 6

@@ -15,7 +15,7 @@ from PIL import Image
 
 from keras_ci2p import CI2PViT, Compressor
 from keras_ci2p.cli import main
-from keras_ci2p.training import CompressorSettings, RunError, train_compressor
+from keras_ci2p.training import CompressorTrainConfig, RunError, train_compressor
 
 # Bit for bit on torch with one thread and on JAX; TensorFlow's deterministic kernels leave rounding.
 TOLERANCE = 1e-4 if keras.backend.backend() == "tensorflow" else 0
@@ -43,7 +43,7 @@ def run(pictures, tmp_path_factory):
     with pytest.warns(UserWarning, match="skipped 1 file"):
         keras.utils.set_random_seed(0)
         train_compressor(
-            CompressorSettings(
+            CompressorTrainConfig(
                 str(pictures),
                 quality=1,
                 crop_size=32,
@@ -106,7 +106,7 @@ def test_the_compressor_of_a_run_goes_into_a_classifier(run, photos, tmp_path, n
 
 
 def test_an_existing_run_is_not_overwritten(run, pictures):
-    settings = CompressorSettings(str(pictures), quality=1)
+    settings = CompressorTrainConfig(str(pictures), quality=1)
     with pytest.raises(RunError, match="--resume"):
         train_compressor(settings, run)
     with pytest.raises(RunError, match="other settings.*steps: 4, now 20000"):
@@ -115,14 +115,14 @@ def test_an_existing_run_is_not_overwritten(run, pictures):
 
 def test_wrong_numbers():
     with pytest.raises(ValueError, match="multiple of 16"):
-        CompressorSettings("x", crop_size=100)
-    with pytest.raises(ValueError, match="steps must be positive"):
-        CompressorSettings("x", steps=0)
+        CompressorTrainConfig("x", crop_size=100)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        CompressorTrainConfig("x", steps=0)
 
 
 def test_no_pictures(tmp_path, capsys):
     assert main(["train-compressor", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
-    assert "no readable picture" in capsys.readouterr().err
+    assert "no readable image" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -8,6 +8,7 @@ from golden_weights import GOLDEN, golden_weight
 from keras_ci2p import CI2PViT, CI2PViTDualScale, ViT
 from keras_ci2p.convert import CheckpointError, from_mmpretrain, to_mmpretrain
 from keras_ci2p.convert.mmpretrain import mmpretrain_entries
+from keras_ci2p.layers.embedding import resize_position_embedding
 
 DUAL = {"early_dim": 16, "merge_at": 1}
 
@@ -41,6 +42,30 @@ def test_sizes_are_read_off_the_weights(state):
 def test_position_embedding_is_resized(state):
     model = from_mmpretrain(state, image_shape=(96, 32, 3))
     assert model(np.zeros((1, 96, 32, 3), "uint8")).shape == (1, 3)
+
+
+@pytest.mark.parametrize("kind", ["vit", "ci2p_dual"])
+def test_positions_of_any_grid_come_back(nano, kind):
+    """Of a model that is not square, told by its image's shape or its grid."""
+    sizes = {**nano, "num_heads": 2}
+    if kind == "ci2p_dual":
+        compressor = {"num_filters": 8, "latent_channels": 12}
+        model = CI2PViTDualScale((192, 64, 3), compressor=compressor, **DUAL, **sizes)
+    else:
+        model = ViT((192, 64, 3), **sizes)
+    positions = keras.ops.convert_to_numpy(model.get_layer("position_embedding").embedding)
+    state = to_mmpretrain(model)
+    for arguments in ({"image_shape": (192, 64, 3)}, {"grid": (12, 4)}):
+        copy = from_mmpretrain(state, num_heads=2, **arguments)
+        assert copy.image_shape == (192, 64, 3)
+        found = keras.ops.convert_to_numpy(copy.get_layer("position_embedding").embedding)
+        np.testing.assert_array_equal(found, positions)
+    resized = from_mmpretrain(state, (64, 64, 3), num_heads=2, grid=(12, 4)).get_layer("position_embedding").embedding
+    expected = resize_position_embedding(positions, (12, 4), (4, 4))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(resized), expected)
+    for arguments in ({}, {"image_shape": (64, 64, 3)}, {"grid": (5, 5)}):
+        with pytest.raises(CheckpointError, match="pos_embed has 48 positions, which make no"):
+            from_mmpretrain(state, num_heads=2, **arguments)
 
 
 @pytest.mark.parametrize("kind", ["pth", "pth in a training checkpoint", "safetensors"])

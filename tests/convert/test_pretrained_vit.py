@@ -101,6 +101,70 @@ def test_vit_takes_the_embeddings_too(timm_state, nano, size):
     np.testing.assert_array_equal(to_numpy(model.get_layer("patch_embedding").kernel), kernel)
 
 
+TOKENS = {
+    "none": {},
+    "class token": {"cls_token": 1},
+    "class and distillation token": {"cls_token": 1, "dist_token": 1},
+    "class token and registers": {"cls_token": 1, "reg_token": 4},
+}
+
+
+def with_tokens(state, tokens, rows, embeds_tokens=True):
+    """The state with these tokens before its patches, and a position embedding of `rows` random rows for the latter."""
+    rng = np.random.default_rng(3)
+    state = {key: value for key, value in state.items() if key != "cls_token"}
+    state |= {key: rng.standard_normal((1, count, 32)).astype("float32") for key, count in tokens.items()}
+    patches = rng.standard_normal((1, rows, 32)).astype("float32")
+    before = np.full((1, sum(tokens.values()) * embeds_tokens, 32), 77, "float32")
+    return {**state, "pos_embed": np.concatenate([before, patches], axis=1)}, patches
+
+
+@pytest.mark.parametrize("embeds_tokens", [True, False])
+@pytest.mark.parametrize("tokens", TOKENS.values(), ids=TOKENS)
+@pytest.mark.parametrize(
+    "size, rows, grid", [((128, 64), 32, (8, 4)), ((48, 176), 33, (3, 11)), ((64, 112), 25, (5, 5))]
+)
+def test_positions_of_any_grid_stay_where_they_are(timm_state, nano, size, rows, grid, tokens, embeds_tokens):
+    """The model's own grid is copied, a square resized, whatever tokens stand before it."""
+    model = ViT((*size, 3), **nano)
+    state, patches = with_tokens(timm_state, tokens, rows, embeds_tokens)
+    from_vit(state, model)
+    own_grid = (size[0] // 16, size[1] // 16)
+    expected = resize_position_embedding(patches, grid, own_grid)
+    np.testing.assert_array_equal(to_numpy(model.get_layer("position_embedding").embedding), expected)
+
+
+def test_positions_without_a_grid_are_refused(timm_state, nano):
+    model = ViT((128, 64, 3), **nano)
+    before = to_numpy(model.get_layer("position_embedding").embedding)
+    for tokens, rows in (({}, 33), ({"cls_token": 1}, 30), ({"cls_token": 1, "dist_token": 1}, 15)):
+        state, _ = with_tokens(timm_state, tokens, rows)
+        count = state["pos_embed"].shape[1]
+        with pytest.raises(CheckpointError, match=f"pos_embed has {count} positions, .*square or 8 x 4"):
+            from_vit(state, model)
+    np.testing.assert_array_equal(to_numpy(model.get_layer("position_embedding").embedding), before)
+
+
+def test_positions_of_two_possible_grids_need_to_be_told(timm_state, nano):
+    """36 positions are 6 x 6 or the model's own 9 x 4; 10 behind a class token 3 x 3, or without 5 x 2."""
+    for size, tokens, rows, embeds, grid in (
+        ((144, 64), {}, 36, True, (6, 6)),
+        ((144, 64), {}, 36, True, (9, 4)),
+        ((80, 32), {"cls_token": 1}, 9, True, (3, 3)),
+        ((80, 32), {"cls_token": 1}, 10, False, (5, 2)),
+        ((64, 64), {"cls_token": 1}, 12, True, (2, 6)),
+    ):
+        model = ViT((*size, 3), **nano)
+        state, patches = with_tokens(timm_state, tokens, rows, embeds)
+        with pytest.raises(CheckpointError, match="`grid`"):
+            from_vit(state, model)
+        from_vit(state, model, grid=grid)
+        expected = resize_position_embedding(patches, grid, (size[0] // 16, size[1] // 16))
+        np.testing.assert_array_equal(to_numpy(model.get_layer("position_embedding").embedding), expected)
+    with pytest.raises(CheckpointError, match="no 5 x 2 grid"):
+        from_vit(timm_state, model, grid=(5, 2))
+
+
 def test_other_patch_size(timm_state, nano):
     report = from_vit(timm_state, ViT((64, 64, 3), patch_size=8, **nano))
     assert "8 wide" in report["ignored"]["patch_embed.proj.weight"]
@@ -186,3 +250,26 @@ def test_keras_hub(nano):
     np.testing.assert_allclose(to_numpy(x), expected, atol=2e-5)
     with pytest.raises(CheckpointError, match="no Vision Transformer"):
         from_vit(model, model)
+
+
+@pytest.mark.parametrize("use_class_token", [True, False])
+def test_keras_hub_of_any_image_shape(nano, use_class_token):
+    """KerasHub's model tells its grid: 9 x 4 = 36 positions are no square of 6."""
+    import keras_hub
+
+    theirs = keras_hub.models.ViTBackbone(
+        image_shape=(144, 64, 3),
+        patch_size=16,
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=32,
+        mlp_dim=48,
+        use_class_token=use_class_token,
+    )
+    embedding = next(layer for layer in theirs.layers if type(layer).__name__ == "ViTPatchingAndEmbedding")
+    positions = to_numpy(embedding.position_embedding.embeddings)[None, int(use_class_token) :]
+    for size in ((144, 64), (64, 96)):
+        model = ViT((*size, 3), **nano)
+        from_vit(theirs, model)
+        expected = resize_position_embedding(positions, (9, 4), (size[0] // 16, size[1] // 16))
+        np.testing.assert_array_equal(to_numpy(model.get_layer("position_embedding").embedding), expected)

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from keras_ci2p import CI2PViT, Compressor
-from keras_ci2p.convert import DownloadError, to_compressai, zoo_names
-from keras_ci2p.convert import compressai as zoo
+from keras_ci2p.convert import DownloadError, to_compressai, zoo, zoo_names
 
 NAME = "bmshj2018-factorized-mse-5"
 
@@ -120,6 +119,30 @@ def test_not_found_and_no_network(server, monkeypatch):
     with pytest.raises(DownloadError, match="cannot be downloaded.*by hand"):
         Compressor.from_preset(NAME)
     assert not left_behind(server)
+
+
+def test_two_processes_with_an_empty_cache_do_not_collide(server, published):
+    """As under torchrun: each fetches, the directory is there from the first end on, and stays what it is."""
+    failures, first = [], threading.Event()
+
+    def fetch():
+        try:
+            directory = zoo.fetch(NAME)
+            first.set()
+            Compressor.from_preset(directory)
+        except Exception as error:
+            failures.append(error)
+
+    fetchers = [threading.Thread(target=fetch) for _ in range(3)]
+    for fetcher in fetchers:
+        fetcher.start()
+    first.wait(60)
+    written = (server.cache / NAME / "metadata.json").stat().st_ino
+    for fetcher in fetchers:
+        fetcher.join()
+    assert not failures
+    assert (server.cache / NAME / "metadata.json").stat().st_ino == written
+    assert {path.name for path in server.cache.iterdir()} == {NAME, server.file}
 
 
 def test_unknown_name():

@@ -8,6 +8,7 @@ from keras_ci2p import ViT
 from keras_ci2p.data import DataError
 from keras_ci2p.plots import plot_confusion, plot_worst
 from keras_ci2p.training import evaluate
+from keras_ci2p.training.evaluation import worst_images
 
 
 class BrightestChannel(ViT):
@@ -50,7 +51,7 @@ def test_the_worst(photos, nano, tmp_path):
         assert row["true"] == "bird" and row["predicted"] == "cat"
         assert {key: row[key] for key in expected} == pytest.approx(expected)
     assert len(evaluate(model, photos, split="all", verbose=0, worst=30)["worst"]) == 10
-    plot_worst(tmp_path / "worst.png", report, photos, (32, 32))
+    plot_worst(tmp_path / "worst.png", report, worst_images(report, photos, (32, 32)))
     with Image.open(tmp_path / "worst.png") as page:
         assert np.asarray(page.convert("RGB")).std(axis=(0, 1)).min() > 10
 
@@ -84,3 +85,13 @@ def test_photos_that_vanish(photos, nano):
         report = evaluate(model, manifest, verbose=0, batch_size=4, worst=6)
     assert report["images"] == 5
     assert [row["image"] for row in report["worst"]] == [manifest.split("val").files[1]]
+    # A whole batch, and then all of them.
+    for file in manifest.split("val").files[2:4]:
+        (photos / file).unlink()
+    with pytest.warns(UserWarning, match="no longer"):
+        report = evaluate(model, manifest, verbose=0, batch_size=2, worst=6)
+    assert report["images"] == 3
+    assert [row["image"] for row in report["worst"]] == [manifest.split("val").files[1]]
+    photos.rename(photos.with_name("elsewhere"))
+    with pytest.warns(UserWarning, match="no longer"), pytest.raises(DataError, match="None of the 6 images"):
+        evaluate(model, manifest, verbose=0, batch_size=2)

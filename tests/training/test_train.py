@@ -9,21 +9,21 @@ from conftest import NANO, write_photos
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError
-from keras_ci2p.data.loader import PhotoExamples
+from keras_ci2p.data.loader import LoadImage
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.models import CLASSIFIERS
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.training import (
     RECIPES,
-    CacheSettings,
+    LatentCacheConfig,
     RunError,
-    TrainSettings,
+    TrainConfig,
     cache_latents,
     evaluate,
     read_recipe,
     train,
 )
-from keras_ci2p.training.recipes import DEFAULT_COMPRESSOR
+from keras_ci2p.training.configs import DEFAULT_COMPRESSOR
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def settings(photos, nano, monkeypatch):
     monkeypatch.setitem(VARIANTS, "nano", nano)
 
     def make(**kwargs):
-        """Keyword arguments of `TrainSettings` and numbers of the recipe, mixed."""
+        """Keyword arguments of `TrainConfig` and numbers of the recipe, mixed."""
         own = {"data": str(photos), "variant": "nano", "model": "vit"}
         recipe = {"image_size": 32, "epochs": 2, "batch_size": 8, "warmup_epochs": 0.5}
-        names = {field.name for field in dataclasses.fields(TrainSettings)}
+        names = {field.name for field in dataclasses.fields(TrainConfig)}
         for key, value in kwargs.items():
             (own if key in names else recipe)[key] = value
-        return TrainSettings(recipe=RECIPES["quick"].override(recipe), **own)
+        return TrainConfig(recipe=RECIPES["quick"].override(recipe), **own)
 
     return make
 
@@ -75,13 +75,13 @@ def test_a_run_leaves_its_record(settings, photos, tmp_path):
 def test_which_compressor(settings, tmp_path):
     (tmp_path / "latents").mkdir()
     (tmp_path / "latents" / "latents.json").touch()
-    assert settings(model="ci2p_dual").compressor == DEFAULT_COMPRESSOR
-    assert settings(model="ci2p", compressor="my.pth").compressor == "my.pth"
-    assert settings(model="ci2p", variant=None, init="my_preset").compressor is None
-    assert settings(model="vit").compressor is None
-    assert TrainSettings(str(tmp_path / "latents")).compressor is None
+    assert settings(model="ci2p_dual").for_data(False).compressor == DEFAULT_COMPRESSOR
+    assert settings(model="ci2p", compressor="my.pth").for_data(False).compressor == "my.pth"
+    assert settings(model="ci2p", variant=None, init="my_preset").for_data(False).compressor is None
+    assert settings(model="vit").for_data(False).compressor is None
+    assert TrainConfig(str(tmp_path / "latents")).for_data(True).compressor is None
     with pytest.raises(ValueError, match="that of init or data"):
-        TrainSettings(str(tmp_path / "latents"), compressor="none")
+        train(TrainConfig(str(tmp_path / "latents"), compressor="none"), tmp_path / "no", verbose=0)
     model, _ = train(settings(model="ci2p", compressor="none", epochs=1), tmp_path / "run", verbose=0)
     assert not model.freeze_compressor and model.compressor.origin is None
 
@@ -192,15 +192,15 @@ def test_mixed_precision(settings, tmp_path, dtype, kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
 def test_a_nan_ends_the_run_and_the_last_good_weights_are_kept(settings, tmp_path, monkeypatch, dtype):
-    run, stack, batches = tmp_path / "run", PhotoExamples.stack, []
+    run, collate, batches = tmp_path / "run", LoadImage.collate, []
 
     def damaged(self, elements):
-        images, labels = stack(self, elements)
+        images, labels = collate(self, elements)
         batches.append(len(images))
         # Three batches in an epoch, others are read ahead or for validation.
         return (np.full_like(images, np.nan) if len(batches) > 24 else images), labels
 
-    monkeypatch.setattr(PhotoExamples, "stack", damaged)
+    monkeypatch.setattr(LoadImage, "collate", damaged)
     with pytest.raises(RunError, match="no longer finite: nan.*last good epoch are kept"):
         train(settings(epochs=20, dtype=dtype), run, verbose=0)
     history = list(csv.DictReader((run / "history.csv").open()))
@@ -219,7 +219,7 @@ def small_compressor():
 
 def test_training_on_latents(settings, photos, tmp_path, small_compressor):
     cache, run = tmp_path / "cache", tmp_path / "run"
-    views = CacheSettings(views=2, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
+    views = LatentCacheConfig(views=2, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
     cache_latents(photos, cache, small_compressor, views, verbose=0)
     on_latents = settings(model="ci2p", data=str(cache), mixup=0.8, epochs=2)
     model, history = train(on_latents, run, verbose=0)
@@ -246,7 +246,7 @@ def test_training_on_latents(settings, photos, tmp_path, small_compressor):
 def test_augmentation_on_the_device(settings, tmp_path):
     run = tmp_path / "run"
     options = {"augment": "device", "in_memory": True, "mixup": 0.8, "cutmix": 1.0, "learning_rate": 3e-3, "epochs": 2}
-    options["augmentation"] = Augmentation().as_dict()
+    options["augmentation"] = Augmentation().to_dict()
     model, history = train(settings(**options), run, verbose=0)
     assert history[1]["loss"] < history[0]["loss"]
     last = ViT.from_preset(run / "last")

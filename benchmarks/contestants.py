@@ -11,7 +11,7 @@ from common import Stopwatch
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT, count_macs
 from keras_ci2p.flops import count_parameters
-from keras_ci2p.training.optim import adamw
+from keras_ci2p.training.optim import FusedAdamW
 
 CLASSES = 10
 # Of a rate at which nothing is learned, so that rounds are alike.
@@ -80,7 +80,7 @@ class KerasContestant:
         self.parameters = count_parameters(self._model)
         self.macs = count_macs(self._model)
 
-    def compile(self, optimizer=adamw, freeze_compressor=True):
+    def compile(self, optimizer=FusedAdamW, freeze_compressor=True):
         """Anew, with another maker of optimizers or gradients of the compressor."""
         if not freeze_compressor:
             self._model.freeze_compressor = False

@@ -104,7 +104,7 @@ def images_of(manifest, split, recipe, seed):
         split=split,
         seed=seed,
         augment=augment,
-        size_multiple=32,
+        patch_size=32,
     )
 
 
@@ -122,9 +122,9 @@ def train(name, model, manifest, recipe, args):
         return described
     began = time.perf_counter()
     history = model.fit(
-        photos.repeated(),
+        photos.repeat(),
         steps_per_epoch=photos.steps_per_epoch,
-        validation_data=val.repeated(),
+        validation_data=val.repeat(),
         validation_steps=val.steps_per_epoch,
         epochs=recipe.epochs,
         shuffle=False,

@@ -48,11 +48,11 @@ def time_loading(photos, size, seed, **parallel):
         seed=seed,
         augment=AUGMENTATION,
         # Any size: no model takes these.
-        size_multiple=1,
+        patch_size=1,
         **parallel,
     )
     began = time.perf_counter()
-    batches = iter(data.repeated())
+    batches = iter(data.repeat())
     next(batches)
     first = time.perf_counter() - began
     # The batches that were made meanwhile.

@@ -1,4 +1,4 @@
-"""What each step of the augmentation costs: those of `keras_ci2p.data.transforms.apply_draw`, one at a time."""
+"""What each step of the augmentation costs: those of `keras_ci2p.data.transforms.apply_params`, one at a time."""
 
 import itertools
 import sys
@@ -9,9 +9,9 @@ from input_common import AUGMENTATION, BATCH, in_batches, spread
 from PIL import Image, ImageFilter, ImageOps
 
 from keras_ci2p.data import load_image
-from keras_ci2p.data.augmentation import draw
-from keras_ci2p.data.mixup import draw_mix, mix
-from keras_ci2p.data.transforms import FUNCTIONS, GRAY_WEIGHTS, REDUCING_GAP, apply_draw, normal_pixels
+from keras_ci2p.data.augmentation import sample_params
+from keras_ci2p.data.mixup import mix, sample_mix
+from keras_ci2p.data.transforms import GRAY_WEIGHTS, OPS, REDUCING_GAP, apply_params, normal_pixels
 
 
 def crop(image, drawn, size):
@@ -25,8 +25,8 @@ def flip(image, drawn, size):
 
 
 def randaugment(image, drawn, size):
-    for name, value in drawn.operations:
-        image = FUNCTIONS[name](image) if value is None else FUNCTIONS[name](image, value)
+    for name, value in drawn.ops:
+        image = OPS[name](image) if value is None else OPS[name](image, value)
     return image
 
 
@@ -50,7 +50,7 @@ def erase(pixels, drawn, rng):
 
 def mixed(images, rng):
     labels = np.eye(10, dtype="float32")[rng.integers(0, 10, len(images))]
-    return mix(images, labels, draw_mix(0.8, 1.0, len(images), images.shape[1:3], rng))
+    return mix(images, labels, sample_mix(0.8, 1.0, len(images), images.shape[1:3], rng))
 
 
 STEPS = {
@@ -73,13 +73,13 @@ def measure_steps(paths, size, repeats):
 def check_steps(paths, size):
     for seed, path in enumerate(paths):
         image = source = load_image(path)
-        drawn = draw(AUGMENTATION, (source.height, source.width), size, np.random.default_rng(seed))
+        drawn = sample_params(AUGMENTATION, (source.height, source.width), size, np.random.default_rng(seed))
         for step in STEPS.values():
             image = step(image, drawn, size)
         pixels = np.array(image)
         erase(pixels, drawn, np.random.default_rng(seed))
-        if (apply_draw(source, drawn, size, np.random.default_rng(seed)) != pixels).any():
-            sys.exit("The steps of this benchmark are no longer those of `apply_draw`.")
+        if (apply_params(source, drawn, size, np.random.default_rng(seed)) != pixels).any():
+            sys.exit("The steps of this benchmark are no longer those of `apply_params`.")
 
 
 def time_steps(paths, size, rng):
@@ -94,7 +94,7 @@ def time_steps(paths, size, rng):
     # As many at a time as a batch has: more would not stay in the processor's caches.
     for some in in_batches(paths):
         images = timed("decode", load_image, some)
-        draws = timed("draw", lambda image: draw(AUGMENTATION, (image.height, image.width), size, rng), images)
+        draws = timed("draw", lambda image: sample_params(AUGMENTATION, (image.height, image.width), size, rng), images)
         for name, step in STEPS.items():
             images = timed(name, step, images, draws, itertools.repeat(size, len(images)))
         arrays = timed("to array", np.array, images)

@@ -30,7 +30,7 @@ from keras_ci2p.data import CROP_AND_FLIP, image_folder, scan_folder
 from keras_ci2p.data.latent_cache import STORES
 from keras_ci2p.data.latent_loader import LatentRecords, latent_folder
 from keras_ci2p.training.cache_latents import cache_latents
-from keras_ci2p.training.optim import adamw
+from keras_ci2p.training.optim import FusedAdamW
 from keras_ci2p.training.recipes import CacheSettings
 
 RESULTS = Path(__file__).parent / "results"
@@ -147,13 +147,13 @@ def measure_training(variant, manifest, compressor, cache, args):
     learners = {"pixels": model, "latents": model.latent_classifier}
     for learner in learners.values():
         # The rate of learning makes no difference here.
-        learner.compile(adamw(1e-6), keras.losses.CategoricalCrossentropy(from_logits=True))
+        learner.compile(FusedAdamW(1e-6), keras.losses.CategoricalCrossentropy(from_logits=True))
     datasets = {"pixels": pixels(manifest, args), "latents": latents(cache, args)}
     speeds = {f"{kind}_{place}": [] for place in ("in_memory", "loaded") for kind in learners}
     for round_number in range(args.rounds + 1):
         for place in ("in_memory", "loaded"):
             for kind, learner in learners.items():
-                dataset = datasets[kind].repeated(round_number)
+                dataset = datasets[kind].repeat(round_number)
                 batches = dataset if place == "loaded" else again_and_again(next(iter(dataset)))
                 seconds = epoch_seconds(learner, batches, args.steps)
                 # The first round compiles.

@@ -17,9 +17,8 @@ import contestants
 import keras
 from common import KEEPS_FREED_MEMORY
 
-from keras_ci2p.layers import core as batch_norm
-from keras_ci2p.layers import core as pointwise
-from keras_ci2p.layers import core as symmetric_conv
+from keras_ci2p import backend as kernels
+from keras_ci2p.backend import common
 
 CONTESTANT = "CI2P-ViT base"
 AS_IT_IS = "as it is"
@@ -46,7 +45,7 @@ def main():
     backend = keras.backend.backend()
     cases = [case for case in CASES if ONLY_ON.get(case, backend) == backend]
     if not KEEPS_FREED_MEMORY:
-        # As under JAX it does as it is.
+        # As it does as it is.
         cases.remove(WITHOUT_MEMORY)
     seconds = contest.alternate({case: lambda case=case: in_own_process(case) for case in cases}, args.rounds)
     rows = {}
@@ -83,10 +82,9 @@ def in_own_process(case):
 
 
 def measure(case, args):
-    if case == WITHOUT_TORCH:
-        batch_norm.on_torch = pointwise.on_torch = symmetric_conv.on_torch = lambda: False
-    if case == WITHOUT_JAX_CPU:
-        pointwise.on_jax_cpu = symmetric_conv.on_jax_cpu = lambda: False
+    if case in ONLY_ON:
+        for name in ("linear", "pointwise_conv2d", "conv2d", "depthwise_conv2d", "batch_norm"):
+            setattr(kernels, name, getattr(common, name))
     contestant = contest.make(CONTESTANT, args, args.image_size)
     if case == WITHOUT_FREEZING:
         contestant.compile(freeze_compressor=False)

@@ -19,7 +19,7 @@ import keras
 from keras import layers
 
 from keras_ci2p import Compressor
-from keras_ci2p.data import image_folder
+from keras_ci2p.data import image_folder, open_data
 from keras_ci2p.layers import CI2PPatchEmbedding, PositionEmbedding
 
 HIDDEN_DIM = 192
@@ -70,9 +70,10 @@ def main():
         ci2p = CI2PPatchEmbedding(HIDDEN_DIM, freeze_compressor=False)
     for name, patch_embedding in (("16x16 patches", convolution()), ("CI2P", ci2p)):
         # The same photos in the same order, with the same augmentations.
-        sizes = {"image_size": args.image_size, "batch_size": args.batch_size, "size_multiple": 32}
-        train = image_folder(args.photos, split="train", **sizes)
-        val = image_folder(args.photos, split="val", **sizes)
+        sizes = {"image_size": args.image_size, "batch_size": args.batch_size, "patch_size": 32}
+        data = open_data(args.photos)
+        train = image_folder(data, split="train", **sizes)
+        val = image_folder(data, split="val", **sizes)
 
         model = vit(patch_embedding, args.image_size, len(train.class_names), args.layers)
         model.compile(
@@ -82,12 +83,12 @@ def main():
         )
         # The dataset shuffles.
         fit = {"steps_per_epoch": train.steps_per_epoch, "shuffle": False}
-        batches = train.repeated()
+        batches = train.repeat()
         model.fit(batches, epochs=args.epochs - 1, **fit)
         began = time.perf_counter()
         model.fit(batches, initial_epoch=args.epochs - 1, epochs=args.epochs, **fit)
         images_per_second = train.steps_per_epoch * train.batch_size / (time.perf_counter() - began)
-        accuracy = model.evaluate(val.repeated(), steps=val.steps_per_epoch, verbose=0, return_dict=True)["accuracy"]
+        accuracy = model.evaluate(val.repeat(), steps=val.steps_per_epoch, verbose=0, return_dict=True)["accuracy"]
         tokens = model.get_layer(index=2).input.shape[1]
         print(
             f"{name}: {tokens} tokens, {model.count_params():,} parameters, {accuracy:.2%} of the validation photos, "

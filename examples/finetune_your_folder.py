@@ -17,7 +17,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
 
 from keras_ci2p import CI2PViT
-from keras_ci2p.data import image_folder
+from keras_ci2p.data import image_folder, open_data
 from keras_ci2p.training import RECIPES
 from keras_ci2p.training.optim import make_optimizer
 
@@ -34,9 +34,10 @@ def main():
     recipe = RECIPES["finetune"].override({"epochs": args.epochs})
 
     # A fifth of each class is for validation, chosen by the photos' contents.
-    sizes = {"image_size": args.image_size, "batch_size": args.batch_size, "size_multiple": 32}
-    train = image_folder(args.photos, split="train", augment=recipe.augmentation, **sizes)
-    val = image_folder(args.photos, split="val", **sizes)
+    sizes = {"image_size": args.image_size, "batch_size": args.batch_size, "patch_size": 32}
+    data = open_data(args.photos)
+    train = image_folder(data, split="train", augment=recipe.augmentation, **sizes)
+    val = image_folder(data, split="val", **sizes)
 
     # All weights of the preset but the head's, which is new; the compressor stays frozen.
     model = CI2PViT.from_preset(
@@ -51,9 +52,9 @@ def main():
         metrics=["accuracy"],
     )
     history = model.fit(
-        train.repeated(),
+        train.repeat(),
         steps_per_epoch=train.steps_per_epoch,
-        validation_data=val.repeated(),
+        validation_data=val.repeat(),
         validation_steps=val.steps_per_epoch,
         epochs=recipe.epochs,
         shuffle=False,  # the dataset does it

@@ -27,10 +27,11 @@ __all__, _getattr, __dir__ = lazy_imports(
     modules=["convert", "data", "export", "flops", "hub", "layers", "models", "presets", "training"],
 )
 __all__ += ["__version__"]
+_WITHOUT_KERAS = ("list_presets", "presets")
 
 
 def __getattr__(name):
-    if name in __all__:
+    if name in __all__ and name not in _WITHOUT_KERAS:
         check_backend()
     return _getattr(name)
 

@@ -3,11 +3,7 @@
 import importlib.util
 import itertools
 import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import textwrap
 import time
@@ -19,7 +15,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.backend import arithmetic, environment, keep_freed_memory, peak_device_memory, peak_memory
+from keras_ci2p.backend import (
+    arithmetic,
+    environment,
+    keep_freed_memory,
+    peak_device_memory,
+    peak_memory,
+    run_in_process,
+)
 from keras_ci2p.data.loader import image_folder
 from keras_ci2p.data.manifest import DataError
 from keras_ci2p.data.sources import open_data
@@ -28,7 +31,7 @@ from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.backbone import CI2PClassifier
 from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.plots import comparison_title, peak_bytes, plot_comparison
-from keras_ci2p.training.optim import SoftTargetCrossentropy, adamw
+from keras_ci2p.training.optim import FusedAdamW, SoftTargetCrossentropy
 from keras_ci2p.utils import require, write_json
 
 BACKENDS = ("torch", "jax", "tensorflow")
@@ -83,6 +86,8 @@ class CompareSettings:
 
 REPORT = "comparison.json"
 FIGURE = "comparison.png"
+# Seconds for one backend: hours, since batches, steps and machines differ; but a process that hangs must end.
+TIMEOUT = 6 * 3600
 
 
 def compare(settings, out, verbose=1):
@@ -144,32 +149,11 @@ def _measure(backend, directory):
     if importlib.util.find_spec(backend) is None:
         return {"error": "not installed"}
     result = directory / f"{backend}.json"
-    packages = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.run(
-        [sys.executable, "-m", "keras_ci2p.compare", str(directory), str(result)],
-        env={
-            **os.environ,
-            "KERAS_BACKEND": backend,
-            "PYTHONPATH": os.pathsep.join(packages),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    if process.returncode:
-        return {"error": _reason(process)}
+    try:
+        run_in_process(backend, __name__, [directory, result], timeout=TIMEOUT)
+    except RuntimeError as error:
+        return {"error": str(error)}
     return json.loads(result.read_text(encoding="utf-8"))
-
-
-def _reason(process):
-    if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        return f"ended by {name}" + (", as the system does for want of memory" if name == "SIGKILL" else "")
-    lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
-    return lines[-1] if lines else f"ended with exit code {process.returncode}"
 
 
 def _compared(backends, batch_size):
@@ -260,7 +244,7 @@ def _photos(settings):
     common = {
         "image_size": settings.image_size,
         "batch_size": settings.batch_size,
-        "size_multiple": PATCH_SIZE if is_ci2p else 16,
+        "patch_size": PATCH_SIZE if is_ci2p else 16,
     }
     training = image_folder(manifest, split="train", seed=settings.seed, **common)
     if training.batch_size < settings.batch_size:
@@ -268,7 +252,7 @@ def _photos(settings):
             f"{settings.data} has {len(training.manifest)} training photos, fewer than a batch. "
             f"Received: batch_size={settings.batch_size}"
         )
-    batches = iter(training.repeated())
+    batches = iter(training.repeat())
     images, labels = zip(*itertools.islice(batches, settings.steps), strict=True)
     batches.close()
     held_out, _ = next(iter(image_folder(manifest, split="val", **common)))
@@ -320,6 +304,8 @@ LABEL_SMOOTHING = 0.1
 
 
 def main(directory, result):
+    """Measures the backend of this process; the names of the directory and of the JSON file for the result."""
+    directory = Path(directory)
     job = json.loads((directory / "job.json").read_text(encoding="utf-8"))
     keep_freed_memory()
     write_json(result, measure(directory, **job))
@@ -339,7 +325,7 @@ def measure(directory, model, dtype):
         images, labels, held_out = (arrays[name] for name in ("images", "labels", "held_out"))
     logits = classifier.predict(held_out.astype("float32"), batch_size=len(held_out), verbose=0)
     classifier.compile(
-        adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, epsilon=1e-8),
+        FusedAdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY, epsilon=1e-8),
         SoftTargetCrossentropy(LABEL_SMOOTHING),
         metrics=[BatchLoss()],
     )
@@ -388,7 +374,3 @@ class StepClock(keras.callbacks.Callback):
         now = time.perf_counter()
         self.seconds.append(now - self._last)
         self._last = now
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))

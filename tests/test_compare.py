@@ -1,7 +1,6 @@
 """The parts of `keras-ci2p compare`, on the backend of this process."""
 
 import copy
-import signal
 import subprocess
 
 import keras
@@ -11,7 +10,7 @@ from PIL import Image
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.backend import arithmetic, peak_device_memory, peak_memory
-from keras_ci2p.compare import BatchLoss, CompareSettings, _compared, _reason, compare, make_pictures, measure, table
+from keras_ci2p.compare import BatchLoss, CompareSettings, _compared, compare, make_pictures, measure, table
 from keras_ci2p.data import DataError
 from keras_ci2p.flops import count_parameters
 from keras_ci2p.plots import plot_comparison
@@ -151,15 +150,6 @@ def test_figure(tmp_path):
     # The red of torch is only where it has a result.
     red = [(np.abs(image - (0xD1, 0x49, 0x5B)).sum(-1) < 10).sum() for image in (one, two)]
     assert red[0] == 0 < red[1]
-
-
-def test_reasons():
-    def ended(code, text=""):
-        return _reason(subprocess.CompletedProcess([], code, stderr=text))
-
-    assert ended(1, "Traceback\n  ...\nRuntimeError: no device\n\n") == "RuntimeError: no device"
-    assert ended(-signal.SIGKILL) == "ended by SIGKILL, as the system does for want of memory"
-    assert ended(3) == "ended with exit code 3"
 
 
 def test_no_photos_no_processes(tmp_path, monkeypatch):

@@ -1,31 +1,84 @@
-"""What depends on the backend or on the machine: precision, devices, memory, versions."""
+"""What depends on Keras's backend or on the machine: kernels, devices, memory, versions, processes.
+
+Layers and optimizers call `backend.linear(x, kernel, bias)` and do not know whose kernel that is. The names of
+`_OF_THE_BACKEND` come from the module of Keras's backend, which alone imports its framework, or else from `common`, as
+all of them do under numpy. Keras is imported when the first of them is used.
+"""
 
 import ctypes
+import functools
+import importlib
 import importlib.metadata
 import os
 import platform
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
-import keras
+from keras_ci2p.utils import num_cpus
+
+# Precisions of float32 products.
+MATMUL_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+
+_MODULES = ("torch", "jax", "tensorflow")
+_OF_THE_BACKEND = (
+    "Devices",
+    "accelerator",
+    "adamw_step",
+    "adamw_takes_all_weights",
+    "attention",
+    "batch_norm",
+    "conv2d",
+    "depthwise_conv2d",
+    "linear",
+    "make_deterministic",
+    "peak_device_memory",
+    "pointwise_conv2d",
+)
+__all__ = [
+    *_OF_THE_BACKEND,
+    "MATMUL_PRECISIONS",
+    "arithmetic",
+    "environment",
+    "hardware",
+    "keep_freed_memory",
+    "open_devices",
+    "peak_memory",
+    "run_in_process",
+    "set_matmul_precision",
+]
 
 
-def make_deterministic():
-    """The same result each time: deterministic kernels, on torch one thread as well."""
-    backend = keras.backend.backend()
-    if backend == "torch":
-        import torch
-
-        torch.use_deterministic_algorithms(True)
-        torch.set_num_threads(1)
-    elif backend == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_op_determinism()
+def __getattr__(name):
+    if name not in _OF_THE_BACKEND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = _of_the_backend(name)
+    globals()[name] = value
+    return value
 
 
-# JAX's words for the precision of float32 products, and torch's.
-MATMUL_PRECISIONS = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
+def __dir__():
+    return __all__
+
+
+def _of_the_backend(name):
+    common, module = _modules()
+    return getattr(module, name, None) or getattr(common, name)
+
+
+@functools.cache
+def _modules():
+    """`common` and the module of Keras's backend, which are one for the backends without a module."""
+    common = importlib.import_module("keras_ci2p.backend.common")
+    name = _backend_name()
+    return common, importlib.import_module(f"keras_ci2p.backend.{name}") if name in _MODULES else common
+
+
+def _backend_name():
+    import keras
+
+    return keras.backend.backend()
 
 
 def set_matmul_precision(precision):
@@ -38,30 +91,39 @@ def set_matmul_precision(precision):
         precision: One of `MATMUL_PRECISIONS`.
 
     Raises:
-        ValueError: TensorFlow cannot do it.
+        ValueError: The backend cannot do it.
     """
-    backend = keras.backend.backend()
-    if backend == "torch":
-        import torch
+    _of_the_backend("set_matmul_precision")(precision)
 
-        torch.set_float32_matmul_precision(MATMUL_PRECISIONS[precision])
-    elif backend == "jax":
-        import jax
 
-        jax.config.update("jax_default_matmul_precision", precision)
-    elif backend == "tensorflow":
-        import tensorflow as tf
+def open_devices(devices=None):
+    """Opens the devices to train on. To be called before anything is computed, since several processes meet here.
 
-        if precision == "bfloat16":
-            raise ValueError(
-                "TensorFlow computes no float32 products in bfloat16. Received: matmul_precision='bfloat16'"
-            )
-        tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
+    On torch each device has a process, which `torchrun` has started. With JAX there can be several hosts, a process
+    on each, that find each other by `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `KERAS_DISTRIBUTION_NUM_PROCESSES` and
+    `KERAS_DISTRIBUTION_PROCESS_ID` (`keras.distribution.initialize`); they train on all devices of all.
+
+    Args:
+        devices: "all", the number of devices, or None for a single one.
+
+    Returns:
+        `Devices`.
+
+    Raises:
+        ValueError: Another value, more devices than there are, or processes that were started for another number.
+    """
+    is_number = isinstance(devices, int) and not isinstance(devices, bool)
+    if not (devices in (None, "all") or is_number and devices > 0):
+        raise ValueError(f"`devices` must be 'all', a positive number or None. Received: devices={devices!r}")
+    return _of_the_backend("open_devices")(devices)
+
+
+# === Facts for records ===
 
 
 def environment():
-    """Backend, versions, processor and device, for the record of a run."""
-    backend = keras.backend.backend()
+    """Returns backend, versions, processor and device, for the record of a run."""
+    backend = _backend_name()
     packages = ("keras_ci2p", "keras", backend, "numpy", "pillow", "grain")
     return {
         "backend": backend,
@@ -77,14 +139,14 @@ def _version(package):
         return None
 
 
+def hardware():
+    """Returns a dict of `cores` (those this process may use), `cpu` and `device`, what Keras computes on, by name."""
+    cpu = _cpu()
+    return {"cores": num_cpus(), "cpu": cpu, "device": _of_the_backend("accelerator")() or cpu}
+
+
 _CPU_FILE = Path("/proc/cpuinfo")
 _VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
-
-
-def hardware():
-    """dict of `cores` (a number), `cpu` and `device`: the models of the processor and of what Keras computes on."""
-    cpu = _cpu()
-    return {"cores": os.cpu_count(), "cpu": cpu, "device": _accelerator() or cpu}
 
 
 def _cpu():
@@ -100,22 +162,28 @@ def _cpu():
     return f"{name}, {widest}" if widest else name
 
 
-def _accelerator():
-    """Name of the backend's first GPU or TPU, None where there is none."""
-    backend = keras.backend.backend()
-    if backend == "torch":
-        import torch
+def arithmetic():
+    """Returns a dict of `threads`, of one operation on the CPU, and `float32_products`, in the backend's words."""
+    return _of_the_backend("arithmetic")()
 
-        return torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    if backend == "jax":
-        import jax
 
-        device = jax.devices()[0]
-        return None if device.platform == "cpu" else device.device_kind
-    import tensorflow as tf
+# === Memory ===
 
-    devices = tf.config.list_physical_devices("GPU")
-    return tf.config.experimental.get_device_details(devices[0]).get("device_name", "GPU") if devices else None
+_STATUS = Path("/proc/self/status")
+
+
+def peak_memory():
+    """Returns the most bytes that this process has held so far; None where the system does not tell."""
+    # Not `ru_maxrss` on Linux: a new process inherits its parent's.
+    if _STATUS.is_file():
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return 1024 * int(lines["VmHWM"].split()[0])
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 # Of glibc's malloc.h.
@@ -133,15 +201,15 @@ def keep_freed_memory():
     Afterwards large blocks come from one heap that does not shrink. Call it before the first computation. It holds for
     the whole process, which is why `import keras_ci2p` does not do it; the command line does.
 
-    Not under JAX: it takes the memory of a step as one block, which soon no longer fits between the others, so that
-    the heap grows to twice the size. There `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` in the environment makes new pages
-    cheap.
+    Only under TensorFlow: PyTorch's steps gain nothing (they took 1.03 times as long). JAX takes the memory of a step
+    as one block, which soon no longer fits between the others, so that the heap grows to twice the size; there
+    `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` in the environment makes new pages cheap.
 
     Returns:
-        Whether it was done: on Linux with glibc, under PyTorch or TensorFlow, unless the environment sets
-        `MALLOC_...` or `GLIBC_TUNABLES`.
+        Whether it was done: on Linux with glibc, under TensorFlow, unless the environment sets `MALLOC_...` or
+        `GLIBC_TUNABLES`.
     """
-    if keras.backend.backend() == "jax":
+    if not _of_the_backend("gains_by_kept_memory"):
         return False
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
@@ -155,86 +223,53 @@ def keep_freed_memory():
     return all(accepted)
 
 
-__all__ = ["Devices", "open_devices"]
+# === Other processes ===
 
 
-def open_devices(devices=None):
-    """The devices to train on. To be called before anything is computed, since several processes meet here.
+def run_in_process(backend, module, job, timeout, on_cpu=False):
+    """Calls `module.main(*job)` in a process of its own whose Keras has another backend, and waits for its end.
 
-    On torch each device has a process, which `torchrun` has started. With JAX there can be several hosts, a process
-    on each, that find each other by `KERAS_DISTRIBUTION_JOB_ADDRESSES`, `KERAS_DISTRIBUTION_NUM_PROCESSES` and
-    `KERAS_DISTRIBUTION_PROCESS_ID` (`keras.distribution.initialize`); they train on all devices of all.
+    What the process prints is kept from the terminal. It ends with this one: on Ctrl-C, and when its time is over.
 
     Args:
-        devices: "all", the number of devices, or None for a single one.
+        backend: A backend of Keras.
+        module: Name of the module, such as "keras_ci2p.compare".
+        job: Arguments of `main`, which gets them as strings: names of files with the task and for the result.
+        timeout: Seconds.
+        on_cpu: Whether to keep the process from GPUs, whose memory this process may hold.
 
     Raises:
-        ValueError: Another value, more devices than there are, or processes that were started for another number.
+        RuntimeError: The process failed or took too long; the message is the last line of what it said, or how it
+            ended.
     """
-    is_number = isinstance(devices, int) and not isinstance(devices, bool)
-    if not (devices in (None, "all") or is_number and devices > 0):
-        raise ValueError(f"`devices` must be 'all', a positive number or None. Received: devices={devices!r}")
-    backend = keras.backend.backend()
-    # Each engine's module imports its backend.
-    if backend == "jax":
-        from keras_ci2p.backend.jax import open_jax as open_on_backend
-    elif backend == "tensorflow":
-        from keras_ci2p.backend.tensorflow import open_tensorflow as open_on_backend
-    else:
-        from keras_ci2p.backend.torch import open_torch as open_on_backend
-    return open_on_backend(devices)
-
-
-def arithmetic():
-    """dict of `threads`, those of one operation on the CPU, and `float32_products`, in the backend's own words."""
-    backend = keras.backend.backend()
-    if backend == "torch":
-        import torch
-
-        return {"threads": torch.get_num_threads(), "float32_products": torch.get_float32_matmul_precision()}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if backend == "jax":
-        import jax
-
-        return {"threads": cores, "float32_products": jax.config.jax_default_matmul_precision or "default"}
-    import tensorflow as tf
-
-    # 0 stands for all.
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or cores
-    may_round = tf.config.experimental.tensor_float_32_execution_enabled()
-    return {"threads": threads, "float32_products": "tensor_float_32 where there is" if may_round else "float32"}
-
-
-_STATUS = Path("/proc/self/status")
-
-
-def peak_memory():
-    """The most bytes that this process has held so far; None where the system does not tell."""
-    # Not `ru_maxrss` on Linux: a new process inherits its parent's.
-    if _STATUS.is_file():
-        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-        return 1024 * int(lines["VmHWM"].split()[0])
+    packages = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+        process = subprocess.run(
+            [sys.executable, "-c", f"import sys; from {module} import main; main(*sys.argv[1:])", *map(str, job)],
+            env={
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+                **os.environ,
+                "KERAS_BACKEND": backend,
+                "PYTHONPATH": os.pathsep.join(packages),
+                **({"CUDA_VISIBLE_DEVICES": "-1"} if on_cpu else {}),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{module} on {backend} was not done after {timeout:g} s, and was ended") from error
+    if process.returncode:
+        raise RuntimeError(_reason(process))
 
 
-def peak_device_memory():
-    """The most bytes that the backend has held on its first GPU or TPU; None where it computes on the CPU."""
-    backend = keras.backend.backend()
-    if backend == "torch":
-        import torch
-
-        return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    if backend == "jax":
-        import jax
-
-        statistics = jax.devices()[0].memory_stats()
-        return None if statistics is None else statistics["peak_bytes_in_use"]
-    import tensorflow as tf
-
-    has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    return tf.config.experimental.get_memory_info("GPU:0")["peak"] if has_gpu else None
+def _reason(process):
+    """Why a process failed, in one line."""
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        return f"ended by {name}" + (", as the system does for want of memory" if name == "SIGKILL" else "")
+    lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
+    return lines[-1] if lines else f"ended with exit code {process.returncode}"

@@ -1,4 +1,7 @@
-"""Devices of a run, as on a backend without an engine of its own."""
+"""What every backend has: Keras's own kernels, a single device. A backend's module overrides what it has better.
+
+Kernels take Keras variables or tensors. All images are channels last.
+"""
 
 import contextlib
 import hashlib
@@ -6,6 +9,154 @@ import json
 
 import keras
 import numpy as np
+from keras import ops
+
+from keras_ci2p.utils import num_cpus
+
+# === Kernels ===
+
+
+def linear(inputs, kernel, bias=None):
+    """Multiplies along the last axis.
+
+    Args:
+        inputs: `(..., channels)`.
+        kernel: `(channels, units)`.
+        bias: `(units,)`, or None.
+
+    Returns:
+        `(..., units)`.
+    """
+    outputs = ops.matmul(inputs, kernel)
+    return outputs if bias is None else ops.add(outputs, bias)
+
+
+def conv2d(inputs, kernel, bias, strides, dilation):
+    """Convolves images padded with `dilation * (size // 2)` zeros on each side.
+
+    Args:
+        inputs: `(batch, height, width, channels)`.
+        kernel: `(rows, columns, channels / groups, filters)`, rows and columns odd.
+        bias: `(filters,)`, or None.
+        strides, dilation: `(rows, columns)`; one of them is `(1, 1)`.
+
+    Returns:
+        `(batch, ceil(height / rows of strides), ceil(width / columns of strides), filters)`.
+    """
+    inputs, padding = _padded(inputs, kernel, strides)
+    outputs = ops.conv(inputs, kernel, list(strides), padding, "channels_last", dilation)
+    return _with_bias(outputs, bias)
+
+
+def pointwise_conv2d(inputs, kernel):
+    """Convolves images with a kernel of one pixel, `(1, 1, channels, filters)`."""
+    return conv2d(inputs, kernel, None, (1, 1), (1, 1))
+
+
+def depthwise_conv2d(inputs, kernel, bias, strides, dilation):
+    """Convolves each channel of images by itself.
+
+    Args:
+        inputs: `(batch, height, width, channels)`.
+        kernel: `(rows, columns, channels, multiplier)`, rows and columns odd.
+        bias: `(channels * multiplier,)`, or None.
+        strides, dilation: As in `conv2d`.
+
+    Returns:
+        As `conv2d`, with `channels * multiplier` filters.
+    """
+    inputs, padding = _padded(inputs, kernel, strides)
+    outputs = ops.depthwise_conv(inputs, kernel, strides, padding, "channels_last", dilation)
+    return _with_bias(outputs, bias)
+
+
+def pad_half_kernel(inputs, kernel):
+    """Pads images with `size // 2` zeros on each side, for a convolution without dilation."""
+    rows, columns = (size // 2 for size in kernel.shape[:2])
+    return ops.pad(inputs, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
+
+
+def _padded(inputs, kernel, strides):
+    """The images and Keras's word for what padding they still need: "same" is symmetric without strides alone."""
+    if tuple(strides) == (1, 1):
+        return inputs, "same"
+    return pad_half_kernel(inputs, kernel), "valid"
+
+
+def _with_bias(outputs, bias):
+    return outputs if bias is None else ops.add(outputs, ops.reshape(bias, (1, 1, 1, -1)))
+
+
+def batch_norm(inputs, scale, offset, epsilon, synchronized=False):
+    """Normalises each channel by the statistics of the batch.
+
+    Args:
+        inputs: `(batch, ..., channels)`, float32 or float64.
+        scale, offset: `(channels,)` of the same dtype, or None.
+        epsilon: Added to the variance.
+        synchronized: Whether the batch is that of all of TensorFlow's devices.
+
+    Returns:
+        The normalised tensor, and the channels' means and (biased) variances, `(channels,)`.
+    """
+    axes = list(range(len(inputs.shape) - 1))
+    mean, variance = ops.moments(inputs, axes, synchronized=synchronized)
+    outputs = ops.batch_normalization(inputs, mean, variance, -1, offset=offset, scale=scale, epsilon=epsilon)
+    return outputs, mean, variance
+
+
+def attention(query, key, value):
+    """Computes `softmax(query key^T / sqrt(head_dim)) value`, each `(batch, tokens, heads, head_dim)`."""
+    # Of float64 Keras makes float32 on torch.
+    return ops.cast(ops.dot_product_attention(query, key, value), query.dtype)
+
+
+# A function that takes a step of AdamW, as in `backend.torch`; None where Keras's own operations are as fast.
+adamw_step = None
+# Whether it is to be given all weights in one call.
+adamw_takes_all_weights = False
+
+
+# === Settings and facts ===
+
+# Whether training gets faster where freed memory stays with the process (`keep_freed_memory`).
+gains_by_kept_memory = False
+
+
+def make_deterministic():
+    """Makes the same computation give the same result each time."""
+
+
+def set_matmul_precision(precision):
+    """`keras_ci2p.backend.set_matmul_precision`."""
+    if precision != "float32":
+        raise ValueError(
+            f"{keras.backend.backend()} computes float32 products in float32 alone. "
+            f"Received: matmul_precision={precision!r}"
+        )
+
+
+def arithmetic():
+    """`keras_ci2p.backend.arithmetic`."""
+    return {"threads": num_cpus(), "float32_products": "float32"}
+
+
+def accelerator():
+    """Returns the name of the first GPU or TPU, None where the backend computes on the CPU."""
+
+
+def peak_device_memory():
+    """Returns the most bytes held on the first GPU or TPU so far, None where the backend computes on the CPU."""
+
+
+# === Devices ===
+
+
+def open_devices(wanted):
+    """`keras_ci2p.backend.open_devices`."""
+    if wanted is not None:
+        first(["the CPU"], wanted)
+    return Devices()
 
 
 class Devices:
@@ -13,7 +164,7 @@ class Devices:
 
     Attributes:
         count: Number of devices, over all processes.
-        shard: `(index, count)`: the part of every training batch that this process loads (`EpochDataset`).
+        shard: `(index, count)`: the part of every training batch that this process loads (`DataLoader`).
         num_threads: Threads to load with where several processes share a host, else None.
         keep_batches_whole: Whether the compiled step computes on the batches as they were loaded, not on parts of them.
 
@@ -33,7 +184,7 @@ class Devices:
     keep_batches_whole = True
 
     @property
-    def is_main(self):
+    def is_main_process(self):
         """Whether this process is the one that prints and writes files."""
         return self.shard[0] == 0
 
@@ -68,11 +219,11 @@ class Devices:
         """
         return batches
 
-    def mean(self, logs):
+    def all_reduce_mean(self, logs):
         """The logs of an epoch, a dict of numbers, over the whole batches: the same in every process."""
         return dict(logs)
 
-    def agree(self, what, value):
+    def assert_equal(self, what, value):
         """Waits for the other processes, and makes sure that they have the same `value`.
 
         Args:

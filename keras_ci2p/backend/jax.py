@@ -1,60 +1,132 @@
-"""JAX's own kernels on a CPU, and its devices."""
+"""JAX: kernels that are faster on a CPU than Keras's, settings, and devices on one or several hosts."""
 
 import functools
 import os
+import warnings
 
+import jax
 import keras
 import numpy as np
+from jax.experimental import multihost_utils
 from keras import ops
 
+from keras_ci2p.backend import common
 from keras_ci2p.backend.common import Devices, FillBatches, first
+from keras_ci2p.utils import num_cpus
 
-if keras.backend.backend() == "jax":
-    import jax
-    from jax.experimental import multihost_utils
+# === Kernels ===
 
 
 @functools.cache
-def on_jax_cpu():
-    """Whether Keras computes with JAX on a CPU."""
-    if keras.backend.backend() != "jax":
-        return False
+def _on_cpu():
     return jax.default_backend() == "cpu"
 
 
-def depthwise_conv(inputs, kernel, strides):
-    """Depthwise convolution of padded images, as the sum over the kernel's positions: its gradient is ten times faster.
+def linear(inputs, kernel, bias=None):
+    """`common.linear`; on a CPU of all axes but the last made one, which makes the gradient twice as fast."""
+    if not _on_cpu() or len(inputs.shape) <= 2:
+        return common.linear(inputs, kernel, bias)
+    outputs = common.linear(ops.reshape(inputs, (-1, inputs.shape[-1])), kernel, bias)
+    return ops.reshape(outputs, (*ops.shape(inputs)[:-1], outputs.shape[-1]))
+
+
+def pointwise_conv2d(inputs, kernel):
+    """`common.pointwise_conv2d`; on a CPU as a product."""
+    if not _on_cpu():
+        return common.pointwise_conv2d(inputs, kernel)
+    return linear(inputs, ops.convert_to_tensor(kernel)[0, 0])
+
+
+def depthwise_conv2d(inputs, kernel, bias, strides, dilation):
+    """`common.depthwise_conv2d`; on a CPU as the sum over the kernel's positions: its gradient is ten times faster.
 
     With strides, images are taken apart first: a sum over strided slices has gradients that XLA computes slowly.
-
-    Args:
-        inputs: `(batch, height, width, channels)`, padded.
-        kernel: `(rows, columns, channels, 1)`.
-        strides: `(rows, columns)`.
     """
-    rows, columns, channels, _ = kernel.shape
+    kernel = ops.convert_to_tensor(kernel)
+    rows, columns, channels, multiplier = kernel.shape
+    if not _on_cpu() or multiplier != 1 or tuple(dilation) != (1, 1) or None in inputs.shape[1:3]:
+        return common.depthwise_conv2d(inputs, kernel, bias, strides, dilation)
+    inputs = common.pad_half_kernel(inputs, kernel)
     down, right = strides
     _, height, width, _ = inputs.shape
     out_height, out_width = (height - rows) // down + 1, (width - columns) // right + 1
     inputs = ops.pad(inputs, ((0, 0), (0, -height % down), (0, -width % right), (0, 0)))
     # [:, :, i, :, j]: the pixels `strides` apart from (i, j) on.
     inputs = ops.reshape(inputs, (-1, -(-height // down), down, -(-width // right), right, channels))
-    return sum(
+    outputs = sum(
         inputs[:, i // down : i // down + out_height, i % down, j // right : j // right + out_width, j % right]
         * kernel[i, j, :, 0]
         for i in range(rows)
         for j in range(columns)
     )
+    return outputs if bias is None else outputs + bias
 
 
-def as_rows(layer, inputs):
-    """`layer(inputs)` of a layer that acts on the last axis, all others made one: its gradient is twice as fast."""
-    outputs = layer(ops.reshape(inputs, (-1, inputs.shape[-1])))
-    return ops.reshape(outputs, (*ops.shape(inputs)[:-1], outputs.shape[-1]))
+def attention(query, key, value):
+    """`common.attention`; in float32 for float16 on a CPU, where XLA has no float16 product."""
+    dtype = keras.backend.standardize_dtype(query.dtype)
+    if dtype == "float16" and _on_cpu():
+        query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
+    return ops.cast(common.attention(query, key, value), dtype)
 
 
-def open_jax(wanted):
-    """`open_devices` on JAX."""
+# === Settings and facts ===
+
+# What makes a GPU's sums come in the same order each time.
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+def make_deterministic():
+    """Makes the same computation give the same result each time. On a CPU it does so anyway (checked with JAX 0.10).
+
+    GPUs need a flag that XLA reads once, when it starts: before the first array is made.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "--xla_gpu_deterministic_ops" in flags:
+        return
+    os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC}".strip()
+    if _has_started() and not _on_cpu():
+        warnings.warn(
+            f"JAX was in use before: what it computes may differ in rounding. Start with XLA_FLAGS={_DETERMINISTIC} in "
+            "the environment.",
+            stacklevel=3,
+        )
+
+
+def _has_started():
+    # JAX 0.10; without it, better no warning than an error.
+    from jax._src import xla_bridge
+
+    return getattr(xla_bridge, "backends_are_initialized", lambda: False)()
+
+
+def set_matmul_precision(precision):
+    """`keras_ci2p.backend.set_matmul_precision`."""
+    jax.config.update("jax_default_matmul_precision", precision)
+
+
+def arithmetic():
+    """`keras_ci2p.backend.arithmetic`."""
+    return {"threads": num_cpus(), "float32_products": jax.config.jax_default_matmul_precision or "default"}
+
+
+def accelerator():
+    """Returns the name of the first GPU or TPU, None where there is none."""
+    device = jax.devices()[0]
+    return None if device.platform == "cpu" else device.device_kind
+
+
+def peak_device_memory():
+    """Returns the most bytes held on the first GPU or TPU so far, None where JAX computes on the CPU."""
+    statistics = jax.devices()[0].memory_stats()
+    return None if statistics is None else statistics["peak_bytes_in_use"]
+
+
+# === Devices ===
+
+
+def open_devices(wanted):
+    """`keras_ci2p.backend.open_devices`."""
     processes = int(os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", 1))
     if processes > 1 and wanted is None:
         raise ValueError(f"KERAS_DISTRIBUTION_NUM_PROCESSES is {processes}: train with devices='all'.")
@@ -72,6 +144,8 @@ def open_jax(wanted):
 
 
 class JaxDevices(Devices):
+    """Devices of this host, or of all hosts; each batch is shared out among them by `keras.distribution`."""
+
     def __init__(self, names):
         self.count = len(names)
         self.shard = (jax.process_index(), jax.process_count())
@@ -83,7 +157,7 @@ class JaxDevices(Devices):
     def validation(self, batches, size):
         return batches.map(FillBatches(self.count, size, self.shard))
 
-    def mean(self, logs):
+    def all_reduce_mean(self, logs):
         # Metrics are the same on all hosts already; what each has measured itself is not.
         values = multihost_utils.process_allgather(np.array(list(logs.values()), "float32"))
         return dict(zip(logs, np.atleast_2d(values).mean(axis=0).tolist(), strict=True))

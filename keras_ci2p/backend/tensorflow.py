@@ -1,4 +1,4 @@
-"""TensorFlow's devices."""
+"""TensorFlow: the step of AdamW, settings, and the devices of one host."""
 
 import functools
 
@@ -6,10 +6,94 @@ import keras
 import tensorflow as tf
 
 from keras_ci2p.backend.common import Devices, FillBatches, batch_normalizations, first, random_states
+from keras_ci2p.utils import num_cpus
+
+# === Kernels ===
 
 
-def open_tensorflow(wanted):
-    """`open_devices` on TensorFlow."""
+def adamw_step(
+    weights,
+    gradients,
+    momentums,
+    velocities,
+    *,
+    iterations,
+    learning_rate,
+    weight_decay,
+    beta_1,
+    beta_2,
+    epsilon,
+):
+    """Takes a step of AdamW: weight decay, then `ResourceApplyAdam` (TensorFlow 2.21) in place of Keras's passes.
+
+    Args:
+        weights: Of TensorFlow, as Keras gives them to `update_step`: on each of several devices its own.
+        gradients, momentums, velocities, others: As in `keras_ci2p.backend.torch.adamw_step`.
+    """
+    for weight, gradient, momentum, velocity in zip(weights, gradients, momentums, velocities, strict=True):
+        dtype = weight.dtype
+        rate = tf.cast(learning_rate, dtype)
+        if weight_decay:
+            weight.assign(weight * (1 - weight_decay * rate))
+        step = tf.cast(iterations + 1, dtype)
+        beta1, beta2 = (tf.constant(beta, dtype) for beta in (beta_1, beta_2))
+        tf.raw_ops.ResourceApplyAdam(
+            var=weight.handle,
+            m=momentum.value.handle,
+            v=velocity.value.handle,
+            beta1_power=tf.pow(beta1, step),
+            beta2_power=tf.pow(beta2, step),
+            lr=rate,
+            beta1=beta1,
+            beta2=beta2,
+            epsilon=tf.constant(epsilon, dtype),
+            grad=tf.cast(gradient, dtype),
+        )
+
+
+# === Settings and facts ===
+
+# A step of tiny with 256 px took 1.36 times as long without (`benchmarks/optimizations.py`).
+gains_by_kept_memory = True
+
+
+def make_deterministic():
+    """Makes the same computation give the same result each time: by deterministic kernels."""
+    tf.config.experimental.enable_op_determinism()
+
+
+def set_matmul_precision(precision):
+    """`keras_ci2p.backend.set_matmul_precision`."""
+    if precision == "bfloat16":
+        raise ValueError("TensorFlow computes no float32 products in bfloat16. Received: matmul_precision='bfloat16'")
+    tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
+
+
+def arithmetic():
+    """`keras_ci2p.backend.arithmetic`."""
+    # 0 stands for all.
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or num_cpus()
+    may_round = tf.config.experimental.tensor_float_32_execution_enabled()
+    return {"threads": threads, "float32_products": "tensor_float_32 where there is" if may_round else "float32"}
+
+
+def accelerator():
+    """Returns the name of the first GPU, None where there is none."""
+    devices = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(devices[0]).get("device_name", "GPU") if devices else None
+
+
+def peak_device_memory():
+    """Returns the most bytes held on the first GPU so far, None where TensorFlow computes on the CPU."""
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"] if has_gpu else None
+
+
+# === Devices ===
+
+
+def open_devices(wanted):
+    """`keras_ci2p.backend.open_devices`."""
     if wanted is None:
         return Devices()
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
@@ -18,6 +102,8 @@ def open_tensorflow(wanted):
 
 
 class TensorFlowDevices(Devices):
+    """Devices of this host, under a `MirroredStrategy`: each has its copy of the weights and a part of the batch."""
+
     keep_batches_whole = False
 
     def __init__(self, names):

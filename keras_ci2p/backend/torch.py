@@ -1,62 +1,62 @@
-"""PyTorch's own kernels, and its processes under torchrun."""
+"""PyTorch: its own kernels where Keras composes them or copies images, settings, and processes under torchrun."""
 
 import contextlib
 import os
 
 import keras
+import torch
+import torch.distributed as dist
+from keras import ops
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from keras_ci2p.backend import common
 from keras_ci2p.backend.common import Devices, batch_normalizations, random_states
+from keras_ci2p.utils import num_cpus
 
-if keras.backend.backend() == "torch":
-    import torch
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
-    from torch.nn.utils import parameters_to_vector, vector_to_parameters
+# === Kernels ===
 
 
-def on_torch():
-    """Whether Keras computes with PyTorch."""
-    return keras.backend.backend() == "torch"
+def _tensor(value):
+    return None if value is None else ops.convert_to_tensor(value)
 
 
 def linear(inputs, kernel, bias=None):
-    """Product along the last axis. Keras adds the bias in a pass of its own.
-
-    Args:
-        inputs: torch tensor `(..., channels)`.
-        kernel: `(channels, units)`, of the same dtype.
-        bias: `(units,)`, or None.
-    """
-    return torch.nn.functional.linear(inputs, kernel.T, bias)
+    """`common.linear`, where Keras adds the bias in a pass of its own."""
+    kernel = _tensor(kernel)
+    if inputs.dtype != kernel.dtype:
+        return common.linear(inputs, kernel, bias)
+    return torch.nn.functional.linear(inputs, kernel.T, _tensor(bias))
 
 
-def conv2d(inputs, kernel, bias, strides, padding, dilation):
-    """Convolution of images, channels last. Keras copies them to channels first and back.
+def pointwise_conv2d(inputs, kernel):
+    """`common.pointwise_conv2d`, as a product."""
+    return torch.nn.functional.linear(inputs, _tensor(kernel)[0, 0].T)
 
-    Args:
-        inputs: torch tensor `(batch, height, width, channels)`.
-        kernel: `(rows, columns, channels / groups, filters)`, of the same dtype.
-        bias: `(filters,)`, or None.
-        strides, padding, dilation: `(rows, columns)`; the zeros of the padding are on both sides.
-    """
+
+def conv2d(inputs, kernel, bias, strides, dilation):
+    """`common.conv2d`, where Keras copies the images to channels first and back."""
     # A view: PyTorch's memory format channels_last.
     images = inputs.permute(0, 3, 1, 2)
-    kernel = kernel.permute(3, 2, 0, 1)
+    kernel = _tensor(kernel).permute(3, 2, 0, 1)
+    padding = [rate * (size // 2) for rate, size in zip(dilation, kernel.shape[2:], strict=True)]
     groups = images.shape[1] // kernel.shape[1]
-    outputs = torch.nn.functional.conv2d(images, kernel, bias, strides, padding, dilation, groups)
+    outputs = torch.nn.functional.conv2d(images, kernel, _tensor(bias), strides, padding, dilation, groups)
     return outputs.permute(0, 2, 3, 1)
 
 
-def batch_norm(inputs, scale, offset, epsilon):
-    """Normalises each channel by the statistics of the batch.
+def depthwise_conv2d(inputs, kernel, bias, strides, dilation):
+    """`common.depthwise_conv2d`, as `conv2d` in as many groups as there are channels."""
+    rows, columns, channels, multiplier = kernel.shape
+    kernel = _tensor(kernel).reshape(rows, columns, 1, channels * multiplier)
+    return conv2d(inputs, kernel, bias, strides, dilation)
 
-    Args:
-        inputs: torch tensor `(batch, ..., channels)`, float32 or float64.
-        scale, offset: torch tensors `(channels,)`, or None.
-        epsilon: Added to the variance.
 
-    Returns:
-        The normalised tensor, and the channels' means and (biased) variances, which have no gradients.
+def batch_norm(inputs, scale, offset, epsilon, synchronized=False):
+    """`common.batch_norm`, which keeps two copies of the input for the gradient, by a kernel that keeps one.
+
+    `torch.native_batch_norm`, checked on PyTorch 2.13. Means and variances have no gradients; PyTorch's devices are
+    synchronised by `TorchDevices`.
     """
     channels = inputs.shape[-1]
     # An image in memory format channels_last, for which the kernel is fast.
@@ -68,23 +68,138 @@ def batch_norm(inputs, scale, offset, epsilon):
 
 # Up to so many tokens PyTorch's fused attention gains nothing on a CPU; with products in bfloat16 it takes a hundred
 # times as long, since it prepares each of its many small products anew.
-SHORT = 64
+FEW_TOKENS = 64
 
 
-def is_short(query):
-    """Whether `short_attention` is for such a query: float32, on a CPU, of few tokens."""
-    return query.dtype == torch.float32 and query.device.type == "cpu" and query.shape[1] <= SHORT
+def attention(query, key, value):
+    """`common.attention`, by plain products for few tokens in float32 on a CPU."""
+    # Symbolic tensors have no device.
+    is_short = isinstance(query, torch.Tensor) and query.dtype == torch.float32 and query.shape[1] <= FEW_TOKENS
+    if is_short and query.device.type == "cpu":
+        return short_attention(query, key, value)
+    return common.attention(query, key, value)
 
 
 def short_attention(query, key, value):
-    """`softmax(query key^T / sqrt(head_dim)) value`, each `(batch, tokens, heads, head_dim)`, by plain products."""
+    """`common.attention` by plain products."""
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     weights = torch.softmax(torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2)), -1)
     return torch.matmul(weights, value).transpose(1, 2)
 
 
-def open_torch(wanted):
-    """`open_devices` on torch."""
+adamw_takes_all_weights = True
+
+
+@torch.no_grad()
+def adamw_step(
+    weights,
+    gradients,
+    momentums,
+    velocities,
+    *,
+    iterations,
+    learning_rate,
+    weight_decay,
+    beta_1,
+    beta_2,
+    epsilon,
+):
+    """Takes a step of AdamW for many weights in one pass, and frees the gradients that the weights hold.
+
+    `torch._fused_adamw_`, checked on a CPU with PyTorch 2.13.
+
+    Args:
+        weights, momentums, velocities: Keras variables, all on one device; changed in place.
+        gradients: Tensors.
+        iterations: Steps before this one, a Keras variable.
+        learning_rate: Scalar tensor.
+        weight_decay, beta_1, beta_2, epsilon: Numbers.
+    """
+    parameters = [weight.value for weight in weights]
+    if _knows_numbers(parameters[0].device):
+        step = float(_tensor(iterations)) + 1
+        numbers = {
+            "lr": float(learning_rate),
+            "weight_decay": weight_decay,
+            # Keras adds epsilon before it corrects the bias, PyTorch after.
+            "eps": epsilon / (1 - beta_2**step) ** 0.5,
+        }
+        step = torch.tensor(step)
+    else:
+        step, numbers = _without_waiting(parameters, iterations, learning_rate, weight_decay, beta_1, beta_2, epsilon)
+    torch._fused_adamw_(
+        parameters,
+        list(gradients),
+        [momentum.value for momentum in momentums],
+        [velocity.value for velocity in velocities],
+        [],
+        [step] * len(parameters),
+        beta1=beta_1,
+        beta2=beta_2,
+        amsgrad=False,
+        maximize=False,
+        **numbers,
+    )
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _knows_numbers(device):
+    """Whether Python's own numbers of a step can be had without waiting for a GPU to have computed them."""
+    return device.type == "cpu"
+
+
+def _without_waiting(parameters, iterations, learning_rate, weight_decay, beta_1, beta_2, epsilon):
+    """The same step by numbers that stay on the device: the bias corrections are in the learning rate.
+
+    PyTorch's own are 1 after ever so many steps; the weights decay in a pass of their own.
+    """
+    if weight_decay:
+        torch._foreach_mul_(parameters, 1 - weight_decay * learning_rate)
+    step = _tensor(iterations).to(torch.float32) + 1
+    corrected = learning_rate * torch.sqrt(1 - beta_2**step) / (1 - beta_1**step)
+    return torch.full_like(step, 1e9), {"lr": corrected, "weight_decay": 0.0, "eps": epsilon}
+
+
+# === Settings and facts ===
+
+# The words of JAX (`keras_ci2p.backend.MATMUL_PRECISIONS`) in those of torch.
+_MATMUL_PRECISIONS = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
+
+
+def make_deterministic():
+    """Makes the same computation give the same result each time: by deterministic kernels, on a CPU in one thread."""
+    # cuBLAS demands it; it reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+
+
+def set_matmul_precision(precision):
+    """`keras_ci2p.backend.set_matmul_precision`."""
+    torch.set_float32_matmul_precision(_MATMUL_PRECISIONS[precision])
+
+
+def arithmetic():
+    """`keras_ci2p.backend.arithmetic`."""
+    return {"threads": torch.get_num_threads(), "float32_products": torch.get_float32_matmul_precision()}
+
+
+def accelerator():
+    """Returns the name of the first GPU, None where there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def peak_device_memory():
+    """Returns the most bytes held on the first GPU so far, None where there is none."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+# === Devices ===
+
+
+def open_devices(wanted):
+    """`keras_ci2p.backend.open_devices`."""
     started = int(os.environ.get("WORLD_SIZE", 1))
     if wanted is None and started > 1:
         raise ValueError(f"torchrun has started {started} processes: train with devices='all'.")
@@ -121,7 +236,7 @@ class TorchDevices(Devices):
             dist.init_process_group("gloo" if device == "cpu" else "nccl")
         self.count = dist.get_world_size()
         self.shard = (dist.get_rank(), self.count)
-        self.num_threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        self.num_threads = max(1, num_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         self._models = []
 
     @contextlib.contextmanager
@@ -140,7 +255,7 @@ class TorchDevices(Devices):
         """
         parallel = DistributedDataParallel(model)
         for state in random_states(model):
-            state.assign(state + keras.ops.convert_to_tensor([self.shard[0], 0], state.dtype))
+            state.assign(state + ops.convert_to_tensor([self.shard[0], 0], state.dtype))
         statistics = [
             variable.value
             for layer in batch_normalizations(model)
@@ -166,7 +281,7 @@ class TorchDevices(Devices):
         model.train_step = train_step
         self._models.append(model)
 
-    def mean(self, logs):
+    def all_reduce_mean(self, logs):
         values = torch.tensor(list(logs.values()), dtype=torch.float32, device=self._device)
         dist.all_reduce(values)
         return dict(zip(logs, (values / self.count).tolist(), strict=True))

@@ -121,12 +121,12 @@ def _measure_classifier(args, preset, out):
 def _measure_compressor(args, preset, out):
     from keras_ci2p import utils
     from keras_ci2p.backend import environment
-    from keras_ci2p.data.sources import open_pictures
+    from keras_ci2p.data.sources import scan_images
     from keras_ci2p.models.compressor import Compressor
     from keras_ci2p.training.evaluation import evaluate_compressor, show_reconstructions
 
     compressor = Compressor.from_preset(preset)
-    pictures = open_pictures(args.data)
+    pictures = scan_images(args.data)
     report = evaluate_compressor(
         compressor,
         pictures,

@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_ci2p.convert import zoo
 from keras_ci2p.convert.state_dict import CheckpointError, WeightMapping, convolution, load_state_dict, read_state_dict
 from keras_ci2p.convert.zoo import NO_COMPRESSOR
 from keras_ci2p.layers.compression_layers import (
@@ -21,7 +22,7 @@ from keras_ci2p.layers.compression_layers import (
 from keras_ci2p.models.compressor import FACTORIZED, WITHOUT_SYNTHESIS, Compressor
 from keras_ci2p.models.loading import open_classifier
 from keras_ci2p.presets import PresetError, open_preset
-from keras_ci2p.utils import file_sha256
+from keras_ci2p.utils import atomic_directory, file_sha256
 
 # Buffers that hold no weights: GDN's and the bottleneck's constants, and tables made from the quantiles.
 _CONSTANTS = re.compile(
@@ -206,6 +207,31 @@ def gdn_constants(at):
         constants[f"{at}.{name}_reparam.pedestal"] = np.array([PEDESTAL], "float32")
         constants[f"{at}.{name}_reparam.lower_bound.bound"] = np.array([(minimum + PEDESTAL) ** 0.5], "float32")
     return constants
+
+
+def fetch(name):
+    """The preset directory of a published compressor; downloaded, checked and converted when it is not there yet.
+
+    Args:
+        name: One of `zoo_names()`.
+
+    Raises:
+        DownloadError: No network, no such file, or not the file that was published. Nothing is left behind.
+    """
+    directory = zoo.cache_directory() / name
+    if not (directory / "metadata.json").is_file():
+        _, architecture, quality, file_name, digest = next(row for row in zoo.published() if row[0] == name)
+        file = zoo.cache_directory() / file_name
+        if not file.is_file():
+            zoo.download(f"{zoo.ADDRESS}/{file_name}", file, digest)
+        sha256 = zoo.check(file, digest)
+        compressor = from_compressai(file, quality=quality, origin={"name": name, "sha256": sha256})
+        if compressor.architecture != architecture:
+            raise CheckpointError(f"{file} is a {compressor.architecture}, not a {architecture}.")
+        # Other processes may do the same at the same time, and read already what they have written.
+        with atomic_directory(directory, replace=False) as temporary:
+            compressor.save_to_preset(temporary)
+    return directory
 
 
 def read_compressor(source):

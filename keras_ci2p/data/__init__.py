@@ -1,4 +1,4 @@
-"""Photos from folders: reading, splitting, augmenting and feeding them. Knows no models."""
+"""Images as data: reads, splits, augments and loads them. Knows no models."""
 
 from keras_ci2p.utils import lazy_imports
 
@@ -10,7 +10,8 @@ __all__, __getattr__, __dir__ = lazy_imports(
         "latent_loader": ["latent_folder"],
         "loader": ["image_folder"],
         "manifest": ["DataError", "ImageManifest", "validation_mask"],
-        "sources": ["open_data", "scan_folder"],
+        "sources": ["open_data", "scan_folder", "scan_images"],
+        "tfds": ["prepare_tfds"],
         "transforms": ["center_crop", "load_image"],
     },
 )

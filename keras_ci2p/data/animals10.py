@@ -1,4 +1,4 @@
-"""Animals-10 as Kaggle gives it away: its classes, and finding their photos in an archive or a folder."""
+"""Finds the images of Animals-10 in Kaggle's archive or a folder, and splits them by lists of names."""
 
 import warnings
 import zipfile
@@ -11,7 +11,7 @@ from keras_ci2p.data.manifest import (
     NAMES_FILE,
     SPLIT_FOLDERS,
     DataError,
-    check_picture,
+    check_image,
     hash_names,
     in_threads,
     warn_of_skipped,
@@ -23,7 +23,7 @@ KAGGLE = "alessiocorrado99/animals10"
 PAGE = f"https://www.kaggle.com/datasets/{KAGGLE}"
 ARCHIVES = ("animals10.zip", "archive.zip")
 
-# English name: Italian name, which is the folder's in the archive, and number of photos published there.
+# English name: Italian name, which is the folder's in the archive, and number of images published there.
 CLASSES = {
     "butterfly": ("farfalla", 2112),
     "cat": ("gatto", 1668),
@@ -46,7 +46,7 @@ Animals-10 (licence GPL-2) is on Kaggle: {PAGE}
 Download its archive there in a browser, then: keras-ci2p data animals10 --from archive.zip
 A folder that it was unpacked to will do as well."""
 
-# A photo of Animals-10 has some 25 kB; what unpacks to more than this is no photo.
+# An image of Animals-10 has some 25 kB; what unpacks to more than this is no image.
 _MAX_BYTES = 64 << 20
 _MAX_DEPTH = 3
 
@@ -56,7 +56,7 @@ class DamagedArchive(DataError):
 
 
 def find_class_folders(source):
-    """`(folder, label)` of the ten class folders, named in English or Italian, wherever they are in `source`.
+    """Finds the ten class folders, named in English or Italian, wherever they are in `source`.
 
     Args:
         source: ZIP archive, or folder that holds the class folders or such an archive.
@@ -77,7 +77,7 @@ def find_class_folders(source):
     if len(best) < len(CLASSES):
         missing = [f"{english} ({CLASSES[english][0]})" for label, english in enumerate(CLASSES) if label not in best]
         raise DataError(
-            f"{source} is not Animals-10: it must hold one folder of photos for each of the ten classes, named in "
+            f"{source} is not Animals-10: it must hold one folder of images for each of the ten classes, named in "
             f"Italian or English. Missing: {', '.join(missing)}."
         )
     return [(folder, label) for label in sorted(best) for folder in best[label]]
@@ -91,7 +91,7 @@ def _open_archive(path):
 
 
 def _find_below(root):
-    """`{label: [folders]}` of the folder at or below `root`, highest first, with the most classes in it.
+    """Returns `{label: [folders]}` of the folder at or below `root`, highest first, with the most classes in it.
 
     Folders of splits that lie side by side, such as train and val, are taken together.
     """
@@ -116,7 +116,7 @@ def _visible(folder):
 
 
 def files_below(folder, name):
-    """`(name, path)` of all visible files at any depth, in the order of `scan_folder`."""
+    """Yields `(name, path)` of all visible files at any depth, in the order of `scan_folder`."""
     subfolders = []
     for entry in _visible(folder):
         if entry.is_dir():
@@ -127,14 +127,14 @@ def files_below(folder, name):
         yield from files_below(subfolder, f"{name}/{subfolder.name}")
 
 
-def find_photos(source):
-    """`(name, path, label)` of every file of the ten classes.
+def find_images(source):
+    """Finds every file of the ten classes.
 
     Args:
         source: As in `find_class_folders`; None for a download by kagglehub, made now or before.
 
     Returns:
-        List; a name begins with that of its class folder, as in "gatto/1.jpeg".
+        List of `(name, path, label)`; a name begins with that of its class folder, as in "gatto/1.jpeg".
 
     Raises:
         DataError: No such file, no Animals-10, no kagglehub or no download.
@@ -143,16 +143,16 @@ def find_photos(source):
     return [(name, path, label) for folder, label in folders for name, path in files_below(folder, folder.name)]
 
 
-def check_photo(path):
-    """As `check_picture`, of a file or a member of an archive."""
+def check_file(path):
+    """Decodes and hashes a file or a member of an archive; returns what `check_image` does."""
     try:
-        return check_picture(read_photo(path))
+        return check_image(read_file(path))
     except OSError as error:
         return None, str(error)
 
 
-def read_photo(path):
-    """The bytes of a file or of a member of an archive; nothing is unpacked to the disk."""
+def read_file(path):
+    """Reads the bytes of a file or of a member of an archive; nothing is unpacked to the disk."""
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
@@ -167,7 +167,7 @@ def read_photo(path):
 
 
 def _download():
-    """The folder of kagglehub's copy, downloaded now or before."""
+    """Returns the folder of kagglehub's copy, downloaded now or before."""
     try:
         import kagglehub
     except ImportError as error:
@@ -180,12 +180,12 @@ def _download():
 
 
 PRESET = "animals10"
-# Of all photos; where the lists know fewer, the files were named anew.
-_LEAST_KNOWN = 0.5
+# Of all images; where the lists know fewer, the files were named anew.
+_LEAST_KNOWN_SHARE = 0.5
 
 
 def read_lists():
-    """`{"train": names, "val": names}`, each a sorted uint64 array of `hash_names`.
+    """Reads the names of the splits: `{"train": names, "val": names}`, each a sorted uint64 array of `hash_names`.
 
     Raises:
         DataError: The preset that holds them is not there.
@@ -200,30 +200,30 @@ def read_lists():
         return {split: lists[split] for split in ("train", "val")}
 
 
-def listed_splits(photos):
-    """The split of each photo: "train", "val", or "test" if it is in neither list, since nobody was trained on it.
+def listed_splits(images):
+    """Returns the split of each image: "train", "val", or "test" if it is in neither list: nobody was trained on it.
 
     Args:
-        photos: `(name of the file, English name of the class)` of each.
+        images: `(name of the file, English name of the class)` of each.
 
     Returns:
         List of strings; None where the lists know fewer than half of the names, so that they are not Animals-10's.
     """
-    hashes = _hashes(photos)
+    hashes = _hashes(images)
     lists = read_lists()
     splits = np.full(len(hashes), "test", dtype="<U5")
     for split, names in lists.items():
         splits[np.isin(hashes, names)] = split
-    return splits.tolist() if (splits != "test").mean() >= _LEAST_KNOWN else None
+    return splits.tolist() if (splits != "test").mean() >= _LEAST_KNOWN_SHARE else None
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What `lay_out` has written.
+    """Describes what `lay_out` has written.
 
     Attributes:
-        counts: `{split: {class: number}}` of the photos.
-        missing: `{split: number}` of the names in the lists that no readable photo has.
+        counts: `{split: {class: number}}` of the images.
+        missing: `{split: number}` of the names in the lists that no readable image has.
         skipped: `(name, reason)` of the files left out.
     """
 
@@ -233,10 +233,10 @@ class Layout:
 
 
 def lay_out(source, out):
-    """Writes the photos of Animals-10 as `out/{train,val,test}/CLASS/NAME`, split by the lists, their bytes unchanged.
+    """Writes the images of Animals-10 as `out/{train,val,test}/CLASS/NAME`, split by the lists, their bytes unchanged.
 
-    The classes have English names; `test` holds the photos that are in neither list. Photos of one class whose names
-    differ by the suffix alone are in one split. Files that are no readable pictures are left out and listed in one
+    The classes have English names; `test` holds the images that are in neither list. Images of one class whose names
+    differ by the suffix alone are in one split. Files that are no readable images are left out and listed in one
     warning. All is written aside and renamed, so that an interruption leaves nothing.
 
     Args:
@@ -249,7 +249,7 @@ def lay_out(source, out):
 
     Raises:
         FileExistsError: `out` is there and not empty.
-        DataError: No Animals-10; other names than the lists'; a class without a photo for training or validation.
+        DataError: No Animals-10; other names than the lists'; a class without an image for training or validation.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -257,18 +257,18 @@ def lay_out(source, out):
     leftovers = sorted(map(str, out.parent.glob(f"{out.name}.partial-*")))
     if leftovers:
         warnings.warn(f"Of a copy that was killed, or is still running: {', '.join(leftovers)}", stacklevel=2)
-    photos = find_photos(source)
-    classes = [list(CLASSES)[label] for _, _, label in photos]
-    named = [(name, class_name) for (name, _, _), class_name in zip(photos, classes, strict=True)]
+    images = find_images(source)
+    classes = [list(CLASSES)[label] for _, _, label in images]
+    named = [(name, class_name) for (name, _, _), class_name in zip(images, classes, strict=True)]
     splits = listed_splits(named)
     if splits is None:
         raise DataError(
-            f"Of the {len(photos):,} files of {source}, fewer than half have names that the lists of Animals-10 know. "
+            f"Of the {len(images):,} files of {source}, fewer than half have names that the lists of Animals-10 know. "
             "Give Kaggle's archive as it is, or give this folder itself to `train`."
         )
     with atomic_directory(out) as temporary:
         targets, skipped = {}, []
-        for (name, path, _), class_name, split in zip(photos, classes, splits, strict=True):
+        for (name, path, _), class_name, split in zip(images, classes, splits, strict=True):
             target = temporary / split / class_name / PurePath(name).relative_to(PurePath(name).parts[0])
             if target in targets:
                 skipped.append((name, "another file of this class has the same name"))
@@ -287,24 +287,24 @@ def lay_out(source, out):
             counts[split][class_name] += 1
         empty = [f"{split}/{name}" for split in ("train", "val") for name in CLASSES if not counts[split][name]]
         if empty:
-            raise DataError(f"{source} has no readable photo for {', '.join(empty)} of the lists of Animals-10.")
+            raise DataError(f"{source} has no readable image for {', '.join(empty)} of the lists of Animals-10.")
         there = _hashes((name, class_name) for name, class_name, _ in written)
     missing = {split: len(np.setdiff1d(names, there)) for split, names in read_lists().items()}
     return Layout(counts, missing, tuple(skipped))
 
 
-def _hashes(photos):
-    return hash_names(f"{class_name}/{PurePath(name).stem}" for name, class_name in photos)
+def _hashes(images):
+    return hash_names(f"{class_name}/{PurePath(name).stem}" for name, class_name in images)
 
 
 def _copy(paths):
-    """Writes the picture at the first path to the second; why not, if it is none."""
+    """Writes the image at the first path to the second; why not, if it is none."""
     source, target = paths
     try:
-        content = read_photo(source)
+        content = read_file(source)
     except OSError as error:
         return str(error)
-    _, problem = check_picture(content)
+    _, problem = check_image(content)
     if not problem:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)

@@ -7,11 +7,11 @@ from keras_ci2p.data.animals10 import (
     CLASSES,
     PAGE,
     DamagedArchive,
-    check_photo,
+    check_file,
     find_class_folders,
-    find_photos,
+    find_images,
     listed_splits,
-    read_photo,
+    read_file,
 )
 from keras_ci2p.data.manifest import DataError, in_threads, validation_mask, warn_of_skipped
 from keras_ci2p.data.tfds import UNREADABLE
@@ -19,11 +19,11 @@ from keras_ci2p.utils import progress
 
 
 class Animals10(tfds.core.GeneratorBasedBuilder):
-    """Photos of ten kinds of animals, from Kaggle's archive as it is or from a folder.
+    """Prepares images of ten kinds of animals, from Kaggle's archive as it is or from a folder.
 
-    The files' bytes are stored unchanged. The splits are `train` and `validation` of `keras_ci2p.data.animals10_lists`,
-    since the paper's (section 4.1) are not published; photos that are in neither list are `test`. Where most photos
-    have other names, the splits are those of `keras_ci2p.data.validation_mask`. Files that are no readable pictures are
+    The files' bytes are stored unchanged. The splits are `train` and `validation` of `keras_ci2p.data.animals10`,
+    since the paper's (section 4.1) are not published; images that are in neither list are `test`. Where most images
+    have other names, the splits are those of `keras_ci2p.data.validation_mask`. Files that are no readable images are
     left out and listed in `info.metadata["unreadable_files"]`.
 
     Attributes:
@@ -63,35 +63,35 @@ class Animals10(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        found = find_photos(self.source or _manual_directory(dl_manager))
-        checked = progress(in_threads(check_photo, (path for _, path, _ in found)), len(found), "Checking")
-        photos, digests, unreadable = [], [], []
-        for photo, (digest, problem) in zip(found, checked, strict=True):
+        found = find_images(self.source or _manual_directory(dl_manager))
+        checked = progress(in_threads(check_file, (path for _, path, _ in found)), len(found), "Checking")
+        images, hashes, unreadable = [], [], []
+        for image, (sha256, problem) in zip(found, checked, strict=True):
             if problem:
-                unreadable.append((photo[0], problem))
+                unreadable.append((image[0], problem))
             else:
-                photos.append(photo)
-                digests.append(digest)
+                images.append(image)
+                hashes.append(sha256)
         warn_of_skipped("Animals-10", unreadable)
         self.info.metadata[UNREADABLE] = unreadable
-        labels = [label for _, _, label in photos]
+        labels = [label for _, _, label in images]
         empty = [name for label, name in enumerate(CLASSES) if label not in set(labels)]
         if empty:
-            raise DataError(f"Animals-10: no readable photo of the class {', '.join(empty)}.")
-        own = listed_splits((name, list(CLASSES)[label]) for name, _, label in photos)
+            raise DataError(f"Animals-10: no readable image of the class {', '.join(empty)}.")
+        own = listed_splits((name, list(CLASSES)[label]) for name, _, label in images)
         if own is None:
-            own = ["val" if chosen else "train" for chosen in validation_mask(digests, labels)]
+            own = ["val" if chosen else "train" for chosen in validation_mask(hashes, labels)]
         splits = {"train": [], "val": [], "test": []}
-        for photo, split in zip(photos, own, strict=True):
-            splits[split].append(photo)
+        for image, split in zip(images, own, strict=True):
+            splits[split].append(image)
         if not splits["train"] or not splits["val"]:
-            raise DataError(f"Animals-10: {len(photos)} photos are too few to split.")
+            raise DataError(f"Animals-10: {len(images)} images are too few to split.")
         names = {"train": "train", "val": "validation", "test": "test"}
         return {names[split]: self._generate_examples(part) for split, part in splits.items() if part}
 
-    def _generate_examples(self, photos):
-        for name, path, label in photos:
-            yield name, {"image": read_photo(path), "label": label, "file_name": name}
+    def _generate_examples(self, images):
+        for name, path, label in images:
+            yield name, {"image": read_file(path), "label": label, "file_name": name}
 
 
 def _manual_directory(dl_manager):

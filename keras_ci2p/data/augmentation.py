@@ -1,4 +1,4 @@
-"""Settings of augmentation, and the parameters that are sampled for an image or a batch."""
+"""Settings of augmentation, and the parameters that are sampled from them for an image or a batch."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_ci2p.layers.batch_augmentation import COLOR_OPERATIONS
+from keras_ci2p.layers.constants import COLOR_OPERATIONS
 
 # mmpretrain RandomResizedCrop.
 CROP_TRIES = 10
 
-# Range of each operation's argument for magnitudes 0..MAX_MAGNITUDE, and whether its sign is drawn:
-# mmpretrain's policies "timm_increasing". None: the operation has no argument.
+# Of each RandAugment operation the range of its value for magnitudes 0..MAX_MAGNITUDE, and whether its sign is sampled:
+# mmpretrain's policies "timm_increasing". None: the operation takes no value.
 MAX_MAGNITUDE = 10
-OPERATIONS = {
+OP_RANGES = {
     "autocontrast": (None, False),
     "equalize": (None, False),
     "invert": (None, False),
@@ -35,25 +35,29 @@ OPERATIONS = {
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to each training image, in this order. The defaults are the paper's (section 4.1, `mmbase_cfg.py`).
+    """Sets the augmentation of training images, in this order. The defaults are the paper's (section 4.1,
+    `mmbase_cfg.py`).
 
     Probabilities are in 0..1; 0 switches a step off. Ranges are `(least, most)`.
 
     Attributes:
         crop_area: Share of the image's area that the random crop covers; (1, 1) with `crop_aspect` (1, 1) for the
             central square.
-        crop_aspect: Width over height of the crop, drawn log-uniformly.
+        crop_aspect: Width over height of the crop, log-uniform.
         flip: Probability of a left-right flip.
-        randaugment_ops: Operations drawn for each image, with replacement; 0 for none.
-        randaugment_probability: With which each drawn operation is carried out.
+        randaugment_ops: Operations sampled for each image, with replacement; 0 for none.
+        randaugment_probability: Probability of carrying out each sampled operation.
         randaugment_magnitude: Mean magnitude, 0..10.
-        randaugment_std: Standard deviation of the magnitude, drawn for each operation.
-        grayscale: Probability.
+        randaugment_std: Standard deviation of the magnitude, which is sampled for each operation.
+        grayscale: Probability of making the image grey.
         blur: Probability of a Gaussian blur.
         blur_radius: Its standard deviation in pixels.
         solarize: Probability of inverting the values from `solarize_threshold` (0..255) on.
         erasing: Probability of filling one rectangle with Gaussian noise of ImageNet's mean and deviation.
-        erasing_area, erasing_aspect: Share of the area, and height over width, drawn log-uniformly.
+        erasing_area, erasing_aspect: Share of the area, and height over width, log-uniform.
+
+    Raises:
+        ValueError: A value out of its range.
     """
 
     crop_area: tuple = (0.08, 1.0)
@@ -96,20 +100,21 @@ class Augmentation:
             raise ValueError(f"solarize_threshold must be in 0..256. Received: {self.solarize_threshold}")
 
     def as_dict(self):
+        """Returns the settings as JSON holds them."""
         return asdict(self)
 
 
 CROP_AND_FLIP = Augmentation(randaugment_ops=0, grayscale=0.0, blur=0.0, solarize=0.0, erasing=0.0)
 
 
-class Draw(NamedTuple):
-    """What happens to one image.
+class AugmentParams(NamedTuple):
+    """Parameters of one image's augmentation.
 
     Attributes:
         box: `(left, top, width, height)` of the crop, integer pixels of the source.
-        flip: Whether left and right change places, after the crop.
-        operations: `(name, value)` of `OPERATIONS`, to be carried out in this order; the value is signed, None where
-            the operation has none.
+        flip: Whether to flip left and right, after the crop.
+        ops: `(name, value)` of each operation of `OP_RANGES`, in this order; the value is signed, None where the
+            operation takes none.
         grayscale: Whether to make it grey.
         blur: Standard deviation in pixels, 0 for none.
         solarize: Threshold, 256 for none.
@@ -118,17 +123,17 @@ class Draw(NamedTuple):
 
     box: tuple
     flip: bool
-    operations: tuple
+    ops: tuple
     grayscale: bool
     blur: float
     solarize: int
     erase: tuple | None
 
     def scaled(self, image_size, other_size):
-        """The same draw for a result of another size: what is in pixels of the result changes with it.
+        """Returns the same augmentation for a result of another size: what is in pixels of the result is scaled.
 
         Args:
-            image_size, other_size: `(height, width)` of the result that was drawn for, and of the other one.
+            image_size, other_size: `(height, width)` of the result that was sampled for, and of the other one.
         """
         rows, columns = (other / size for size, other in zip(image_size, other_size, strict=True))
         erase = self.erase
@@ -140,8 +145,8 @@ class Draw(NamedTuple):
         return self._replace(blur=self.blur * math.sqrt(rows * columns), erase=erase)
 
 
-def draw(augmentation, source_size, image_size, rng):
-    """Draws what happens to one image.
+def sample_params(augmentation, source_size, image_size, rng):
+    """Samples the augmentation of one image.
 
     Args:
         augmentation: `Augmentation`.
@@ -150,24 +155,24 @@ def draw(augmentation, source_size, image_size, rng):
         rng: `numpy.random.Generator`.
 
     Returns:
-        `Draw`.
+        `AugmentParams`.
     """
     a = augmentation
-    return Draw(
-        box=draw_crop_box(a, source_size, rng),
+    return AugmentParams(
+        box=sample_crop_box(a, source_size, rng),
         flip=rng.random() < a.flip,
-        operations=tuple(_draw_operations(a, rng)),
+        ops=tuple(_sample_ops(a, rng)),
         grayscale=rng.random() < a.grayscale,
         blur=rng.uniform(*a.blur_radius) if rng.random() < a.blur else 0.0,
         solarize=a.solarize_threshold if rng.random() < a.solarize else 256,
-        erase=_draw_rectangle(a, image_size, rng) if rng.random() < a.erasing else None,
+        erase=_sample_rectangle(a, image_size, rng) if rng.random() < a.erasing else None,
     )
 
 
-def draw_crop_box(augmentation, source_size, rng):
-    """`(left, top, width, height)` of a random resized crop, integers within the image.
+def sample_crop_box(augmentation, source_size, rng):
+    """Samples `(left, top, width, height)` of mmpretrain's RandomResizedCrop, integers within the image.
 
-    After ten tries that do not fit, the largest central part whose aspect ratio is allowed.
+    After `CROP_TRIES` boxes that do not fit, the largest central one whose aspect ratio is allowed.
     """
     height, width = source_size
     least, most = augmentation.crop_aspect
@@ -184,26 +189,27 @@ def draw_crop_box(augmentation, source_size, rng):
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
 
 
-def _draw_operations(a, rng):
-    names = list(OPERATIONS)
+def _sample_ops(a, rng):
+    names = list(OP_RANGES)
     for i in rng.integers(0, len(names), a.randaugment_ops):
-        if rng.random() < a.randaugment_probability:
-            value_range, signed = OPERATIONS[names[i]]
-            yield names[i], None if value_range is None else _draw_value(a, value_range, signed, rng)
+        if rng.random() >= a.randaugment_probability:
+            continue
+        value_range, signed = OP_RANGES[names[i]]
+        value = None
+        if value_range is not None:
+            magnitude = np.clip(rng.normal(a.randaugment_magnitude, a.randaugment_std), 0, MAX_MAGNITUDE)
+            first, last = value_range
+            value = float(first + (last - first) * magnitude / MAX_MAGNITUDE)
+            if signed and rng.random() < 0.5:
+                value = -value
+        yield names[i], value
 
 
-def _draw_value(a, value_range, signed, rng):
-    magnitude = np.clip(rng.normal(a.randaugment_magnitude, a.randaugment_std), 0, MAX_MAGNITUDE)
-    first, last = value_range
-    value = float(first + (last - first) * magnitude / MAX_MAGNITUDE)
-    return -value if signed and rng.random() < 0.5 else value
-
-
-def _draw_rectangle(a, image_size, rng):
+def _sample_rectangle(a, image_size, rng):
     height, width = image_size
     area = height * width * rng.uniform(*a.erasing_area)
     aspect = _log_uniform(*a.erasing_aspect, rng)
-    # mmpretrain RandomErasing: cut off where it is too long, not drawn again.
+    # mmpretrain RandomErasing: cut off where it is too long, not sampled again.
     tall, wide = min(round(math.sqrt(area * aspect)), height), min(round(math.sqrt(area / aspect)), width)
     return int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1)), tall, wide
 
@@ -212,37 +218,37 @@ def _log_uniform(least, most, rng):
     return math.exp(rng.uniform(math.log(least), math.log(most)))
 
 
-def collate(augmentation, draws, source_sizes, image_size):
-    """The parameters of a batch, as `keras_ci2p.layers.BatchAugmentation` takes them.
+def collate_params(augmentation, params, source_sizes, image_size):
+    """Returns the parameters of a batch as `keras_ci2p.layers.BatchAugmentation` takes them.
 
-    The steps that `augmentation` never does have no entry, so all batches of a run have the same ones.
+    The steps that `augmentation` never does have no entry, so that all batches of a run have the same ones.
 
     Args:
-        augmentation: The `Augmentation` that was drawn from.
-        draws: One `Draw` for each photo.
-        source_sizes: `(height, width)` that each was drawn for; the photo may have been squeezed to any size since.
+        augmentation: The `Augmentation` that was sampled from.
+        params: `AugmentParams` of each image.
+        source_sizes: `(height, width)` that each was sampled for; the image may have been resized since.
         image_size: `(height, width)` of the result.
 
     Returns:
         dict of arrays `(batch, ...)`.
     """
-    a = augmentation
-    geometry = [_geometry(*item, a.randaugment_ops, image_size) for item in zip(draws, source_sizes, strict=True)]
-    parameters = {"warp": _stack([warp for warp, _ in geometry], (2, 3))}
-    if a.randaugment_ops:
-        slots = [_slots(draw.operations, a.randaugment_ops) for draw in draws]
-        parameters["operations"] = _stack([index for index, _ in slots], (a.randaugment_ops,), "int32")
-        parameters["values"] = _stack([value for _, value in slots], (a.randaugment_ops,))
-        parameters["frames"] = _stack([frames for _, frames in geometry], (a.randaugment_ops, 2, 3))
+    a, ops = augmentation, augmentation.randaugment_ops
+    affine = [_affine(one, size, ops, image_size) for one, size in zip(params, source_sizes, strict=True)]
+    batch = {"warp": _stack([warp for warp, _ in affine], (2, 3))}
+    if ops:
+        colors = [_color_ops(one.ops, ops) for one in params]
+        batch["operations"] = _stack([indices for indices, _ in colors], (ops,), "int32")
+        batch["values"] = _stack([values for _, values in colors], (ops,))
+        batch["frames"] = _stack([matrices for _, matrices in affine], (ops, 2, 3))
     if a.grayscale:
-        parameters["grayscale"] = _stack([draw.grayscale for draw in draws], (), bool)
+        batch["grayscale"] = _stack([one.grayscale for one in params], (), bool)
     if a.blur:
-        parameters["blur"] = _stack([draw.blur for draw in draws], ())
+        batch["blur"] = _stack([one.blur for one in params], ())
     if a.solarize:
-        parameters["solarize"] = _stack([draw.solarize for draw in draws], ())
+        batch["solarize"] = _stack([one.solarize for one in params], ())
     if a.erasing:
-        parameters["erase"] = _stack([_corners(draw.erase) for draw in draws], (4,), "int32")
-    return parameters
+        batch["erase"] = _stack([_corners(one.erase) for one in params], (4,), "int32")
+    return batch
 
 
 def _stack(values, shape, dtype="float32"):
@@ -250,17 +256,18 @@ def _stack(values, shape, dtype="float32"):
     return np.array(values, dtype).reshape(-1, *shape)
 
 
-def _slots(operations, count):
-    """Index and argument of each colour operation, in drawn order."""
-    indices, arguments = np.zeros(count), np.zeros(count)
-    for slot, (name, value) in enumerate(operations):
+def _color_ops(ops, count):
+    """Returns index in `COLOR_OPERATIONS` and value of each operation, in order, 0 for a geometric one and for none."""
+    indices, values = np.zeros(count), np.zeros(count)
+    for i, (name, value) in enumerate(ops):
         if name in COLOR_OPERATIONS:
-            indices[slot] = COLOR_OPERATIONS.index(name)
-            arguments[slot] = _ARGUMENTS.get(name, float)(0 if value is None else value)
-    return indices, arguments
+            indices[i] = COLOR_OPERATIONS.index(name)
+            values[i] = _VALUES.get(name, float)(0 if value is None else value)
+    return indices, values
 
 
-_ARGUMENTS = {
+# From the value of `AugmentParams` to that of `BatchAugmentation`, where they differ.
+_VALUES = {
     "posterize": lambda bits: 2 ** (8 - math.ceil(bits)),
     "color": lambda change: 1 + change,
     "contrast": lambda change: 1 + change,
@@ -270,32 +277,36 @@ _ARGUMENTS = {
 
 
 def _corners(rectangle):
-    """Top, left, bottom, right of `Draw.erase`."""
+    """Returns top, left, bottom, right of `AugmentParams.erase`."""
     top, left, height, width = rectangle or (0, 0, 0, 0)
     return top, left, top + height, left + width
 
 
-def _geometry(draw, source_size, slots, image_size):
-    """The matrix from the result to the photo, and those to the picture that each slot's operation is applied to."""
+def _affine(params, source_size, count, image_size):
+    """Computes the affine matrices of one image's crop, flip and geometric operations.
+
+    Returns:
+        `(2, 3)` from pixels of the result to shares of the source's width and height, and `(count, 2, 3)` from pixels
+        of the result to shares of the image that each operation is applied to.
+    """
     height, width = image_size
-    # Pictures as shares of their width and height.
     to_shares = np.diag([1 / width, 1 / height, 1])
-    frames = np.tile(to_shares[:2], (slots, 1, 1))
+    matrices = np.tile(to_shares[:2], (count, 1, 1))
     position = np.eye(3)
     # From the result backwards: the last operation is undone first.
-    for slot, (name, value) in reversed(list(enumerate(draw.operations))):
+    for i, (name, value) in reversed(list(enumerate(params.ops))):
         if name in _MATRICES:
             position = _MATRICES[name](value, width, height) @ position
-            frames[slot] = (to_shares @ position)[:2]
+            matrices[i] = (to_shares @ position)[:2]
     position = to_shares @ position
-    if draw.flip:
+    if params.flip:
         position = _matrix(-1, 0, 1, 0, 1, 0) @ position
-    left, top, crop_width, crop_height = draw.box
+    left, top, crop_width, crop_height = params.box
     source_height, source_width = source_size
     crop = _matrix(
         crop_width / source_width, 0, left / source_width, 0, crop_height / source_height, top / source_height
     )
-    return (crop @ position)[:2], frames
+    return (crop @ position)[:2], matrices
 
 
 def _rotation(degrees, width, height):
@@ -305,11 +316,12 @@ def _rotation(degrees, width, height):
 
 
 def _matrix(a, b, c, d, e, f):
-    """`(a x + b y + c, d x + e y + f)`, as in Pillow's affine transform."""
+    """Returns the matrix of `(a x + b y + c, d x + e y + f)`, in the order of Pillow's affine transform."""
     return np.array([[a, b, c], [d, e, f], [0, 0, 1]], "float64")
 
 
-# By operation, of its value and the picture's size: where each position of its result comes from, in pixels.
+# Of each geometric operation, from its value and the image's size: where a position of its result lies in its input,
+# in pixels.
 _MATRICES = {
     "rotate": _rotation,
     "shear_x": lambda value, width, height: _matrix(1, value, 0, 0, 1, 0),

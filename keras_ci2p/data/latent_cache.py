@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_ci2p.data.manifest import DataError, ImageManifest
-from keras_ci2p.layers.compression_transforms import fingerprint
 from keras_ci2p.utils import atomic_file, file_sha256, require
 
 ARRAY_RECORD = "array_record.python.array_record_module"
@@ -23,7 +22,7 @@ _OPTIONS = "group_size:1,zstd:1"
 
 
 def record_file(path, store):
-    """Yields a function that appends a batch of latents, as `encode` takes it, to a new ArrayRecord file.
+    """Writes an ArrayRecord file of latents: yields a function that appends a batch, as `encode` takes it.
 
     Raises:
         OSError: It cannot be written, for example since the disk is full.
@@ -32,7 +31,7 @@ def record_file(path, store):
 
 
 def target_file(path):
-    """As `record_file`, of a teacher's targets; the function takes what `encode_targets` takes."""
+    """Writes an ArrayRecord file of a teacher's targets; as `record_file`, for what `encode_targets` takes."""
     return _record_file(path, encode_targets)
 
 
@@ -56,7 +55,7 @@ def _checked(path, action, *arguments):
 
 
 def encode(latents, store):
-    """The bytes of each latent of a batch, channel after channel: a channel's neighbours are alike and pack better.
+    """Encodes each latent of a batch, channel after channel: a channel's neighbours are alike and pack better.
 
     Args:
         latents: float32 `(batch, height, width, channels)`.
@@ -84,7 +83,15 @@ def _smallest(integers):
 
 
 def decode(record, shape, store):
-    """The latent of `encode`'s bytes: float32 of the shape `(height, width, channels)`.
+    """Decodes the bytes of one latent.
+
+    Args:
+        record: Bytes, as `encode` makes them.
+        shape: `(height, width, channels)`.
+        store: As in `encode`.
+
+    Returns:
+        float32 array of that shape.
 
     Raises:
         ValueError: The bytes are not as many as the shape needs.
@@ -96,11 +103,14 @@ def decode(record, shape, store):
 
 
 def encode_targets(logits, features):
-    """The bytes of a teacher's targets, one record for each image of a batch.
+    """Encodes a teacher's targets, one record for each image of a batch.
 
     Args:
         logits: float `(batch, classes)`, stored as float16.
         features: List of int8 arrays `(batch, rows, columns, channels)`.
+
+    Returns:
+        List of bytes.
 
     Raises:
         ValueError: A logit that is not finite.
@@ -112,12 +122,15 @@ def encode_targets(logits, features):
 
 
 def decode_targets(record, num_classes, shapes):
-    """One image's `(logits, list of feature maps)`, float32 and int8, as `encode_targets` took them.
+    """Decodes a teacher's targets of one image.
 
     Args:
-        record: Its bytes.
-        num_classes: Of the logits.
+        record: Bytes, as `encode_targets` makes them.
+        num_classes: Number of logits.
         shapes: `(rows, columns, channels)` of each feature map.
+
+    Returns:
+        `(logits, list of feature maps)`, float32 and int8.
 
     Raises:
         ValueError: The bytes are not as many as the shapes need.
@@ -133,7 +146,7 @@ def decode_targets(record, num_classes, shapes):
 
 FORMAT_VERSION = 1
 MANIFEST = "latents.json"
-PHOTOS = "photos.npz"
+IMAGES_FILE = "photos.npz"
 COMPRESSOR = "compressor"
 PROJECTION = "teacher.npz"
 SPLITS = ("train", "val")
@@ -141,20 +154,21 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Latents of some views of each training photo, and of the central crop of each validation photo.
+    """Describes a directory of precomputed latents: of some views of each training image, and of the central crop of
+    each validation image.
 
-    Its directory holds `latents.json` (settings, compressor, counts, checksums), `photos.npz` (files, labels and
-    digests), `compressor/` (a preset) and ArrayRecord files, in which the views of a photo follow one another. Views
+    It holds `latents.json` (settings, compressor, counts, checksums), `photos.npz` (files, labels and hashes of the
+    images), `compressor/` (a preset) and ArrayRecord files, in which the views of an image follow one another. Views
     that were added later are in files of their own, a part of the cache; a part counts once it is whole. With a teacher
     there are `teacher.npz` (the projection of its feature maps) and a second file beside each one of training latents,
-    with what it says of these very views.
+    with its targets of these very views.
 
-    As an `ImageManifest` it has `root`, `class_names`, `sha256`, `counts`, `sizes` and `split`; it has no test photos.
+    As an `ImageManifest` it has `root`, `class_names`, `sha256`, `counts`, `sizes` and `split`; no test images.
 
     Attributes:
         root: The directory.
         manifest: Contents of `latents.json`.
-        splits: `ImageManifest` of "train" and "val"; the photos lie where they lay when they were encoded.
+        splits: `ImageManifest` of "train" and "val"; the images lie where they lay when they were encoded.
     """
 
     root: Path
@@ -167,20 +181,20 @@ class LatentCache:
 
     @property
     def sha256(self):
-        """`ImageManifest.sha256` of all photos."""
+        """`ImageManifest.sha256` of all images."""
         return self.manifest["data"]["sha256"]
 
     def counts(self):
-        """Number of photos by class name."""
-        counts = [photos.counts() for photos in self.splits.values()]
+        """Returns the number of images by class name."""
+        counts = [images.counts() for images in self.splits.values()]
         return {name: sum(count[name] for count in counts) for name in self.class_names}
 
     def sizes(self):
-        """Number of photos by split."""
-        return {name: len(photos) for name, photos in self.splits.items()}
+        """Returns the number of images by split."""
+        return {name: len(images) for name, images in self.splits.items()}
 
     def split(self, name):
-        """The `ImageManifest` of "train" or "val"; DataError for another name."""
+        """Returns the `ImageManifest` of "train" or "val"; DataError for another name."""
         if name not in SPLITS:
             raise DataError(f"`split` must be one of {', '.join(SPLITS)}. Received: split={name!r}")
         return self.splits[name]
@@ -212,21 +226,21 @@ class LatentCache:
 
     @property
     def teacher(self):
-        """What is known of the teacher whose targets are stored: a dict, or None."""
+        """Description of the teacher whose targets are stored, a dict, or None."""
         return self.manifest.get("teacher")
 
     def parts(self, split):
-        """The parts of a split, `LatentPart`s; the first is always there, the others where they are whole."""
+        """Returns the `LatentPart`s of a split; the first is always there, the others where they are whole."""
         is_training = split == "train"
         first = LatentPart(0, self.manifest["settings"]["views"] if is_training else 1, self.manifest["shards"][split])
         return [first, *(part for part in self.later_parts() if self.is_whole(part))] if is_training else [first]
 
     def shards(self, split):
-        """The shards of all parts, as `LatentPart.shards`."""
+        """Returns the shards of all parts, as `LatentPart.shards`."""
         return [shard for part in self.parts(split) for shard in part.shards]
 
     def later_parts(self):
-        """The parts of training views that were added later, whole or not."""
+        """Returns the parts of training views that were added later, whole or not."""
         parts, views = [], self.manifest["settings"]["views"]
         for part in self.manifest.get("more", ()):
             parts.append(LatentPart(views, part["views"], part["shards"]))
@@ -234,26 +248,26 @@ class LatentCache:
         return parts
 
     def is_whole(self, part):
-        """Whether all files of a `LatentPart` are there."""
+        """Returns whether all files of a `LatentPart` are there."""
         return all(self.is_made(shard) for shard in part.shards)
 
     def views(self, split):
-        """Number of latents of each photo."""
+        """Returns the number of latents of each image."""
         return sum(part.views for part in self.parts(split))
 
     def is_made(self, shard):
-        """Whether the files of a shard are there, in their sizes."""
+        """Returns whether the files of a shard are there, in their sizes."""
         return all(
             "bytes" in file and path.is_file() and path.stat().st_size == file["bytes"]
             for file, path in ((file, self.root / file["file"]) for file in shard_files(shard))
         )
 
     def num_records(self, split):
-        """Number of latents of a split."""
+        """Returns the number of latents of a split."""
         return sum(shard["records"] for shard in self.shards(split))
 
     def files(self):
-        """The entries of all files of latents and targets in whole parts: dicts with `file`, `bytes` and `sha256`."""
+        """Returns the entries of all files in whole parts, latents and targets: dicts of `file`, `bytes`, `sha256`."""
         return [file for split in SPLITS for shard in self.shards(split) for file in shard_files(shard)]
 
     @property
@@ -263,6 +277,8 @@ class LatentCache:
 
     def check_compressor(self, transform):
         """Raises DataError unless the latents are of this built `AnalysisTransform`."""
+        from keras_ci2p.layers.compression_transforms import fingerprint
+
         given = fingerprint(transform)
         if given != self.fingerprint:
             raise DataError(
@@ -271,22 +287,37 @@ class LatentCache:
             )
 
     def verify(self):
-        """Reads all files of latents; DataError unless they are as they were written."""
-        for file in self.files():
-            path = self.root / file["file"]
-            if file_sha256(path) != file["sha256"]:
-                raise DataError(
-                    f"{path} is damaged: its SHA-256 is not that of {MANIFEST}. Delete it; the command that began the "
-                    "cache, with --resume, makes it again."
-                )
+        """Hashes all files of latents and targets.
+
+        Returns:
+            Number of files.
+
+        Raises:
+            DataError: Files that are not as they were written, with their names.
+        """
+        files = self.files()
+        damaged = [file["file"] for file in files if not self._is_intact(file)]
+        if damaged:
+            raise DataError(
+                f"{len(damaged)} of {len(files)} files of the latent cache {self.root} are damaged, their SHA-256 is "
+                f"not that of {MANIFEST}: {', '.join(damaged)}. Delete them; the command that began the cache, with "
+                "--resume, makes them again."
+            )
+        return len(files)
+
+    def _is_intact(self, file):
+        try:
+            return file_sha256(self.root / file["file"]) == file["sha256"]
+        except OSError:
+            return False
 
 
 class LatentPart(NamedTuple):
-    """Views that are stored together.
+    """Describes views that are stored together.
 
     Attributes:
         first_view: Number of the first of them.
-        views: How many of each photo.
+        views: How many of each image.
         shards: The files in order: dicts of `file` and `records`, and once they are made of `bytes` and `sha256`; with
             a teacher also `targets`, such a dict without `records`.
     """
@@ -297,12 +328,15 @@ class LatentPart(NamedTuple):
 
 
 def shard_files(shard):
-    """The entries of a shard's files: latents, and targets where there are any."""
+    """Returns the entries of a shard's files: latents, and targets where there are any."""
     return [shard, shard["targets"]] if "targets" in shard else [shard]
 
 
 def open_cache(root):
-    """The `LatentCache` of a directory, which must be complete. Sizes are checked; `verify` checks the contents too.
+    """Opens the complete cache of a directory. Sizes are checked; `LatentCache.verify` checks the contents too.
+
+    Returns:
+        `LatentCache`.
 
     Raises:
         DataError: No latent cache, one of another format, an unfinished or damaged one.
@@ -319,7 +353,7 @@ def open_cache(root):
 
 
 def read_cache(root):
-    """As `open_cache`, but the cache may be unfinished."""
+    """Opens a cache as `open_cache`, though it may be unfinished."""
     root = Path(root)
     if not is_latent_cache(root):
         raise DataError(f"{root} is no latent cache: it has no {MANIFEST}.")
@@ -329,31 +363,37 @@ def read_cache(root):
         if version != FORMAT_VERSION:
             raise DataError(f"{root} has cache format {version!r}; this version of keras_ci2p reads {FORMAT_VERSION}.")
         data = manifest["data"]
-        if file_sha256(root / PHOTOS) != data["photos_sha256"]:
-            raise DataError(f"{root / PHOTOS} is damaged: its SHA-256 is not that of {MANIFEST}. Make a new cache.")
-        return LatentCache(root, manifest, _read_photos(root / PHOTOS, data))
+        path = root / IMAGES_FILE
+        if file_sha256(path) != data["photos_sha256"]:
+            raise DataError(f"{path} is damaged: its SHA-256 is not that of {MANIFEST}. Make a new cache.")
+        return LatentCache(root, manifest, _read_images(path, data))
     except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"The latent cache {root} is damaged: {error!r}. Make a new one.") from error
 
 
 def is_latent_cache(root):
-    """Whether a directory is a latent cache, finished or not."""
+    """Returns whether a directory is a latent cache, finished or not."""
     return (Path(root) / MANIFEST).is_file()
 
 
-def write_photos(path, photos):
-    """Writes files, labels and digests of each split's `ImageManifest` as a numpy archive."""
+def write_images(path, splits):
+    """Writes files, labels and hashes of each split's `ImageManifest` as a numpy archive.
+
+    Args:
+        path: Path of the archive.
+        splits: `ImageManifest` of "train" and "val".
+    """
     columns = {}
-    for split, manifest in photos.items():
+    for split, manifest in splits.items():
         # No file name holds a zero byte.
         columns[f"{split}_files"] = np.frombuffer(b"\0".join(map(os.fsencode, manifest.files)), "uint8")
         columns[f"{split}_labels"] = np.array(manifest.labels, "<i4")
-        columns[f"{split}_digests"] = np.frombuffer(bytes.fromhex("".join(manifest.digests)), "uint8").reshape(-1, 32)
+        columns[f"{split}_digests"] = np.frombuffer(bytes.fromhex("".join(manifest.hashes)), "uint8").reshape(-1, 32)
     with atomic_file(path) as temporary:
         np.savez_compressed(temporary, **columns)
 
 
-def _read_photos(path, data):
+def _read_images(path, data):
     with np.load(path, allow_pickle=False) as columns:
         return {
             split: ImageManifest(

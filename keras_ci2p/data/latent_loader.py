@@ -1,15 +1,16 @@
-"""Loads batches of latents from a cache."""
+"""Loads batches of precomputed latents from a cache."""
 
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from keras_ci2p.data.latent_cache import LatentCache, decode, decode_targets, open_cache
-from keras_ci2p.data.loader import EpochDataset
+from keras_ci2p.data.loader import DataLoader
 from keras_ci2p.data.manifest import DataError
-from keras_ci2p.data.mixup import target_arrays
+from keras_ci2p.data.mixup import Mixup, target_arrays
 from keras_ci2p.utils import require
+
+grain = require("grain", extra="train")
 
 
 def latent_folder(
@@ -27,41 +28,36 @@ def latent_folder(
     num_workers=0,
     shard=(0, 1),
 ):
-    """The latents of a cache as batches for `CI2PViT.latent_classifier`, the counterpart of `image_folder`.
+    """Loads the latents of a cache as batches for `CI2PViT.latent_classifier`, the counterpart of `image_folder`.
 
-    Each epoch of the training split holds every photo once, in a new order, each time another one of its views; the
-    validation split holds the central crops in order. What is left out here is as in `image_folder`.
+    Each epoch of the training split holds every image once, in a new order, each time another one of its views; the
+    validation split holds the central crops in order.
 
     Args:
         cache: `LatentCache`, or its directory.
         batch_size: Latents in a batch.
         split: "train" or "val".
-        seed: Of the order and the views, an integer in 0..2**32-1.
-        views: How many of the stored views of each photo to use, or "all".
+        seed: Seed of the order and the views, an integer in 0..2**32-1.
+        views: How many of the stored views of each image to use, or "all".
         mixup, cutmix, mix_probability: As in `image_folder`, on latents.
         temperature: To learn from the teacher whose targets the cache holds: what its logits are divided by. The labels
             of the training split then are a dict: `labels`, `teacher` (its probabilities at that temperature) and
             `features_0`, ... (its projected feature maps), as `keras_ci2p.training.DistilledClassifier` takes them.
             None for the labels alone.
-        num_threads, num_workers, shard: As in `image_folder`.
+        num_threads, num_workers, shard: As in `DataLoader`.
 
     Returns:
-        A grain `IterDataset` of `(latents, labels)`: float32 `(batch, height / 16, width / 16, channels)` and float32
-        `(batch, classes)`. It has `cache`, `class_names`, `manifest`, `steps_per_epoch`, `epoch` and
-        `repeated(initial_epoch)`.
+        `LatentLoader`, a `DataLoader` of `(latents, labels)`: float32 `(batch, height / 16, width / 16, channels)` and
+        float32 `(batch, classes)`.
 
     Raises:
         DataError: No cache, one that is unfinished or damaged; a wrong split, batch size or number of views.
-        ImportError: grain is not installed.
     """
-    require("grain", extra="train")
-    from keras_ci2p.data.mixup import MixBatches
-
     cache = cache if isinstance(cache, LatentCache) else open_cache(cache)
+    is_training = split == "train"
     manifest = cache.split(split)
     if batch_size < 1:
         raise DataError(f"`batch_size` must be positive. Received: batch_size={batch_size}")
-    is_training = split == "train"
     stored = cache.views(split)
     used = stored if views == "all" or not is_training else views
     if used not in range(1, stored + 1):
@@ -71,13 +67,13 @@ def latent_folder(
             f"The latent cache {cache.root} holds no targets of a teacher. Make a new one: keras-ci2p cache DATA OUT "
             "--teacher T"
         )
-    return LatentDataset(
+    return LatentLoader(
         cache,
         split,
         views=used,
         seed=seed,
         temperature=temperature if is_training else None,
-        mix=MixBatches(mixup, cutmix, mix_probability) if is_training and (mixup or cutmix) else None,
+        mix=Mixup(mixup, cutmix, mix_probability) if is_training and (mixup or cutmix) else None,
         batch_size=batch_size,
         shuffle=is_training,
         drop_remainder=is_training,
@@ -85,15 +81,94 @@ def latent_folder(
         num_workers=num_workers,
         shard=shard,
         manifest=manifest,
-        class_names=manifest.class_names,
     )
 
 
+class LatentLoader(DataLoader):
+    """Loads batches of `(latents, one-hot labels)`; each epoch has one view of each image.
+
+    An image begins with a view that is sampled and takes the next one in each epoch, so that all are used alike.
+
+    Args:
+        cache: A complete `LatentCache`.
+        split: "train" or "val".
+        views: How many of the stored views to use.
+        seed: Seed of the order and the first views.
+        temperature: What the teacher's logits are divided by; None for labels without a teacher's targets.
+        **options: As in `DataLoader`.
+
+    Attributes:
+        cache: As given.
+    """
+
+    def __init__(self, cache, split, *, views, seed, temperature=None, **options):
+        self.cache = cache
+        self._load = LoadLatents(cache, split, views, seed, temperature)
+        super().__init__(self._load, seed=seed, **options)
+
+    def _finish(self, batches):
+        # Which view to read depends on the epoch, which the number of a batch tells.
+        self._load.steps_per_epoch = len(batches)
+        return batches.map_with_index(self._load.read_batch)
+
+
+class LoadLatents:
+    """Loads the latents of a cache with their labels, for `LatentLoader`.
+
+    Args:
+        cache, split, views, seed, temperature: As in `LatentLoader`.
+
+    Attributes:
+        steps_per_epoch: Batches in an epoch; to be set before batches are read.
+    """
+
+    def __init__(self, cache, split, views, seed, temperature):
+        manifest = cache.split(split)
+        self._latents = LatentRecords(cache, split)
+        self._targets = None if temperature is None else TargetRecords(cache)
+        self._temperature = temperature
+        self._stored_views = cache.views(split)
+        self._labels = np.array(manifest.labels)
+        self._one_hot = np.eye(len(manifest.class_names), dtype="float32")
+        self._views = views
+        self._first_view = np.random.default_rng(seed).integers(views, size=len(manifest))
+        self.steps_per_epoch = None
+
+    def __len__(self):
+        return len(self._labels)
+
+    def __call__(self, index, rng):
+        return index
+
+    def collate(self, indices):
+        return np.array(indices)
+
+    def read_batch(self, batch_number, indices):
+        """Reads the latents of a batch.
+
+        Args:
+            batch_number: Number of the batch, counted through all epochs.
+            indices: Integer array `(batch,)` of images.
+
+        Returns:
+            `(latents, labels)`, float32; with a teacher the labels are a dict with `target_arrays`.
+        """
+        epoch = batch_number // self.steps_per_epoch
+        numbers = indices * self._stored_views + (self._first_view[indices] + epoch) % self._views
+        latents = np.stack([self._latents[number] for number in numbers])
+        labels = self._one_hot[self._labels[indices]]
+        if self._targets is None:
+            return latents, labels
+        logits, features = zip(*(self._targets[number] for number in numbers), strict=True)
+        features = [np.stack(maps) for maps in zip(*features, strict=True)]
+        return latents, {"labels": labels, **target_arrays(np.stack(logits), features, self._temperature)}
+
+
 class _Records:
-    """The records of one split by their number, `photo * views + view`; reads from several threads and processes."""
+    """Reads the records of a split by their number, `image * views + view`, in several threads and processes."""
 
     def __init__(self, cache, split, file_of):
-        # Not the cache itself, which lists every photo: worker processes get this object pickled.
+        # Not the cache itself, which lists every image: worker processes get this object pickled.
         self._root = cache.root
         self._views = cache.views(split)
         self._parts = [
@@ -105,20 +180,20 @@ class _Records:
         return self._length
 
     def __getitem__(self, number):
-        """What a record holds; DataError where the file is damaged."""
+        """Reads a record; DataError where the file is damaged."""
         if not 0 <= number < len(self):
             raise IndexError(f"There are {len(self)} latents. Received: number={number}")
-        photo, view = divmod(int(number), self._views)
+        image, view = divmod(int(number), self._views)
         first, views, source = next(part for part in reversed(self._parts) if part[0] <= view)
         try:
-            return self._decode(source[photo * views + view - first])
+            return self._decode(source[image * views + view - first])
         # ArrayRecord raises RuntimeError where a record does not fit its hash.
         except (RuntimeError, ValueError) as error:
             raise DataError(f"The latent cache {self._root} is damaged at record {number}: {error}") from error
 
 
 class LatentRecords(_Records):
-    """The latents of one split by their number: float32 `(height, width, channels)`.
+    """Reads the latents of a split by their number: float32 `(height, width, channels)`.
 
     Args:
         cache: A complete `LatentCache`.
@@ -134,7 +209,7 @@ class LatentRecords(_Records):
 
 
 class TargetRecords(_Records):
-    """What the teacher says of the training views by their number: `(logits, list of feature maps)`, float32.
+    """Reads a teacher's targets of the training views by their number: `(logits, list of feature maps)`, float32.
 
     Args:
         cache: A complete `LatentCache` with a teacher.
@@ -158,73 +233,9 @@ def _source(root, shards, file_of):
 
 
 class _Shard(NamedTuple):
-    """A file as ArrayRecord wants it described, so that it is opened only when it is first read."""
+    """Describes a file to ArrayRecord, so that it is opened only when it is first read."""
 
     filename: str
     skip: int
     take: int
     examples_in_shard: int
-
-
-class LatentDataset(EpochDataset):
-    """`EpochDataset` of `(latents, one-hot labels)`; each epoch has one view of each photo.
-
-    A photo begins with a view drawn at random and takes the next one in each epoch, so that all are used alike.
-
-    Args:
-        cache: A complete `LatentCache`.
-        split: "train" or "val".
-        views: How many of the stored views to use.
-        seed: Of the order and the first views.
-        temperature: At which the teacher's probabilities are mixed; None for labels without a teacher's targets.
-        mix: grain `RandomMap` from batch to batch, or None.
-        **options: As in `EpochDataset`.
-    """
-
-    def __init__(self, cache, split, *, views, seed, temperature=None, mix=None, **options):
-        super().__init__(_PhotoNumbers(len(cache.split(split))), seed=seed, cache=cache, **options)
-        read = _ReadBatch(cache, split, views, seed, self.steps_per_epoch, temperature)
-        batches = self._batches.map_with_index(read)
-        self._batches = batches if mix is None else batches.random_map(mix)
-
-
-class _PhotoNumbers(grain.transforms.RandomMap):
-    """Number of a photo to itself: which of its latents to read depends on the epoch, which only a batch knows."""
-
-    def __init__(self, count):
-        self._count = count
-
-    def __len__(self):
-        return self._count
-
-    def random_map(self, element, rng):
-        return element
-
-    def stack(self, elements):
-        return np.array(elements)
-
-
-class _ReadBatch(grain.transforms.MapWithIndex):
-    """Photo numbers to `(latents, labels)`, float32; with a teacher the labels are a dict with `target_arrays`."""
-
-    def __init__(self, cache, split, views, seed, steps_per_epoch, temperature):
-        photos = cache.split(split)
-        self._records = LatentRecords(cache, split)
-        self._targets = None if temperature is None else TargetRecords(cache)
-        self._temperature = temperature
-        self._stored_views = cache.views(split)
-        self._labels = np.array(photos.labels)
-        self._one_hot = np.eye(len(photos.class_names), dtype="float32")
-        self._views = views
-        self._first_view = np.random.default_rng(seed).integers(views, size=len(photos))
-        self._steps_per_epoch = steps_per_epoch
-
-    def map_with_index(self, index, element):
-        epoch = index // self._steps_per_epoch
-        numbers = element * self._stored_views + (self._first_view[element] + epoch) % self._views
-        latents, labels = np.stack([self._records[number] for number in numbers]), self._one_hot[self._labels[element]]
-        if self._targets is None:
-            return latents, labels
-        logits, features = zip(*(self._targets[number] for number in numbers), strict=True)
-        features = [np.stack(maps) for maps in zip(*features, strict=True)]
-        return latents, {"labels": labels, **target_arrays(np.stack(logits), features, self._temperature)}

@@ -1,10 +1,10 @@
-"""The images of a data set: files, labels, hashes, splits."""
+"""Lists the images of a data set: files, labels, hashes, splits."""
 
 import collections
+import functools
 import hashlib
 import io
 import itertools
-import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from keras_ci2p.data.transforms import load_image
+from keras_ci2p.utils import num_cpus
 
 SPLITS = ("train", "val", "test", "all")
 _PIECE = 32
@@ -22,20 +23,20 @@ _MOST_CLASSES = 20
 
 
 class DataError(ValueError):
-    """A data set that cannot be used as it is."""
+    """Raised for data that cannot be used as they are."""
 
 
 @dataclass(frozen=True)
 class ImageManifest:
-    """The readable photos of a folder, sorted by class and name.
+    """Lists the readable images of a folder, sorted by class and name.
 
     Attributes:
         root: The folder.
-        class_names: Names of the subfolders, sorted; a photo's label is an index into them.
+        class_names: Names of the subfolders, sorted; an image's label is an index into them.
         files: Paths relative to `root`.
-        labels: Label of each photo.
-        digests: Hexadecimal SHA-256 of each photo's bytes.
-        skipped: `(relative path, reason)` of each file that is no readable picture.
+        labels: Label of each image.
+        hashes: Hexadecimal SHA-256 of each image's bytes.
+        skipped: `(relative path, reason)` of each file that is no readable image.
         splits: "train", "val" or "test" for each image, as the data set itself is split; empty where
             `keras_ci2p.data.validation_mask` splits it.
     """
@@ -44,22 +45,22 @@ class ImageManifest:
     class_names: tuple
     files: tuple
     labels: tuple
-    digests: tuple
+    hashes: tuple
     skipped: tuple = ()
     splits: tuple = ()
 
-    _columns = ("files", "labels", "digests", "splits")
+    _columns = ("files", "labels", "hashes", "splits")
 
     def __len__(self):
         return len(self.files)
 
-    @property
+    @functools.cached_property
     def sha256(self):
-        """Hash of the contents: class names and photos, whatever the files are called and wherever they lie.
+        """Hash of the contents: class names and images, whatever the files are called and wherever they lie.
 
         A data set's own split is covered too, unless it is the one that `validation_mask` would have made.
         """
-        columns = [[self.class_names[label] for label in self.labels], self.digests]
+        columns = [[self.class_names[label] for label in self.labels], self.hashes]
         # What is left of a data set when one split is taken out has no split to tell of.
         if len(set(self.splits)) > 1 and ("test" in self.splits or not self.is_split_by_contents):
             columns.append(self.splits)
@@ -69,36 +70,44 @@ class ImageManifest:
     @property
     def is_split_by_contents(self):
         """Whether "val" is what `validation_mask` takes from all that is not "test"."""
-        images = zip(self.image_splits(), self.digests, self.labels, strict=True)
+        images = zip(self.image_splits(), self.hashes, self.labels, strict=True)
         images = [image for image in images if image[0] != "test"]
-        chosen = validation_mask([digest for _, digest, _ in images], [label for _, _, label in images])
+        chosen = validation_mask([sha256 for _, sha256, _ in images], [label for _, _, label in images])
         return chosen == [split == "val" for split, _, _ in images]
 
+    @property
+    def digests(self):
+        """Former name of `hashes`."""
+        warnings.warn("`digests` is now called `hashes`.", DeprecationWarning, stacklevel=2)
+        return self.hashes
+
     def open(self, index):
-        """The photo as an upright RGB `PIL.Image.Image`; OSError where it can no longer be read."""
+        """Decodes an image to an upright RGB `PIL.Image.Image`; OSError where it can no longer be read."""
         return load_image(self.root / self.files[index])
 
     def counts(self):
-        """Number of photos by class name."""
+        """Returns the number of images by class name."""
         counts = collections.Counter(self.labels)
         return {name: counts[label] for label, name in enumerate(self.class_names)}
 
     def sizes(self):
-        """Number of images by split, of "train", "val" and "test" those that have any."""
+        """Returns the number of images by split, of "train", "val" and "test" those that have any."""
         counts = collections.Counter(self.image_splits())
         return {name: counts[name] for name in SPLITS if name in counts}
 
     def image_splits(self):
-        """The split of each image: "train", "val" or "test"."""
-        if self.splits:
-            return self.splits
-        return tuple("val" if chosen else "train" for chosen in validation_mask(self.digests, self.labels))
+        """Returns the split of each image: "train", "val" or "test"."""
+        return self.splits or self._splits_by_contents
+
+    @functools.cached_property
+    def _splits_by_contents(self):
+        return tuple("val" if chosen else "train" for chosen in validation_mask(self.hashes, self.labels))
 
     def split(self, name):
-        """The manifest of one split: "train", "val", "test" or "all".
+        """Returns the manifest of one split: "train", "val", "test" or "all".
 
         Raises:
-            DataError: Unknown split, or no photo in it.
+            DataError: Unknown split, or no image in it.
         """
         if name not in SPLITS:
             raise DataError(f"`split` must be one of {', '.join(SPLITS)}. Received: split={name!r}")
@@ -106,7 +115,7 @@ class ImageManifest:
         if kept:
             return self.subset(kept)
         if not self.splits and name != "test":
-            raise DataError(f"The {name} split of {self.root} is empty: {len(self)} photos are too few to split.")
+            raise DataError(f"The {name} split of {self.root} is empty: {len(self)} images are too few to split.")
         there = ", ".join(f"{split} ({count})" for split, count in self.sizes().items())
         raise DataError(
             f"{self.root} has no image of the split {name}; it has {there}. Choose one of these, or all; in a folder, "
@@ -114,7 +123,7 @@ class ImageManifest:
         )
 
     def subset(self, indices):
-        """The manifest of these photos only, in this order."""
+        """Returns the manifest of these images only, in this order."""
         columns = {name: getattr(self, name) for name in self._columns}
         return replace(
             self, **{name: tuple(column[i] for i in indices) for name, column in columns.items() if len(column)}
@@ -122,7 +131,7 @@ class ImageManifest:
 
 
 def summarize(data):
-    """One line on the classes of a data set, with their numbers of training images, and on its splits.
+    """Summarizes a data set in one line: its classes with their numbers of training images, and its splits.
 
     Args:
         data: `ImageManifest` of all splits, or `LatentCache`.
@@ -142,11 +151,11 @@ def summarize(data):
 
 
 def in_threads(check, items):
-    """Yields `check(item)` of each item, in order; several are at work at a time.
+    """Yields `check(item)` of each item, in order, computed in one thread per CPU.
 
-    Python's warnings are off meanwhile: what Pillow warns of is no reason to leave a picture out.
+    Python's warnings are off meanwhile: what Pillow warns of is no reason to leave an image out.
     """
-    workers = os.cpu_count() or 1
+    workers = num_cpus()
     items = iter(items)
     running = collections.deque()
     # Filters are global: once for all threads.
@@ -161,8 +170,15 @@ def in_threads(check, items):
             yield from running.popleft().result()
 
 
-def check_picture(content):
-    """`(SHA-256, None)` of the bytes of a readable picture, `(None, reason)` of anything else."""
+def check_image(content):
+    """Decodes and hashes an image.
+
+    Args:
+        content: Bytes of a file.
+
+    Returns:
+        `(SHA-256, None)` of a readable image, `(None, reason)` of anything else.
+    """
     if not content:
         return None, "empty file"
     try:
@@ -170,12 +186,12 @@ def check_picture(content):
     except MemoryError:
         return None, "too large"
     except OSError as error:
-        return None, "no picture" if "cannot identify" in str(error) else str(error)
+        return None, "no image" if "cannot identify" in str(error) else str(error)
     return hashlib.sha256(content).hexdigest(), None
 
 
 def _decode_cheaply(content):
-    """Decodes all of a picture; of a JPEG only an eighth of the pixels, though every byte."""
+    """Decodes an image; of a JPEG only an eighth of the pixels, though every byte."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.format == "JPEG":
@@ -188,40 +204,58 @@ def _decode_cheaply(content):
 
 
 def warn_of_skipped(root, skipped, most=10):
-    """One warning that lists the first of the skipped files, `(name, reason)`."""
+    """Warns once of skipped files, `(name, reason)`, and lists the first of them."""
     if not skipped:
         return
     lines = [f"  {path}: {reason}" for path, reason in skipped[:most]]
     if len(skipped) > most:
         lines.append(f"  and {len(skipped) - most} more")
     count = "1 file" if len(skipped) == 1 else f"{len(skipped)} files"
-    warnings.warn(f"{root}: skipped {count} that are no readable pictures:\n" + "\n".join(lines), stacklevel=3)
+    warnings.warn(f"{root}: skipped {count} that are no readable images:\n" + "\n".join(lines), stacklevel=3)
+
+
+def warn_of_missing_validation(manifest):
+    """Warns once of the classes that have training images, but none for validation."""
+    splits = {"train": set(), "val": set(), "test": set()}
+    for label, split in zip(manifest.labels, manifest.image_splits(), strict=True):
+        splits[split].add(label)
+    names = [manifest.class_names[label] for label in sorted(splits["train"] - splits["val"])]
+    if not names or not splits["val"]:
+        # Without any, the split says so itself once it is asked for.
+        return
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    count = "1 class has" if len(names) == 1 else f"{len(names):,} classes have"
+    why = "" if manifest.splits else " A fifth is taken of each class, rounded: none of one or two images."
+    warnings.warn(
+        f"{manifest.root}: {count} no image for validation, so that no result tells of them: {shown}.{why}",
+        stacklevel=3,
+    )
 
 
 VALIDATION_SHARE = 0.2
 
 
-def validation_mask(digests, labels):
-    """Which photos belong to the validation split.
+def validation_mask(hashes, labels):
+    """Chooses the images of the validation split.
 
-    In each class the photos are sorted by the SHA-256 of their bytes, and the first `round(0.2 n)` of the `n` are
-    validation: no seed, no dependence on names. Byte-identical copies of a validation photo, in any class, are
+    In each class the images are sorted by the SHA-256 of their bytes, and the first `round(0.2 n)` of the `n` are
+    validation: no seed, no dependence on names. Byte-identical copies of a validation image, in any class, are
     validation too.
 
     Args:
-        digests: Hexadecimal SHA-256 of each file.
+        hashes: Hexadecimal SHA-256 of each file.
         labels: Class of each file.
 
     Returns:
         List of bool, True for validation.
     """
     by_class = {}
-    for digest, label in zip(digests, labels, strict=True):
-        by_class.setdefault(label, []).append(digest)
+    for sha256, label in zip(hashes, labels, strict=True):
+        by_class.setdefault(label, []).append(sha256)
     validation = set()
     for members in by_class.values():
         validation.update(sorted(members)[: round(VALIDATION_SHARE * len(members))])
-    return [digest in validation for digest in digests]
+    return [sha256 in validation for sha256 in hashes]
 
 
 # What the folders of a data set that is split already are called, in capitals or not.
@@ -241,9 +275,10 @@ NAMES_FILE = "split_names.npz"
 
 
 def hash_names(names):
-    """uint64 array, in order: the first 8 bytes of the SHA-256 of each of `image_names`."""
-    return _first_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest() for name in names)
+    """Hashes `image_names`, in order: uint64 array of the first 8 bytes of each one's SHA-256."""
+    return first_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest() for name in names)
 
 
-def _first_bytes(digests):
-    return np.array([int(digest[:16], 16) for digest in digests], dtype="uint64")
+def first_bytes(hashes):
+    """Returns the first 8 bytes of each hexadecimal SHA-256: uint64 array, in order."""
+    return np.array([int(sha256[:16], 16) for sha256 in hashes], dtype="uint64")

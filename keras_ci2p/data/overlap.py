@@ -1,4 +1,4 @@
-"""Images that were trained on, known by name or bytes, and near-copies of training images."""
+"""Finds images that a model was trained on, by hash or name, and near-copies of training images."""
 
 import io
 from dataclasses import replace
@@ -8,25 +8,20 @@ import numpy as np
 from PIL import Image
 
 from keras_ci2p.data.animals10 import ENGLISH
-from keras_ci2p.data.manifest import NAMES_FILE, DataError, _first_bytes, hash_names, in_threads
+from keras_ci2p.data.manifest import NAMES_FILE, DataError, first_bytes, hash_names, in_threads
 
-SEEN_FILE = "train_photos.npy"
-
-
-def fingerprints(digests):
-    """Sorted uint64 array: the first 8 bytes of each hexadecimal SHA-256."""
-    return np.unique(_first_bytes(digests))
+TRAIN_HASHES_FILE = "train_photos.npy"
 
 
-def encode(digests):
-    """The bytes of `SEEN_FILE`."""
+def encode_hashes(hashes):
+    """Encodes the contents of `TRAIN_HASHES_FILE`: the sorted `first_bytes` of hexadecimal SHA-256s, as `.npy`."""
     content = io.BytesIO()
-    np.save(content, fingerprints(digests), allow_pickle=False)
+    np.save(content, np.unique(first_bytes(hashes)), allow_pickle=False)
     return content.getvalue()
 
 
 def image_names(data):
-    """The name of each image as it is known in other copies of a data set, such as "cat/1" of "gatto/1.jpeg".
+    """Returns the name of each image that all copies of a data set share, such as "cat/1" of "gatto/1.jpeg".
 
     That is the class and the name of the file without its suffix, since images are encoded anew and moved. Classes of
     Animals-10 are told in English. Files without a suffix have no name here: numbers are what TFDS calls the images of
@@ -46,13 +41,13 @@ def image_names(data):
 
 
 def english_names(class_names):
-    """The classes of Animals-10 in English, if all are of Animals-10; else as they are."""
+    """Returns class names in English if all are of Animals-10; else as they are."""
     english = [ENGLISH.get(name.lower()) for name in class_names]
     return list(class_names) if None in english else english
 
 
 def encode_names(data):
-    """The bytes of `NAMES_FILE`, 8 for each image.
+    """Encodes the contents of `NAMES_FILE`, 8 bytes for each image.
 
     Names that occur in both splits are left out: where each split counts its images from 1, a name tells nothing.
 
@@ -68,7 +63,7 @@ def encode_names(data):
 
 
 def carried_files(preset):
-    """What a preset knows of its training images, for another preset of the same weights.
+    """Reads the training images' hashes and names of a preset, for another preset of the same weights.
 
     Args:
         preset: `Preset`.
@@ -76,14 +71,14 @@ def carried_files(preset):
     Returns:
         Dict of file name to bytes, as `save_to_preset` takes it.
     """
-    paths = [preset.directory / name for name in (SEEN_FILE, NAMES_FILE)]
+    paths = [preset.directory / name for name in (TRAIN_HASHES_FILE, NAMES_FILE)]
     return {path.name: path.read_bytes() for path in paths if path.name in preset.metadata["files"]}
 
 
 def count_overlap(preset, data, split):
-    """How many images of a split the weights of a preset were trained on.
+    """Counts the images of a split that a preset was trained on.
 
-    An image is known by its bytes, or by its name (`image_names`) where the classes are the preset's. A name that
+    They are known by their hash, or by their name (`image_names`) where the classes are the preset's. A name that
     stands in several splits of `data` does not count.
 
     Args:
@@ -94,21 +89,35 @@ def count_overlap(preset, data, split):
     Returns:
         `(known, by_name)`: the number of images, and how many of them are known by their name alone.
     """
-    by_bytes = by_name = np.zeros(len(data), bool)
-    if SEEN_FILE in preset.metadata["files"]:
-        trained = np.load(preset.directory / SEEN_FILE, allow_pickle=False)
-        by_bytes = np.isin(_first_bytes(data.digests), trained)
+    by_hash = by_name = np.zeros(len(data), bool)
+    if TRAIN_HASHES_FILE in preset.metadata["files"]:
+        trained = np.load(preset.directory / TRAIN_HASHES_FILE, allow_pickle=False)
+        by_hash = np.isin(first_bytes(data.hashes), trained)
     class_names = preset.task().get("class_names") or ()
     same_classes = sorted(english_names(class_names)) == sorted(english_names(data.class_names))
     if NAMES_FILE in preset.metadata["files"] and same_classes:
         with np.load(preset.directory / NAMES_FILE, allow_pickle=False) as names:
             by_name = np.isin(hash_names(_names_of_one_split(data)), names["train"])
     chosen = np.array([split in ("all", own) for own in data.image_splits()], bool)
-    return int((chosen & (by_bytes | by_name)).sum()), int((chosen & by_name & ~by_bytes).sum())
+    return int((chosen & (by_hash | by_name)).sum()), int((chosen & by_name & ~by_hash).sum())
+
+
+def default_split(preset, data):
+    """Chooses the split to evaluate a preset on where none is asked for.
+
+    Args:
+        preset: `Preset`.
+        data: `ImageManifest` of all splits.
+
+    Returns:
+        "val" of data that are split themselves, and of data that the preset was trained on; "all" of a folder that it
+        was never trained on, since its validation split would be a fifth for no reason.
+    """
+    return "val" if data.splits or count_overlap(preset, data, "all")[0] else "all"
 
 
 def _names_of_one_split(data):
-    """`image_names`; empty where there is none, or several splits have it."""
+    """Returns `image_names`; empty where there is none, or several splits have it."""
     names, splits = image_names(data), {}
     for name, split in zip(names, data.image_splits(), strict=True):
         splits.setdefault(name, set()).add(split)
@@ -127,9 +136,9 @@ _BLOCK = 256
 def without_near_copies(manifest, split="val", max_distance=MAX_DISTANCE):
     """Leaves out the images of a split that have a near-copy among the training images.
 
-    Images are alike where their difference hashes, or that of the mirrored one, differ in few bits: whether brightness
-    rises from each cell of an 8 x 9 grid to its right neighbour. Copies with a frame, a cut edge or a turned picture
-    are not found. Every image of both splits is decoded once.
+    Images are near-copies where their difference hashes, or that of the mirrored one, differ in few bits: whether
+    brightness rises from each cell of an 8 x 9 grid to its right neighbour. Copies with a frame, a cut edge or a
+    rotation are not found. Every image of both splits is decoded once.
 
     Args:
         manifest: `ImageManifest` of all splits.
@@ -168,7 +177,7 @@ def without_near_copies(manifest, split="val", max_distance=MAX_DISTANCE):
 
 
 def difference_hashes(manifest):
-    """The difference hashes of images and of their mirror images.
+    """Computes the difference hashes of images and of their mirror images.
 
     Args:
         manifest: `ImageManifest`.
@@ -193,6 +202,6 @@ def difference_hashes(manifest):
 
 
 def _bits(grids):
-    """uint64 `(images,)` of uint8 `(images, 8, 9)`."""
+    """Packs the comparisons of neighbours in uint8 `(images, 8, 9)`: uint64 `(images,)`."""
     rises = grids[:, :, 1:] > grids[:, :, :-1]
     return np.packbits(rises.reshape(len(grids), -1), axis=1).view(">u8")[:, 0].astype("uint64")

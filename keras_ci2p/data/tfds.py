@@ -1,4 +1,4 @@
-"""Image classification sets of TensorFlow Datasets (TFDS), prepared as ArrayRecord and read without TensorFlow."""
+"""Prepares image classification sets of TensorFlow Datasets (TFDS), and reads them without TensorFlow."""
 
 import contextlib
 import functools
@@ -15,7 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_ci2p.data.manifest import DataError, ImageManifest, check_picture, in_threads, warn_of_skipped
+from keras_ci2p.data.manifest import (
+    DataError,
+    ImageManifest,
+    check_image,
+    in_threads,
+    warn_of_missing_validation,
+    warn_of_skipped,
+)
 from keras_ci2p.data.transforms import load_image
 from keras_ci2p.utils import atomic_file, progress, require
 
@@ -32,14 +39,14 @@ def import_tfds():
 
 
 def set_of(name):
-    """NAME of "NAME[/CONFIG][:VERSION]"; DataError for anything else, such as names of sets that run foreign code."""
+    """Returns NAME of "NAME[/CONFIG][:VERSION]"; DataError for anything else, such as sets that run foreign code."""
     if match := _NAME.fullmatch(name):
         return match[1]
     raise DataError(f"A set of TFDS is named NAME[/CONFIG][:1.2.3]. Received: {name!r}")
 
 
 def prepared_directory(name, data_dir=None):
-    """The `pathlib.Path` of a set that is prepared, `DATA_DIR/NAME/[CONFIG/]VERSION`; None where it is not.
+    """Finds the directory of a prepared set, `DATA_DIR/NAME/[CONFIG/]VERSION`; None where it is not prepared.
 
     Args:
         name: "NAME[/CONFIG][:VERSION]"; without a version, the newest that is prepared.
@@ -54,7 +61,7 @@ def prepared_directory(name, data_dir=None):
 
 
 def find_builder(name, data_dir=None):
-    """The `tfds.core.DatasetBuilder` of a set; DataError for a name that TFDS does not know."""
+    """Returns the `tfds.core.DatasetBuilder` of a set; DataError for a name that TFDS does not know."""
     _know(name)
     try:
         return import_tfds().builder(name, data_dir=_data_dir(data_dir))
@@ -120,27 +127,31 @@ def _data_dir(data_dir):
 
 INDEX = "keras_ci2p_index.npz"
 _VERSION = 1
-_NO_DIGEST = "00" * 32
+_NO_HASH = "00" * 32
 
 
 class Finding(NamedTuple):
-    """What one record holds.
+    """Describes the contents of one record.
 
     Attributes:
         label: -1 for none, None where the record cannot be read.
-        file: Name of the picture's file, or None.
-        digest: Hexadecimal SHA-256 of the picture's bytes; zeros where there is a problem.
-        problem: Why it is of no use, or None.
+        file: Name of the image's file, or None.
+        sha256: Hexadecimal hash of the image's bytes; zeros where there is a problem.
+        problem: Why it cannot be used, or None.
     """
 
     label: int | None
     file: str | None
-    digest: str
+    sha256: str
     problem: str | None
 
 
 def examine(records, directory, name):
-    """A `Finding` of each record; read from `INDEX` in `directory` while the set's files are those it was made of."""
+    """Decodes and hashes each record, or reads `INDEX` in `directory` while the set's files are those it was made of.
+
+    Returns:
+        List of `Finding`.
+    """
     state = [_VERSION, list(records.splits), _files_state(directory)]
     findings = _read(directory / INDEX, state)
     if findings is None:
@@ -162,9 +173,9 @@ def _check(records, position):
     try:
         content, label, file = records[position]
     except OSError as error:
-        return Finding(None, None, _NO_DIGEST, str(error))
-    digest, problem = check_picture(content) if label >= 0 else (None, "no label")
-    return Finding(label, file, digest or _NO_DIGEST, problem)
+        return Finding(None, None, _NO_HASH, str(error))
+    sha256, problem = check_image(content) if label >= 0 else (None, "no label")
+    return Finding(label, file, sha256 or _NO_HASH, problem)
 
 
 def _files_state(directory):
@@ -173,26 +184,26 @@ def _files_state(directory):
 
 
 def _write(path, state, findings):
-    labels, names, digests, problems = zip(*findings, strict=True)
+    labels, names, hashes, problems = zip(*findings, strict=True)
     with atomic_file(path) as temporary:
         np.savez_compressed(
             temporary,
             # As JSON, since arrays of strings are padded to the longest.
             texts=np.frombuffer(json.dumps([state, names, problems]).encode(), "uint8"),
             labels=np.array(labels),
-            digests=np.frombuffer(bytes.fromhex("".join(digests)), "uint8").reshape(-1, 32),
+            digests=np.frombuffer(bytes.fromhex("".join(hashes)), "uint8").reshape(-1, 32),
         )
 
 
 def _read(path, state):
-    """The findings that `_write` kept; None where there are none, or they are damaged or of other files."""
+    """Reads the findings that `_write` kept; None where there are none, or they are damaged or of other files."""
     try:
         with np.load(path, allow_pickle=False) as index:
             kept_state, names, problems = json.loads(index["texts"].tobytes())
             if kept_state != state:
                 return None
-            digests = (row.tobytes().hex() for row in index["digests"])
-            return list(map(Finding, index["labels"].tolist(), names, digests, problems))
+            hashes = (row.tobytes().hex() for row in index["digests"])
+            return list(map(Finding, index["labels"].tolist(), names, hashes, problems))
     except Exception:
         # Missing, cut off, no archive, no JSON: made anew, whatever it is.
         return None
@@ -204,7 +215,7 @@ _FILE_NAMES = ("file_name", "filename", "image/filename")
 
 @dataclass(frozen=True)
 class TFDSRecords:
-    """The examples of a prepared set, by position: `(bytes of the picture, label, file name or None)`.
+    """Reads the examples of a prepared set, by position: `(bytes of the image, label, file name or None)`.
 
     Several threads may read. What is pickled is the set's place; each process opens it anew.
 
@@ -251,14 +262,14 @@ class TFDSRecords:
 
 @dataclass(frozen=True, kw_only=True)
 class TFDSManifest(ImageManifest):
-    """The readable photos of a prepared TFDS set, sorted by class and name.
+    """Lists the readable images of a prepared TFDS set, sorted by class and name.
 
     As `ImageManifest`, with `root` the set's name ("tfds:animals10") and `files` the names that the set gives, else
     "SPLIT/NUMBER".
 
     Attributes:
         records: `TFDSRecords`.
-        positions: Position of each photo in `records`.
+        positions: Position of each image in `records`.
     """
 
     records: TFDSRecords
@@ -267,18 +278,18 @@ class TFDSManifest(ImageManifest):
     _columns = (*ImageManifest._columns, "positions")
 
     def open(self, index):
-        """The photo as an upright RGB `PIL.Image.Image`; OSError where it can no longer be read."""
+        """Decodes an image to an upright RGB `PIL.Image.Image`; OSError where it can no longer be read."""
         content, _, _ = self.records[self.positions[index]]
         return load_image(io.BytesIO(content))
 
 
 def open_tfds(name, data_dir=None):
-    """The photos of a prepared TFDS set.
+    """Opens the images of a prepared TFDS set.
 
     The set's own splits count: "train", and for validation "validation" or else "test"; a "test" beside "validation" is
     the test split, if it has labels. Where it does not have them, all of it is split by
-    `keras_ci2p.data.validation_mask`. The first opening checks and hashes every picture; the
-    result is kept beside the set, in `keras_ci2p_index.npz`, for as long as the set's files stay as they are.
+    `keras_ci2p.data.validation_mask`. The first opening decodes and hashes every image; the result is kept beside the
+    set, in `keras_ci2p_index.npz`, for as long as the set's files stay as they are.
 
     Args:
         name: "NAME[/CONFIG][:VERSION]".
@@ -288,7 +299,7 @@ def open_tfds(name, data_dir=None):
         `TFDSManifest` of all splits.
 
     Raises:
-        DataError: Not prepared, not as ArrayRecord, or no set of pictures with one label each.
+        DataError: Not prepared, not as ArrayRecord, or no set of images with one label each.
         ImportError: TFDS is not installed.
     """
     directory = prepared_directory(name, data_dir)
@@ -307,33 +318,35 @@ def open_tfds(name, data_dir=None):
     if not any(finding.label != -1 for (split, _), finding in findings if chosen[split] == "test"):
         findings = [(place, finding) for place, finding in findings if chosen[place[0]] != "test"]
     rows, skipped = [], []
-    for position, ((split, number), (label, file, digest, problem)) in enumerate(findings):
+    for position, ((split, number), (label, file, sha256, problem)) in enumerate(findings):
         file = file or f"{split}/{number:07}"
         if problem:
             skipped.append((file, problem))
         else:
-            rows.append((label, file, position, digest, chosen[split]))
+            rows.append((label, file, position, sha256, chosen[split]))
     warn_of_skipped(PREFIX + name, skipped)
     if not rows:
-        raise DataError(f"{PREFIX}{name} holds no readable picture with a label.")
+        raise DataError(f"{PREFIX}{name} holds no readable image with a label.")
     if set_of(name) in OWN_SETS:
         skipped += map(tuple, info.metadata[UNREADABLE])
-    labels, file_names, positions, digests, own_splits = zip(*sorted(rows), strict=True)
-    return TFDSManifest(
+    labels, file_names, positions, hashes, own_splits = zip(*sorted(rows), strict=True)
+    manifest = TFDSManifest(
         root=PREFIX + name,
         class_names=class_names,
         files=file_names,
         labels=labels,
-        digests=digests,
+        hashes=hashes,
         skipped=tuple(skipped),
         splits=() if None in own_splits else own_splits,
         records=records,
         positions=positions,
     )
+    warn_of_missing_validation(manifest)
+    return manifest
 
 
 def _class_names(name, info):
-    """The names of the classes; DataError unless it is a set of pictures with one label each, as ArrayRecord."""
+    """Returns the class names; DataError unless it is a set of images with one label each, as ArrayRecord."""
     features = import_tfds().features
     keys = info.supervised_keys or ()
     image, label = [info.features[key] for key in keys] if len(keys) == 2 else (None, None)
@@ -358,7 +371,7 @@ def _class_names(name, info):
 
 
 def _choose_splits(splits):
-    """Names of the splits to read, each with the one of ours that it is: None where the set has no such pair."""
+    """Returns the splits to read, each with the one of ours that it is; None where the set has no such pair."""
     if "train" not in splits or not {"validation", "test"} & set(splits):
         return dict.fromkeys(splits)
     ours = {"train": "train", "validation": "val", "test": "test" if "validation" in splits else "val"}

@@ -1,4 +1,4 @@
-"""Decodes, crops and transforms images with Pillow."""
+"""Decodes, crops and augments single images with Pillow."""
 
 import math
 from statistics import NormalDist
@@ -6,14 +6,15 @@ from statistics import NormalDist
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from keras_ci2p.data.augmentation import draw
+from keras_ci2p.data.augmentation import sample_params
+from keras_ci2p.layers.constants import FILL, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_ADD_THRESHOLD
 
 
 def load_image(source):
-    """Reads a picture as upright RGB.
+    """Decodes an image to upright RGB.
 
     EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, palettes, grey and CMYK
-    are converted. Of several frames the first counts.
+    are converted. Of several frames the first is taken.
 
     Args:
         source: Path or binary file object of any format that Pillow reads.
@@ -22,7 +23,7 @@ def load_image(source):
         `PIL.Image.Image` of mode RGB.
 
     Raises:
-        OSError: Not readable, truncated, empty or no picture.
+        OSError: Not readable, truncated, empty or no image.
     """
     try:
         with Image.open(source) as image:
@@ -32,7 +33,7 @@ def load_image(source):
         raise
     except Exception as error:
         # Pillow's decoders raise SyntaxError, ValueError, struct.error and more on damaged files.
-        raise OSError(f"cannot decode the picture: {error}") from error
+        raise OSError(f"cannot decode the image: {error}") from error
 
 
 def _to_rgb(image):
@@ -56,58 +57,60 @@ def _to_8_bit(image):
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype("uint8"))
 
 
-# ImageNet's, RGB in 0..255; mmpretrain RandomErasing as the paper configures it.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
-
 _LEVELS = 2**16
 
 
 def normal_pixels(height, width, rng):
-    """uint8 `(height, width, 3)`: independent normal values, rounded and clipped to 0..255.
+    """Draws the noise of mmpretrain's RandomErasing: ImageNet's mean and deviation, as the paper configures it.
 
     A clipped and rounded normal value is one of 256, so that it is looked up by a uniform one: five times as fast as
     drawing normal numbers. Probabilities are right to 2**-17.
 
     Args:
+        height, width: Size in pixels.
         rng: `numpy.random.Generator`.
+
+    Returns:
+        uint8 `(height, width, 3)`: independent normal values, rounded and clipped to 0..255.
     """
     drawn = rng.integers(0, _LEVELS, (3, height, width), dtype="uint16")
     return np.stack([values[i] for values, i in zip(_VALUES, drawn, strict=True)], axis=-1)
 
 
 def _quantiles(mean, std):
-    """uint8 `(_LEVELS,)`: each value as often as it is probable."""
+    """Returns uint8 `(_LEVELS,)`, sorted, in which each value occurs in proportion to its probability."""
     below = [NormalDist(mean, std).cdf(value + 0.5) for value in range(255)]
     counts = np.diff(np.rint(_LEVELS * np.array([0.0, *below, 1.0])))
     return np.repeat(np.arange(256, dtype="uint8"), counts.astype("int64"))
 
 
-_VALUES = [_quantiles(mean, std) for mean, std in zip(MEAN, STD, strict=True)]
+_VALUES = [_quantiles(mean, std) for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
 
 
-# Rows computed together: their numbers stay in a core's cache.
+# Rows that are computed together, so that their values stay in a core's cache.
 _BLOCK = 64
 
 
 def shift_rows(image, shifts, fill):
-    """Moves each row of an image by its own, fractional number of pixels.
+    """Shifts each row of an image by its own, fractional number of pixels.
 
-    The picture that `Image.transform` makes with the affine matrix of a shear or translation in x, bicubically, but
-    rounded to the nearest value. It takes a third of the time: all pixels of a row lie equally between their
-    neighbours, so the row has one set of weights.
+    The same as Pillow's bicubic `Image.transform` with the affine matrix of a shear or translation in x, but rounded
+    to the nearest value, and in a third of the time: all pixels of a row lie equally between their neighbours, so that
+    a row needs one set of weights.
 
     Args:
         image: PIL image, RGB.
-        shifts: Float array `(height,)`, pixels to the left.
-        fill: RGB colour of what lies outside of the image.
+        shifts: Float array `(height,)`, in pixels, positive to the left.
+        fill: RGB colour, 0..255, of what lies outside of the image.
 
     Returns:
         PIL image, RGB, of the same size.
     """
     width, height = image.size
     whole = np.floor(shifts)
-    weights = _cubic_weights((shifts - whole).astype("float32"))
+    # Of the pixels at -1, 0, 1, 2 for a point at `d` in [0, 1): Keys' cubic convolution with a = -1.
+    d = (shifts - whole).astype("float32")[:, None, None]
+    weights = -d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, d**3 - d**2
     # One number a pixel, as Pillow stores them; its neighbours from -1 to 2, those at the edges repeated.
     pixels = np.frombuffer(image.tobytes("raw", "RGBX"), "uint32")
     neighbours = np.arange(-1, width + 2, dtype="int32") + whole[:, None].astype("int32")
@@ -116,9 +119,9 @@ def shift_rows(image, shifts, fill):
     for start in range(0, height, _BLOCK):
         rows = slice(start, start + _BLOCK)
         near = pixels.take(neighbours[rows]).view("uint8").reshape(-1, width + 3, 4).astype("float32")
-        mixed = near[:, :width] * weights[0, rows]
+        mixed = near[:, :width] * weights[0][rows]
         for i in (1, 2, 3):
-            mixed += near[:, i : i + width] * weights[i, rows]
+            mixed += near[:, i : i + width] * weights[i][rows]
         mixed += 0.5
         result[rows] = mixed.clip(0, 255, out=mixed)
     source = np.arange(0.5, width) + shifts[:, None]
@@ -127,56 +130,43 @@ def shift_rows(image, shifts, fill):
     return Image.frombytes("RGB", image.size, result, "raw", "RGBX")
 
 
-def _cubic_weights(distance):
-    """float32 `(4, height, 1, 1)`: of the pixels at -1, 0, 1, 2, a point at `distance` in [0, 1) (Keys, a = -1)."""
-    d = distance[:, None, None]
-    return np.stack([-d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, d**3 - d**2])
-
-
-# ImageNet's mean, rounded: what shows where an operation has moved the picture away.
-FILL = (124, 116, 104)
-
-SOLARIZE_ADD_THRESHOLD = 128
-
-
 def rotate(image, degrees):
-    """Counter-clockwise."""
+    """Rotates counter-clockwise."""
     return image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=FILL)
 
 
 def shear_x(image, factor):
-    """Moves each row to the left by `factor` times its distance from the top."""
+    """Shifts each row to the left by `factor` times its distance from the top."""
     return shift_rows(image, factor * (np.arange(image.height) + 0.5), FILL)
 
 
 def shear_y(image, factor):
-    """Moves each column up by `factor` times its distance from the left."""
-    return _turned(shear_x, image, factor)
+    """Shifts each column up by `factor` times its distance from the left."""
+    return _transpose(shift_rows(_transpose(image), factor * (np.arange(image.width) + 0.5), FILL))
 
 
 def translate_x(image, share):
-    """To the left by a share of the width."""
+    """Shifts to the left by a share of the width."""
     return shift_rows(image, np.full(image.height, share * image.width), FILL)
 
 
 def translate_y(image, share):
-    """Up by a share of the height."""
-    return _turned(translate_x, image, share)
+    """Shifts up by a share of the height."""
+    return _transpose(shift_rows(_transpose(image), np.full(image.width, share * image.height), FILL))
 
 
-def _turned(operation, image, value):
-    """What `operation` does to rows, done to columns."""
-    return operation(image.transpose(Image.Transpose.TRANSPOSE), value).transpose(Image.Transpose.TRANSPOSE)
+def _transpose(image):
+    return image.transpose(Image.Transpose.TRANSPOSE)
 
 
 def posterize(image, bits):
-    """Keeps the `bits` highest bits, rounded up."""
+    """Keeps the highest bits of each value, `bits` rounded up."""
     kept = 256 - 2 ** (8 - math.ceil(bits))
     return image.point([value & kept for value in range(256)] * 3)
 
 
 def solarize_add(image, amount):
-    """Makes the darker half of the values brighter."""
+    """Adds `amount` to the values below `SOLARIZE_ADD_THRESHOLD`."""
     values = [min(255, int(value + amount)) if value < SOLARIZE_ADD_THRESHOLD else value for value in range(256)]
     return image.point(values * 3)
 
@@ -197,8 +187,8 @@ def sharpness(image, change):
     return ImageEnhance.Sharpness(image).enhance(1 + change)
 
 
-# By the names of `augmentation.OPERATIONS`: image, and the value where the operation has one, to image.
-FUNCTIONS = {
+# RandAugment's operations by the names of `augmentation.OP_RANGES`: from the image, and the value where there is one.
+OPS = {
     "autocontrast": ImageOps.autocontrast,
     "equalize": ImageOps.equalize,
     "invert": ImageOps.invert,
@@ -218,7 +208,7 @@ FUNCTIONS = {
 
 
 def random_crop(image, image_size, rng):
-    """A random crop, mirrored half the time.
+    """Cuts a random crop out of an image in its own resolution, and flips it half the time.
 
     Args:
         image: PIL image, RGB; a smaller one is enlarged first, bicubically.
@@ -235,8 +225,8 @@ def random_crop(image, image_size, rng):
     return np.array(ImageOps.mirror(image) if rng.random() < 0.5 else image)
 
 
-def middle_crop(image, image_size, rng=None):
-    """The central crop; as `random_crop`, without chance."""
+def native_center_crop(image, image_size, rng=None):
+    """Cuts the central crop out of an image in its own resolution; arguments and result as of `random_crop`."""
     height, width = image_size
     image = _at_least(image, height, width)
     top, left = (image.height - height) // 2, (image.width - width) // 2
@@ -263,7 +253,7 @@ RESIZE_RATIO = 292 / 256
 
 
 def augment(image, image_size, rng, augmentation):
-    """Draws from an augmentation and carries the draw out.
+    """Augments an image by parameters that are sampled for it.
 
     Args:
         image: PIL image, RGB.
@@ -274,48 +264,45 @@ def augment(image, image_size, rng, augmentation):
     Returns:
         uint8 array `(height, width, 3)`, 0..255.
     """
-    drawn = draw(augmentation, (image.height, image.width), image_size, rng)
-    return apply_draw(image, drawn, image_size, rng)
+    params = sample_params(augmentation, (image.height, image.width), image_size, rng)
+    return apply_params(image, params, image_size, rng)
 
 
-def apply_draw(image, draw, image_size, rng):
-    """Carries a draw out, in the order of its fields.
+def apply_params(image, params, image_size, rng):
+    """Augments an image by the given parameters, in the order of their fields.
 
     Args:
         image: PIL image, RGB.
-        draw: `Draw` for an image of this size.
+        params: `AugmentParams` for an image of this size.
         image_size: `(height, width)` of the result.
         rng: `numpy.random.Generator` of the noise that fills an erased rectangle.
 
     Returns:
         uint8 array `(height, width, 3)`, 0..255.
     """
-    image = _crop(image, *draw.box)
+    left, top, width, height = params.box
+    # Not `resize(box=...)`, which lets the pixels around the crop in.
+    image = image.crop((left, top, left + width, top + height))
     image = image.resize((image_size[1], image_size[0]), Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
-    if draw.flip:
+    if params.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for name, value in draw.operations:
-        image = FUNCTIONS[name](image) if value is None else FUNCTIONS[name](image, value)
-    if draw.grayscale:
+    for name, value in params.ops:
+        image = OPS[name](image) if value is None else OPS[name](image, value)
+    if params.grayscale:
         image = image.convert("L", (*GRAY_WEIGHTS, 0)).convert("RGB")
-    if draw.blur:
-        image = image.filter(ImageFilter.GaussianBlur(draw.blur))
-    if draw.solarize < 256:
-        image = ImageOps.solarize(image, draw.solarize)
+    if params.blur:
+        image = image.filter(ImageFilter.GaussianBlur(params.blur))
+    if params.solarize < 256:
+        image = ImageOps.solarize(image, params.solarize)
     pixels = np.array(image)
-    if draw.erase is not None:
-        top, left, height, width = draw.erase
+    if params.erase is not None:
+        top, left, height, width = params.erase
         pixels[top : top + height, left : left + width] = normal_pixels(height, width, rng)
     return pixels
 
 
-def _crop(image, left, top, width, height):
-    # Not `resize(box=...)`, which lets the pixels around the crop in.
-    return image.crop((left, top, left + width, top + height))
-
-
 def center_crop(image, image_size):
-    """The middle of `image`: short edge to 292/256 of the size, bicubically, then the central crop.
+    """Resizes the short edge to 292/256 of the size, bicubically, and cuts the central crop: as the paper evaluates.
 
     Args:
         image: PIL image, RGB.
@@ -333,4 +320,4 @@ def center_crop(image, image_size):
     resized = (max(resized[0], width), max(resized[1], height))
     image = image.resize(resized, Image.Resampling.BICUBIC)
     left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
-    return np.asarray(_crop(image, left, top, width, height))
+    return np.asarray(image.crop((left, top, left + width, top + height)))

@@ -1,4 +1,4 @@
-"""Processes that make the batches of a grain dataset."""
+"""Makes the batches of a grain dataset in processes."""
 
 import atexit
 import contextlib
@@ -9,12 +9,15 @@ import threading
 import weakref
 from multiprocessing import parent_process, util
 
-import grain
 from absl import flags
+
+from keras_ci2p.utils import require
+
+grain = require("grain", extra="train")
 
 
 class WorkerDataset(grain.IterDataset):
-    """The batches of a dataset in the same order, made by processes of their own.
+    """Makes the batches of a dataset in processes of their own, in the same order.
 
     Each iterator has its own processes. They start with its first batch, and end when it is used up, closed or
     dropped.
@@ -75,7 +78,7 @@ _open = weakref.WeakSet()
 
 @atexit.register
 def _close_all():
-    """Before Python takes itself down: what is closed after that complains."""
+    """Closes all iterators before Python shuts down: later they would complain."""
     for iterator in list(_open):
         iterator.close()
 
@@ -85,7 +88,7 @@ _environment = threading.Lock()
 
 @contextlib.contextmanager
 def _numpy_for_children():
-    """Lets the processes that start meanwhile import Keras with NumPy: half the time and memory of torch."""
+    """Lets processes that start meanwhile import Keras with NumPy, should they import it: half the time and memory."""
     with _environment:
         before = os.environ.get("KERAS_BACKEND")
         os.environ["KERAS_BACKEND"] = "numpy"
@@ -107,13 +110,13 @@ def _begin_worker(index, count):
 
 
 def _end_with_parent():
-    """A parent that was killed could not end its workers."""
+    """Ends the worker with its parent, which could not end it where it was killed."""
     parent_process().join()
     os._exit(1)
 
 
 def _end():
-    """Ends the process at once: to take down all that Keras and grain import takes Python a second."""
+    """Ends the process at once: to shut down all that grain imports takes Python a second."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

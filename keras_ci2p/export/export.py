@@ -1,9 +1,6 @@
 """Export: write, run, compare, and only then give the file its name."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_ci2p.backend import run_in_process
 from keras_ci2p.export.fold_batch_norm import float32_copy
 from keras_ci2p.export.formats import FORMATS, open_exported, write, writing_backend
 from keras_ci2p.export.metadata import model_metadata
@@ -19,6 +17,8 @@ from keras_ci2p.utils import atomic_directory, atomic_file
 
 # Largest difference of a logit. Correct implementations of this model agree to it in float32.
 TOLERANCE = 1e-4
+# Seconds for another backend to write and run a model: far more than the largest takes.
+TIMEOUT = 3600
 # Of torch's converter; older ones lack LayerNormalization or the padding that it uses.
 OLDEST_OPSET = 18
 
@@ -188,7 +188,7 @@ def write_and_run_elsewhere(backend, model, path, format, opset, entries, images
     """`write_and_run` in a process of its own whose Keras has another backend; the model goes there as a preset.
 
     Raises:
-        RuntimeError: It failed; the message is the last line of what the process said.
+        RuntimeError: It failed or took too long; the message is the last line of what the process said.
     """
     with tempfile.TemporaryDirectory() as directory:
         job = Path(directory)
@@ -203,29 +203,13 @@ def write_and_run_elsewhere(backend, model, path, format, opset, entries, images
             "entries": entries,
         }
         (job / "job.json").write_text(json.dumps(settings), encoding="utf-8")
-        # On the CPU: this process may hold the memory of the accelerator.
-        environment = {
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-            **os.environ,
-            "KERAS_BACKEND": backend,
-            "CUDA_VISIBLE_DEVICES": "-1",
-        }
-        finished = subprocess.run(
-            [sys.executable, "-c", f"from {__name__} import main; main()", str(job)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
-        if finished.returncode:
-            said = finished.stderr.strip().splitlines() or [f"it ended with {finished.returncode} and said nothing"]
-            raise RuntimeError(said[-1])
+        run_in_process(backend, __name__, [job], timeout=TIMEOUT, on_cpu=True)
         return np.load(job / "outputs.npy")
 
 
-def main():
-    """What the other process does."""
-    job = Path(sys.argv[1])
+def main(directory):
+    """Does the other process's part of `write_and_run_elsewhere`."""
+    job = Path(directory)
     settings = json.loads((job / "job.json").read_text(encoding="utf-8"))
     model = CLASSIFIERS[settings.pop("classifier")].from_preset(job / "preset")
     np.save(job / "outputs.npy", write_and_run(model, images=np.load(job / "images.npy"), **settings))

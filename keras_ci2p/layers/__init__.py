@@ -2,7 +2,7 @@
 
 from keras_ci2p.utils import lazy_imports
 
-__all__, __getattr__, __dir__ = lazy_imports(
+_importable, __getattr__, __dir__ = lazy_imports(
     __name__,
     {
         "batch_augmentation": ["BatchAugmentation", "BatchMixing"],
@@ -26,3 +26,13 @@ __all__, __getattr__, __dir__ = lazy_imports(
         "transformer": ["DropPath", "LeFF", "LeFFBlock", "PatchMerging", "TransformerBlock", "attention_rollout"],
     },
 )
+# Parts of other layers, and a former name: public in 0.1.0, and still there for who imports them.
+_NOT_LISTED = {
+    "AttentionBlock",
+    "FinePatchGenerator",
+    "ResidualBlock",
+    "ResidualUnit",
+    "StridedResidualBlock",
+    "SymmetricConv2DTranspose",
+}
+__all__ = [name for name in _importable if name not in _NOT_LISTED]

@@ -4,27 +4,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.layers.core import IMAGENET_MEAN, IMAGENET_STD
-
-# What `operations` counts. "none" stands for an empty slot and for a geometric operation, which the warp has done.
-COLOR_OPERATIONS = (
-    "none",
-    "autocontrast",
-    "equalize",
-    "invert",
-    "posterize",
-    "solarize",
-    "solarize_add",
-    "color",
-    "contrast",
-    "brightness",
-    "sharpness",
+from keras_ci2p.layers.constants import (
+    COLOR_OPERATIONS,
+    FILL,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SOLARIZE_ADD_THRESHOLD,
 )
-
-# ImageNet's mean, rounded: what shows where a geometric operation has moved the picture away.
-FILL = (124, 116, 104)
-
-SOLARIZE_ADD_THRESHOLD = 128
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -35,8 +21,8 @@ class BatchAugmentation(keras.layers.Layer):
     RandAugment, the fill colour where a geometric operation has moved the picture away, or a colour operation; then
     grey, blur, solarize and erasing. After each of these steps the values are integers in 0..255, as in Pillow.
 
-    What differs from the same draws carried out by Pillow (`keras_ci2p.data.transforms.apply_draw`), as mean difference
-    in grey levels, measured on 144 photos of 224 px:
+    What differs from the same parameters applied by Pillow (`keras_ci2p.data.transforms.apply_params`), as mean
+    difference in grey levels, measured on 144 photos of 224 px:
 
     - The crop is taken from a photo that was squeezed before, and shrunk without antialiasing. The whole recipe without
       erasing, at 256, 128 and 64 px: 0.6, 1.8 and 3.2 where photos are squeezed to one and a half times the image size,
@@ -53,8 +39,8 @@ class BatchAugmentation(keras.layers.Layer):
         image_size: `(height, width)` of the result.
         seed: Seed of the noise, an integer or None.
 
-    Input: dict (`keras_ci2p.data.device_parameters.collate` makes all but the images). `images` and `warp` are needed,
-    each of the others may be missing, and its step is left out.
+    Input: dict (`keras_ci2p.data.augmentation.collate_params` makes all but the images). `images` and `warp` are
+    needed, each of the others may be missing, and its step is left out.
         images: uint8 `(batch, photo_height, photo_width, 3)`, RGB, whole photos squeezed to one size.
         warp: float32 `(batch, 2, 3)`, takes `(x, y, 1)` in pixels of the result (0.5 is the middle of the first) to
             `(x, y)` in the photo, as shares of its width and height.
@@ -326,7 +312,7 @@ class BatchMixing(keras.layers.Layer):
     Inside the box is the partner's image, outside `weight * own + (1 - weight) * partner`: an empty box makes it Mixup,
     a weight of 1 CutMix. Nothing is drawn here.
 
-    Input: dict; `keras_ci2p.data.device_parameters.collate_mix` makes all but images and labels.
+    Input: dict; `keras_ci2p.data.mixup.collate_mix` makes all but images and labels.
         images: `(batch, height, width, channels)`, float.
         labels: `(batch, classes)`, float, one-hot or soft.
         partner: int32 `(batch,)`, index of each image's partner in the batch.

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_ci2p.layers.compression_layers import GDN, AttentionBlock, ResidualBlock, StridedResidualBlock
-from keras_ci2p.layers.core import SymmetricConv2DTranspose, torch_conv2d
+from keras_ci2p.layers.core import SymmetricConv2DTranspose, check_images, torch_conv2d
 
 DOWNSAMPLING = 16
 
@@ -186,20 +186,6 @@ class AnalysisTransform(keras.layers.Layer):
             origin=self.origin,
         )
         return config
-
-
-def check_images(shape, multiple, receiver):
-    """Raises ValueError unless `shape` is `(batch, height, width, 3)` with sizes that are None or fit `multiple`."""
-    if len(shape) != 4 or shape[-1] != 3:
-        raise ValueError(
-            f"{receiver} takes RGB images of shape (batch, height, width, 3), channels last. "
-            f"Received: shape={tuple(shape)}"
-        )
-    if any(size is not None and (size % multiple or not size) for size in shape[1:3]):
-        raise ValueError(
-            f"{receiver} takes heights and widths that are multiples of {multiple}; resize or crop the images. "
-            f"Received: shape={tuple(shape)}"
-        )
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")

@@ -1,28 +1,20 @@
-"""Dense, convolution and normalization layers that the others are built of."""
+"""Dense, convolution and normalization layers that the others are built of, and the check of image shapes."""
 
 import math
 
 import keras
 from keras import ops
 
-from keras_ci2p.backend.jax import as_rows, depthwise_conv, on_jax_cpu
-from keras_ci2p.backend.torch import batch_norm, conv2d, linear, on_torch
+from keras_ci2p import backend
+from keras_ci2p.layers.constants import IMAGENET_MEAN, IMAGENET_STD
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class Dense(keras.layers.Dense):
-    """`keras.layers.Dense`, faster on torch and under JAX on a CPU."""
+    """`keras.layers.Dense` by the backend's own kernel."""
 
     def call(self, inputs, training=None):
-        call = super().call
-        if on_jax_cpu() and len(inputs.shape) > 2:
-            return as_rows(lambda rows: call(rows, training=training), inputs)
-        if on_torch():
-            kernel = ops.convert_to_tensor(self.kernel)
-            if inputs.dtype == kernel.dtype:
-                bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
-                return self.activation(linear(inputs, kernel, bias))
-        return call(inputs, training=training)
+        return self.activation(backend.linear(inputs, self.kernel, self.bias))
 
     @property
     def dtype_policy(self):
@@ -37,7 +29,7 @@ class Dense(keras.layers.Dense):
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class PointwiseConv2D(keras.layers.Conv2D):
-    """`keras.layers.Conv2D` with a 1x1 kernel, channels last and without bias, faster on torch and under JAX on a CPU.
+    """`keras.layers.Conv2D` with a 1x1 kernel, channels last and without bias, by the backend's own kernel.
 
     Args:
         filters, **kwargs: As in `keras.layers.Conv2D`.
@@ -49,13 +41,9 @@ class PointwiseConv2D(keras.layers.Conv2D):
         super().__init__(filters, kernel_size=1, use_bias=False, data_format="channels_last", **kwargs)
 
     def call(self, inputs):
-        if self.strides == (1, 1) and self.groups == 1:
-            if on_jax_cpu():
-                kernel = ops.convert_to_tensor(self.kernel)[0, 0]
-                return self.activation(as_rows(lambda rows: ops.matmul(rows, kernel), inputs))
-            if on_torch():
-                return self.activation(linear(inputs, ops.convert_to_tensor(self.kernel)[0, 0]))
-        return super().call(inputs)
+        if self.strides != (1, 1) or self.groups != 1:
+            return super().call(inputs)
+        return self.activation(backend.pointwise_conv2d(inputs, self.kernel))
 
     def get_config(self):
         config = super().get_config()
@@ -65,47 +53,16 @@ class PointwiseConv2D(keras.layers.Conv2D):
 
 
 class _SymmetricPadding:
-    """Mixin for a Keras convolution: pads by itself where Keras's "same" would not be symmetric."""
+    """Mixin for a Keras convolution, channels last: pads alike on both sides, where Keras's "same" does not.
 
-    def __init__(self, *args, kernel_size, strides, **kwargs):
+    The output's shape is that of "same".
+    """
+
+    def __init__(self, *args, kernel_size, **kwargs):
         sizes = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
         if any(size % 2 == 0 for size in sizes):
             raise ValueError(f"`kernel_size` must be odd. Received: kernel_size={kernel_size}")
-        padding = "same" if strides in (1, (1, 1), [1, 1]) else "valid"
-        super().__init__(
-            *args,
-            kernel_size=kernel_size,
-            strides=strides,
-            padding=padding,
-            data_format="channels_last",
-            **kwargs,
-        )
-
-    def call(self, inputs):
-        if on_torch():
-            bias = None if self.bias is None else ops.convert_to_tensor(self.bias)
-            padding = [rate * (size // 2) for rate, size in zip(self.dilation_rate, self.kernel_size, strict=True)]
-            kernel = self._grouped_kernel()
-            return self.activation(conv2d(inputs, kernel, bias, self.strides, padding, self.dilation_rate))
-        if self.padding == "valid":
-            inputs = ops.pad(inputs, self._pad_width())
-        return super().call(inputs)
-
-    def compute_output_shape(self, input_shape):
-        if self.padding == "valid":
-            input_shape = tuple(
-                None if size is None else size + sum(pad)
-                for size, pad in zip(input_shape, self._pad_width(), strict=True)
-            )
-        return super().compute_output_shape(input_shape)
-
-    def _grouped_kernel(self):
-        """Tensor `(rows, columns, channels / groups, filters)`."""
-        return ops.convert_to_tensor(self.kernel)
-
-    def _pad_width(self):
-        rows, columns = (k // 2 for k in self.kernel_size)
-        return (0, 0), (rows, rows), (columns, columns), (0, 0)
+        super().__init__(*args, kernel_size=kernel_size, padding="same", data_format="channels_last", **kwargs)
 
     def get_config(self):
         config = super().get_config()
@@ -128,6 +85,10 @@ class SymmetricConv2D(_SymmetricPadding, keras.layers.Conv2D):
     def __init__(self, filters, kernel_size, strides=1, **kwargs):
         super().__init__(filters=filters, kernel_size=kernel_size, strides=strides, **kwargs)
 
+    def call(self, inputs):
+        outputs = backend.conv2d(inputs, self.kernel, self.bias, self.strides, self.dilation_rate)
+        return self.activation(outputs)
+
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class SymmetricDepthwiseConv2D(_SymmetricPadding, keras.layers.DepthwiseConv2D):
@@ -144,29 +105,57 @@ class SymmetricDepthwiseConv2D(_SymmetricPadding, keras.layers.DepthwiseConv2D):
         super().__init__(kernel_size=kernel_size, strides=strides, **kwargs)
 
     def call(self, inputs):
-        if (
-            on_jax_cpu()
-            and self.depth_multiplier == 1
-            and self.dilation_rate == (1, 1)
-            and None not in inputs.shape[1:3]
-        ):
-            outputs = depthwise_conv(
-                ops.pad(inputs, self._pad_width()), ops.convert_to_tensor(self.kernel), self.strides
-            )
-            outputs = outputs if self.bias is None else outputs + self.bias
-            return self.activation(outputs)
-        return super().call(inputs)
+        outputs = backend.depthwise_conv2d(inputs, self.kernel, self.bias, self.strides, self.dilation_rate)
+        return self.activation(outputs)
 
-    def _grouped_kernel(self):
-        rows, columns, channels, multiplier = self.kernel.shape
-        return ops.reshape(self.kernel, (rows, columns, 1, channels * multiplier))
+
+def torch_uniform(fan_in):
+    """Returns initializers of kernel and bias as PyTorch's convolutions have them: uniform, +-1/sqrt(fan_in)."""
+    limit = 1 / math.sqrt(fan_in)
+    uniform = keras.initializers.RandomUniform(-limit, limit)
+    return {"kernel_initializer": uniform, "bias_initializer": uniform.clone()}
+
+
+def torch_conv2d(filters, kernel_size, in_channels, **kwargs):
+    """Makes a `SymmetricConv2D` with PyTorch's default initial weights."""
+    return SymmetricConv2D(filters, kernel_size, **torch_uniform(in_channels * kernel_size**2), **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class SymmetricConv2DTranspose(keras.layers.Conv2DTranspose):
+    """`keras.layers.Conv2DTranspose`, 5x5, stride 2, channels last, that doubles the size.
+
+    As PyTorch's with padding 2 and output padding 1; Keras's "same" crops one pixel less at the top and left. Initial
+    weights as PyTorch's.
+
+    Args:
+        filters, **kwargs: As in `keras.layers.Conv2DTranspose`.
+
+    Input shape: `(batch, height, width, channels)`. Output shape: `(batch, 2 * height, 2 * width, filters)`.
+    """
+
+    def __init__(self, filters, **kwargs):
+        # PyTorch counts the output channels of a transposed convolution as its fan_in.
+        kwargs = {**torch_uniform(25 * filters), **kwargs}
+        super().__init__(filters, 5, strides=2, padding="valid", data_format="channels_last", **kwargs)
+
+    def call(self, inputs):
+        return super().call(inputs)[:, 2:-1, 2:-1]
+
+    def compute_output_shape(self, input_shape):
+        height, width = (None if s is None else 2 * s for s in input_shape[1:3])
+        return (input_shape[0], height, width, self.filters)
+
+    def get_config(self):
+        config = super().get_config()
+        for fixed in ("kernel_size", "strides", "padding", "data_format"):
+            config.pop(fixed)
+        return config
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization` of the last axis; on torch it trains by PyTorch's own kernel.
-
-    Keras composes it of operations, of which PyTorch keeps two copies of the input for the gradient instead of one.
+    """`keras.layers.BatchNormalization` of the last axis; it trains by the backend's own kernel.
 
     Args:
         **kwargs: As in `keras.layers.BatchNormalization`, without `axis` and `renorm`.
@@ -178,14 +167,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
         super().__init__(axis=-1, **kwargs)
 
     def call(self, inputs, training=None, mask=None):
-        if not on_torch() or not training or not self.trainable or mask is not None:
+        if not training or not self.trainable or mask is not None:
             return super().call(inputs, training=training, mask=mask)
         # 16-bit sums would overflow or round.
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         scale, offset = (None if weight is None else ops.cast(weight, x.dtype) for weight in (self.gamma, self.beta))
-        outputs, *batch = batch_norm(x, scale, offset, self.epsilon)
+        outputs, *batch = backend.batch_norm(x, scale, offset, self.epsilon, synchronized=self.synchronized)
         for moving, value in zip((self.moving_mean, self.moving_variance), batch, strict=True):
-            moving.assign(moving * self.momentum + ops.cast(value, moving.dtype) * (1 - self.momentum))
+            moving.assign(ops.cast(moving, x.dtype) * self.momentum + value * (1 - self.momentum))
         return ops.cast(outputs, self.compute_dtype)
 
     def get_config(self):
@@ -193,11 +182,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         for fixed in [key for key in config if key == "axis" or key.startswith("renorm")]:
             config.pop(fixed)
         return config
-
-
-# ImageNet statistics of the paper's preprocessing, RGB in 0..255 (mmpretrain).
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -234,42 +218,15 @@ class ImageNormalization(keras.layers.Layer):
         return config
 
 
-def torch_conv2d(filters, kernel_size, in_channels, **kwargs):
-    """A `SymmetricConv2D` with PyTorch's default initial weights: uniform +-1/sqrt(fan_in), the bias too."""
-    limit = 1 / math.sqrt(in_channels * kernel_size**2)
-    uniform = keras.initializers.RandomUniform(-limit, limit)
-    return SymmetricConv2D(filters, kernel_size, kernel_initializer=uniform, bias_initializer=uniform.clone(), **kwargs)
-
-
-@keras.saving.register_keras_serializable(package="keras_ci2p")
-class SymmetricConv2DTranspose(keras.layers.Conv2DTranspose):
-    """`keras.layers.Conv2DTranspose`, 5x5, stride 2, channels last, that doubles the size.
-
-    As PyTorch's with padding 2 and output padding 1; Keras's "same" crops one pixel less at the top and left. Initial
-    weights as PyTorch's.
-
-    Args:
-        filters, **kwargs: As in `keras.layers.Conv2DTranspose`.
-
-    Input shape: `(batch, height, width, channels)`. Output shape: `(batch, 2 * height, 2 * width, filters)`.
-    """
-
-    def __init__(self, filters, **kwargs):
-        # PyTorch counts the output channels of a transposed convolution as its fan_in.
-        limit = 1 / math.sqrt(25 * filters)
-        uniform = keras.initializers.RandomUniform(-limit, limit)
-        kwargs = {"kernel_initializer": uniform, "bias_initializer": uniform.clone(), **kwargs}
-        super().__init__(filters, 5, strides=2, padding="valid", data_format="channels_last", **kwargs)
-
-    def call(self, inputs):
-        return super().call(inputs)[:, 2:-1, 2:-1]
-
-    def compute_output_shape(self, input_shape):
-        height, width = (None if s is None else 2 * s for s in input_shape[1:3])
-        return (input_shape[0], height, width, self.filters)
-
-    def get_config(self):
-        config = super().get_config()
-        for fixed in ("kernel_size", "strides", "padding", "data_format"):
-            config.pop(fixed)
-        return config
+def check_images(shape, multiple, receiver):
+    """Raises ValueError unless `shape` is `(batch, height, width, 3)` with sizes that are None or fit `multiple`."""
+    if len(shape) != 4 or shape[-1] != 3:
+        raise ValueError(
+            f"{receiver} takes RGB images of shape (batch, height, width, 3), channels last. "
+            f"Received: shape={tuple(shape)}"
+        )
+    if any(size is not None and (size % multiple or not size) for size in shape[1:3]):
+        raise ValueError(
+            f"{receiver} takes heights and widths that are multiples of {multiple}; resize or crop the images. "
+            f"Received: shape={tuple(shape)}"
+        )

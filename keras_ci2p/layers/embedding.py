@@ -1,11 +1,13 @@
 """From an image to tokens: patch generators, the CI2P patch embedding, position embeddings."""
 
+import warnings
+
 import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.layers.compression_transforms import AnalysisTransform, check_images
-from keras_ci2p.layers.core import BatchNormalization, PointwiseConv2D, SymmetricDepthwiseConv2D
+from keras_ci2p.layers.compression_transforms import AnalysisTransform
+from keras_ci2p.layers.core import BatchNormalization, PointwiseConv2D, SymmetricDepthwiseConv2D, check_images
 
 # mmpretrain: BatchNorm2d(eps=1e-5, momentum=0.1); Keras counts the momentum from the other side.
 BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
@@ -126,27 +128,38 @@ class InvertedResidual(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class PatchGenerator(keras.layers.Layer):
-    """Two inverted residual blocks turn latents into a quarter as many tokens.
+    """Two inverted residual blocks turn latents into tokens, a quarter as many where `strides` is 2.
 
-    The first keeps the M channels of the latent (expanded to 4M, 3x3, with residual), the second goes to
-    `hidden_dim` at half the size (expanded to 6M, 5x5, stride 2). Positions become tokens row by row.
+    The first keeps the M channels of the latent (expanded to 4M, 3x3, with residual), the second goes to `hidden_dim`:
+    with strides 2 at half the size (expanded to 6M, 5x5), with strides 1 at the same (expanded to 4M, 3x3, with
+    residual if `hidden_dim` is M). Positions become tokens row by row.
 
     Args:
         hidden_dim: Width of the tokens.
+        strides: 2 or 1, of the second block.
 
     Input shape: `(batch, height, width, latent_channels)`, float.
-    Output shape: `(batch, ceil(height / 2) * ceil(width / 2), hidden_dim)`.
+    Output shape: `(batch, ceil(height / strides) * ceil(width / strides), hidden_dim)`.
+
+    Raises:
+        ValueError: Other strides.
     """
 
-    def __init__(self, hidden_dim, **kwargs):
+    def __init__(self, hidden_dim, strides=2, **kwargs):
         super().__init__(**kwargs)
+        if strides not in (1, 2):
+            raise ValueError(f"`strides` must be 1 or 2. Received: strides={strides!r}")
         self.hidden_dim = hidden_dim
+        self.strides = strides
 
     def build(self, input_shape):
         channels = input_shape[-1]
+        expansion, kernel_size = (6, 5) if self.strides == 2 else (4, 3)
         dtype = self.dtype_policy
         self.refine = InvertedResidual(channels, 4 * channels, 3, dtype=dtype, name="refine")
-        self.reduce = InvertedResidual(self.hidden_dim, 6 * channels, 5, strides=2, dtype=dtype, name="reduce")
+        self.reduce = InvertedResidual(
+            self.hidden_dim, expansion * channels, kernel_size, strides=self.strides, dtype=dtype, name="reduce"
+        )
         self.refine.build(input_shape)
         self.reduce.build(input_shape)
 
@@ -157,42 +170,23 @@ class PatchGenerator(keras.layers.Layer):
         return ops.reshape(x, (ops.shape(x)[0], tokens, self.hidden_dim))
 
     def compute_output_shape(self, input_shape):
-        height, width = (None if s is None else (s + 1) // 2 for s in input_shape[1:3])
+        height, width = (None if s is None else -(-s // self.strides) for s in input_shape[1:3])
         tokens = None if height is None or width is None else height * width
         return (input_shape[0], tokens, self.hidden_dim)
 
     def get_config(self):
         config = super().get_config()
-        config.update(hidden_dim=self.hidden_dim)
+        config.update(hidden_dim=self.hidden_dim, strides=self.strides)
         return config
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class FinePatchGenerator(PatchGenerator):
-    """Two inverted residual blocks turn each position of the latents into a token.
+    """`PatchGenerator(strides=1)` by its name in 0.1.0; deprecated."""
 
-    Both expand the M channels of the latent to 4M, with a 3x3 kernel and stride 1; each adds its input where the widths
-    agree: the second does if `hidden_dim` is M. Positions become tokens row by row.
-
-    Args:
-        hidden_dim: Width of the tokens.
-
-    Input shape: `(batch, height, width, latent_channels)`, float.
-    Output shape: `(batch, height * width, hidden_dim)`.
-    """
-
-    def build(self, input_shape):
-        channels = input_shape[-1]
-        dtype = self.dtype_policy
-        self.refine = InvertedResidual(channels, 4 * channels, 3, dtype=dtype, name="refine")
-        self.reduce = InvertedResidual(self.hidden_dim, 4 * channels, 3, dtype=dtype, name="reduce")
-        self.refine.build(input_shape)
-        self.reduce.build(input_shape)
-
-    def compute_output_shape(self, input_shape):
-        batch, height, width, _ = input_shape
-        tokens = None if height is None or width is None else height * width
-        return (batch, tokens, self.hidden_dim)
+    def __init__(self, hidden_dim, strides=1, **kwargs):
+        warnings.warn("FinePatchGenerator is now PatchGenerator(strides=1).", DeprecationWarning, stacklevel=2)
+        super().__init__(hidden_dim, strides=strides, **kwargs)
 
 
 # The compressor divides height and width by 16, the patch generator by 2.

@@ -4,8 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.backend.jax import on_jax_cpu
-from keras_ci2p.backend.torch import is_short, on_torch, short_attention
+from keras_ci2p import backend
 from keras_ci2p.layers.core import BatchNormalization, Dense, SymmetricDepthwiseConv2D
 from keras_ci2p.layers.embedding import BATCH_NORM, InvertedResidual
 
@@ -71,19 +70,8 @@ class DropPath(keras.layers.Layer):
         return config
 
 
-def scaled_dot_product_attention(query, key, value):
-    """`softmax(query key^T / sqrt(head_dim)) value`, each `(batch, tokens, heads, head_dim)`."""
-    dtype = query.dtype
-    if on_torch() and is_short(query):
-        return short_attention(query, key, value)
-    # XLA has no float16 matrix product there.
-    if keras.backend.standardize_dtype(dtype) == "float16" and on_jax_cpu():
-        query, key, value = (ops.cast(x, "float32") for x in (query, key, value))
-    return ops.cast(ops.dot_product_attention(query, key, value), dtype)
-
-
 def attention_scores(query, key):
-    """The weights of `scaled_dot_product_attention`, which the fused kernels keep to themselves.
+    """Computes the weights of attention, which the backend's kernel keeps to itself.
 
     Args:
         query, key: `(batch, tokens, heads, head_dim)`.
@@ -203,7 +191,7 @@ class TransformerBlock(keras.layers.Layer):
         return attention_scores(query, key)
 
     def _attention(self, x):
-        attended = scaled_dot_product_attention(*self._query_key_value(x))
+        attended = backend.attention(*self._query_key_value(x))
         batch, tokens, _, _ = ops.shape(attended)
         return self.attention_output(ops.reshape(attended, (batch, tokens, x.shape[-1])))
 

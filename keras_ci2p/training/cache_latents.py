@@ -1,7 +1,6 @@
 """Runs a compressor once over the views of each photo and stores the latents."""
 
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -14,13 +13,13 @@ import keras
 import numpy as np
 
 from keras_ci2p.backend import environment
-from keras_ci2p.data.augmentation import draw
+from keras_ci2p.data.augmentation import sample_params
 from keras_ci2p.data.latent_cache import (
     ARRAY_RECORD,
     COMPRESSOR,
     FORMAT_VERSION,
+    IMAGES_FILE,
     MANIFEST,
-    PHOTOS,
     PROJECTION,
     SPLITS,
     LatentCache,
@@ -30,18 +29,18 @@ from keras_ci2p.data.latent_cache import (
     record_file,
     shard_files,
     target_file,
-    write_photos,
+    write_images,
 )
 from keras_ci2p.data.manifest import DataError
 from keras_ci2p.data.sources import open_data
-from keras_ci2p.data.transforms import apply_draw, center_crop
+from keras_ci2p.data.transforms import apply_params, center_crop
 from keras_ci2p.layers.compression_transforms import AnalysisTransform, fingerprint
 from keras_ci2p.layers.embedding import PATCH_SIZE, compressor_config
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.presets import WEIGHTS, open_preset, save_preset
 from keras_ci2p.training.distillation import FIT_VIEWS, FeatureProjection, TeacherTargets, teacher_top1
 from keras_ci2p.training.recipes import CacheSettings
-from keras_ci2p.utils import atomic_file, clean_up, file_sha256, require, write_bytes, write_json
+from keras_ci2p.utils import atomic_file, clean_up, file_sha256, num_cpus, require, write_bytes, write_json
 
 
 def cache_latents(
@@ -61,7 +60,7 @@ def cache_latents(
             of the cache.
         settings: `CacheSettings`; None for its defaults, with `more_views` for those of the cache.
         resume: Whether to go on with the cache in `out`, else it must be new.
-        num_threads: Threads that decode and augment; None for one per core.
+        num_threads: Threads that decode and augment; None for one per CPU of this process.
         verbose: 0 for silence, 1 for a progress bar, 2 for one line per shard.
         teacher: `Teacher` with the class names of the photos, whose logits and feature maps of each training view are
             stored too, or None. It sees each view in its own size, cut from the photo; the feature maps are projected
@@ -126,7 +125,7 @@ def _previous(out, resume):
         clean_up(out)
         return read_cache(out)
     # What may lie there when a process was killed before it wrote the manifest.
-    first_files = {Path(name).stem for name in (COMPRESSOR, PHOTOS, PROJECTION, MANIFEST)} if resume else set()
+    first_files = {Path(name).stem for name in (COMPRESSOR, IMAGES_FILE, PROJECTION, MANIFEST)} if resume else set()
     if out.exists() and (not out.is_dir() or any(path.name.split(".")[0] not in first_files for path in out.iterdir())):
         raise DataError(f"{out} exists and is no latent cache; choose another directory.")
     return None
@@ -217,7 +216,7 @@ def _check_same(previous, now):
         if old != new
     ]
     for split in SPLITS:
-        if not different and previous.split(split).digests != now.split(split).digests:
+        if not different and previous.split(split).hashes != now.split(split).hashes:
             different.append(f"the {split} photos are in another order")
     if different:
         raise DataError(f"The cache {previous.root} was begun with other settings: {'; '.join(different)}.")
@@ -293,8 +292,8 @@ def _begin(cache, compressor, targets):
     cache.root.mkdir(parents=True, exist_ok=True)
     clean_up(cache.root)
     write_compressor(cache.compressor_preset, compressor)
-    write_photos(cache.root / PHOTOS, cache.splits)
-    cache.manifest["data"]["photos_sha256"] = file_sha256(cache.root / PHOTOS)
+    write_images(cache.root / IMAGES_FILE, cache.splits)
+    cache.manifest["data"]["photos_sha256"] = file_sha256(cache.root / IMAGES_FILE)
     if targets is not None:
         write_bytes(cache.root / PROJECTION, targets.projection.to_bytes())
     write_json(cache.root / MANIFEST, cache.manifest)
@@ -358,7 +357,7 @@ class LatentEncoder:
     Args:
         transform: `AnalysisTransform`.
         settings: `CacheSettings`.
-        num_threads: Threads that decode and augment; None for one per core.
+        num_threads: Threads that decode and augment; None for one per CPU of this process.
         targets: `TeacherTargets`, or None.
     """
 
@@ -368,7 +367,7 @@ class LatentEncoder:
         self._model = keras.Model(images, transform(images))
         self._settings = settings
         self._targets = targets
-        self._threads = num_threads or os.cpu_count() or 1
+        self._threads = num_threads or num_cpus()
         self.transform = transform
         self.latent_shape = self._model.output_shape[1:]
         if transform.is_randomly_initialized:
@@ -456,12 +455,12 @@ class _Views:
     def _view(self, photo, rng):
         """The view, and the same cut from the photo in the teacher's size; not enlarged from the smaller one."""
         s = self._settings
-        params = draw(s.augmentation, (photo.height, photo.width), s.image_size, rng)
-        image = apply_draw(photo, params, s.image_size, rng)
+        params = sample_params(s.augmentation, (photo.height, photo.width), s.image_size, rng)
+        image = apply_params(photo, params, s.image_size, rng)
         if self._teacher_size is None:
             return image, None
         params = params.scaled(s.image_size, self._teacher_size)
-        return image, apply_draw(photo, params, self._teacher_size, rng)
+        return image, apply_params(photo, params, self._teacher_size, rng)
 
 
 _ANALYSIS = keras.saving.get_registered_name(AnalysisTransform)

@@ -11,7 +11,7 @@ import grain
 import keras
 
 from keras_ci2p.data.manifest import NAMES_FILE
-from keras_ci2p.data.overlap import SEEN_FILE, encode, encode_names
+from keras_ci2p.data.overlap import TRAIN_HASHES_FILE, encode_hashes, encode_names
 from keras_ci2p.plots import plot_compressor_curves, plot_curves
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.run_dir import RunError
@@ -139,7 +139,7 @@ class Recorder(keras.callbacks.Callback):
     @functools.cached_property
     def _training_images(self):
         """Files of a preset that tell what it was trained on; hashing a million names takes seconds."""
-        return {SEEN_FILE: encode(self._manifest.digests), NAMES_FILE: encode_names(self._data)}
+        return {TRAIN_HASHES_FILE: encode_hashes(self._manifest.hashes), NAMES_FILE: encode_names(self._data)}
 
 
 _COMPRESSOR_LOGS = ("cost", "bpp", "psnr", "val_cost", "val_bpp", "val_psnr")

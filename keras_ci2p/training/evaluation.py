@@ -7,8 +7,8 @@ from keras import ops
 from keras_ci2p.data.loader import image_folder
 from keras_ci2p.data.manifest import DataError
 from keras_ci2p.data.overlap import MAX_DISTANCE, without_near_copies
-from keras_ci2p.data.sources import open_data, open_pictures
-from keras_ci2p.data.transforms import center_crop, middle_crop, random_crop
+from keras_ci2p.data.sources import open_data, scan_images
+from keras_ci2p.data.transforms import center_crop, native_center_crop, random_crop
 from keras_ci2p.models.rate_distortion import psnr
 from keras_ci2p.plots import plot_reconstructions
 
@@ -84,18 +84,17 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         image_size=image_size or evaluation_size(model),
         batch_size=batch_size,
         augment=False,
-        size_multiple=model.size_multiple,
+        patch_size=model.size_multiple,
     )
-    # Photos that can no longer be read are left out of the batches; so labels come with the images.
-    scores, labels, files_read = [], [], []
+    # Images that can no longer be read are left out of the batches; so labels come with the images.
+    scores, labels = [], []
     progress = keras.utils.Progbar(images.steps_per_epoch, verbose=verbose, unit_name="batch")
-    for number, (batch, one_hot) in enumerate(images):
-        if len(batch):
-            scores.append(model.predict_on_batch(batch))
-            labels.append(one_hot.argmax(-1))
-            files_read += _files_of_batch(images, number, len(batch))
+    for batch, one_hot in images:
+        scores.append(model.predict_on_batch(batch))
+        labels.append(one_hot.argmax(-1))
         progress.add(1)
     scores, labels = np.concatenate(scores), np.concatenate(labels)
+    files = _files_read(images.manifest, len(labels))
     order = np.argsort(-scores, axis=-1, kind="stable")
     # The folder's labels count its subfolders; the model's outputs count its class names.
     labels = np.array([class_names.index(name) for name in manifest.class_names])[labels]
@@ -119,17 +118,16 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         "split": split,
         "data_sha256": whole.sha256,
         **copies,
-        **({"worst": _worst(model, scores, labels, files_read, class_names, worst)} if worst else {}),
+        **({"worst": _worst(model, scores, labels, files, class_names, worst)} if worst else {}),
     }
 
 
-def _files_of_batch(images, number, count):
-    """Names of the `count` images in the batch `number` of `image_folder`, which leaves out what it cannot read."""
-    first = number * images.batch_size
-    numbers = range(first, min(first + images.batch_size, len(images.manifest)))
+def _files_read(manifest, count):
+    """Returns the names of the images that were evaluated: all, or the `count` of them that can still be read."""
+    numbers = range(len(manifest))
     if len(numbers) != count:
-        numbers = [number for number in numbers if _is_readable(images.manifest, number)]
-    return [images.manifest.files[number] for number in numbers]
+        numbers = [number for number in numbers if _is_readable(manifest, number)]
+    return [manifest.files[number] for number in numbers]
 
 
 def _is_readable(manifest, number):
@@ -206,11 +204,11 @@ def evaluate_compressor(compressor, data, split="val", pictures=100, size=256, l
     """
     if not compressor.compiled or (lmbda is not None and lmbda != compressor.lmbda):
         compressor.compile(lmbda=lmbda)
-    everything = open_pictures(data)
+    everything = scan_images(data)
     chosen = held_out(everything, split, pictures)
     crops = middle_crops(chosen, size, batch_size)
     # By `repeated` and steps: Keras would warn that the data ran out.
-    means = compressor.evaluate(crops.repeated(), steps=crops.steps_per_epoch, verbose=verbose, return_dict=True)
+    means = compressor.evaluate(crops.repeat(), steps=crops.steps_per_epoch, verbose=verbose, return_dict=True)
     return {
         **{name: float(means[name]) for name in ("psnr", "bpp", "cost")},
         "lmbda": compressor.lmbda,
@@ -235,11 +233,11 @@ def training_crops(pictures, size, batch_size, seed, num_workers=0):
 
 def middle_crops(pictures, size, batch_size):
     """The central crop of each picture, in order."""
-    return image_folder(pictures, split="all", image_size=size, batch_size=batch_size, augment=middle_crop)
+    return image_folder(pictures, split="all", image_size=size, batch_size=batch_size, augment=native_center_crop)
 
 
 def held_out(pictures, split="val", most=None):
     """Up to `most` pictures of a split, chosen by their contents alone."""
     pictures = pictures.split(split)
-    order = sorted(range(len(pictures)), key=lambda i: pictures.digests[i])
+    order = sorted(range(len(pictures)), key=lambda i: pictures.hashes[i])
     return pictures.subset(order[:most])

@@ -471,7 +471,7 @@ def compressor_card(report, notes):
         "## Data",
         table(["pictures", "number"], [["training", f"{data['train']:,}"], ["held out", f"{data['val']:,}"]]),
         f"SHA-256: `{data['sha256']}`. {_split(data)}",
-        data_command(data, "keras_ci2p.training.compression.data", "open_pictures"),
+        data_command(data, "keras_ci2p.data", "scan_images"),
         "## Training",
         training_section(report, _compressor_training_facts(report)),
         "## Notes" if notes else "",

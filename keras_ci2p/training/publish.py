@@ -11,7 +11,7 @@ import numpy as np
 from keras_ci2p.backend import environment
 from keras_ci2p.data.manifest import NAMES_FILE
 from keras_ci2p.data.overlap import carried_files, count_overlap, encode_names
-from keras_ci2p.data.sources import open_data, open_pictures
+from keras_ci2p.data.sources import open_data, scan_images
 from keras_ci2p.data.tfds import PREFIX
 from keras_ci2p.layers.embedding import compressor_config
 from keras_ci2p.models.compressor import Compressor
@@ -288,7 +288,7 @@ class CompressorSubject(Subject):
             for key, name in (("pictures", "val_pictures"), ("size", "val_size"), ("lmbda", "lmbda"))
             if name in settings
         }
-        self._pictures = open_pictures(data)
+        self._pictures = scan_images(data)
 
     def load(self, preset):
         return Compressor.from_preset(preset)

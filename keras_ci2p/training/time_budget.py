@@ -53,7 +53,7 @@ def within_budget(settings, began, make_learner, train_data, val_data, devices, 
         settings: `TrainSettings`.
         began: `time.perf_counter()` when the minutes began.
         make_learner: Function from a `Recipe` to `(classifier, compiled model to fit)`.
-        train_data, val_data: `EpochDataset`.
+        train_data, val_data: `DataLoader`.
         devices: `Devices`.
         run_dir: Directory of the run to come; what is written to measure goes beside it, and is deleted.
         verbose: Whether to print what was measured and chosen.
@@ -63,7 +63,9 @@ def within_budget(settings, began, make_learner, train_data, val_data, devices, 
     measured = _measure(*make_learner(settings.recipe), settings.minutes * 60, train_data, val_data, devices, run_dir)
     # Keras models are cycles of references, which would keep the device's memory.
     gc.collect()
-    left = max(0.0, devices.mean({"seconds": began + settings.minutes * 60 - time.perf_counter()})["seconds"])
+    left = max(
+        0.0, devices.all_reduce_mean({"seconds": began + settings.minutes * 60 - time.perf_counter()})["seconds"]
+    )
     epochs = measured.epochs_within(left)
     if verbose:
         print(
@@ -98,13 +100,13 @@ def _with_epochs(settings, epochs):
 def _measure(model, learner, budget, train_data, val_data, devices, run_dir):
     """`EpochTime`, the same in all processes."""
     devices.prepare(learner)
-    stopwatch = _Stopwatch(min(max(_SHARE * budget, _SHORTEST), _LONGEST), devices.mean)
+    stopwatch = _Stopwatch(min(max(_SHARE * budget, _SHORTEST), _LONGEST), devices.all_reduce_mean)
     interrupt = RaiseInterrupt()
     with interrupt.watching():
         history = learner.fit(
-            train_data.repeated(),
+            train_data.repeat(),
             steps_per_epoch=train_data.steps_per_epoch,
-            validation_data=devices.validation(val_data.repeated(), len(val_data.manifest)),
+            validation_data=devices.validation(val_data.repeat(), len(val_data.manifest)),
             validation_steps=val_data.steps_per_epoch,
             epochs=2,
             callbacks=[stopwatch, interrupt],
@@ -118,7 +120,7 @@ def _measure(model, learner, budget, train_data, val_data, devices, run_dir):
         "saving": _saving_seconds(model, learner, history, run_dir),
         "starting": first_training.seconds_beyond(training) + first_validation.seconds_beyond(validation),
     }
-    return EpochTime(**devices.mean(seconds))
+    return EpochTime(**devices.all_reduce_mean(seconds))
 
 
 def _saving_seconds(model, learner, history, run_dir):

@@ -84,7 +84,7 @@ def train(settings, run_dir, resume=False, verbose=1):
             "whole batch. Augment on the host."
         )
     with devices.scope():
-        return _train(settings, run_dir, previous, devices, verbose if devices.is_main else 0, began)
+        return _train(settings, run_dir, previous, devices, verbose if devices.is_main_process else 0, began)
 
 
 def _train(settings, run_dir, previous, devices, verbose, began):
@@ -109,7 +109,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
         if verbose and previous is not None and previous["data"].get("views", data["views"]) != data["views"]:
             print(f"The cache has {data['views']} views of each photo by now, all of which are used.", flush=True)
     # Until here nothing is written, so that all processes have seen the same directory.
-    devices.agree("settings or data", [_lasting(settings), data])
+    devices.assert_equal("settings or data", [_lasting(settings), data])
     class_weights = _class_weights(settings.class_weights, photos)
 
     train_data, val_data = make_inputs(settings, photos, size_multiple, devices, targets, teacher)
@@ -134,15 +134,15 @@ def _train(settings, run_dir, previous, devices, verbose, began):
         settings = within_budget(settings, began, make_learner, train_data, val_data, devices, run_dir, verbose)
     recipe = settings.recipe
     model, learner = make_learner(recipe)
-    if devices.is_main:
+    if devices.is_main_process:
         run_dir.mkdir(parents=True, exist_ok=True)
         clean_up(run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints")
     record = checkpoints.restore(learner) or {"history": [], "best": None}
-    devices.agree("the checkpoint", record)
+    devices.assert_equal("the checkpoint", record)
     devices.prepare(learner)
     if previous is None:
-        if devices.is_main:
+        if devices.is_main_process:
             here = {**environment(), "devices": devices.describe()}
             if targets is not None:
                 write_bytes(run_dir / PROJECTION, targets.projection.to_bytes())
@@ -156,18 +156,18 @@ def _train(settings, run_dir, previous, devices, verbose, began):
         )
     averaging = AveragedWeights() if recipe.ema else None
     epochs_done = len(record["history"])
-    timed = TimedDataset(train_data.repeated(epochs_done))
+    timed = TimedDataset(train_data.repeat(epochs_done))
     recorder = Recorder(
         run_dir,
         model,
         record,
-        checkpoints if devices.is_main else None,
+        checkpoints if devices.is_main_process else None,
         timed,
         train_data.manifest,
         photos,
         averaging,
         settings,
-        reduce_logs=devices.mean,
+        reduce_logs=devices.all_reduce_mean,
         verbose=verbose,
     )
     if epochs_done < recipe.epochs and not recorder.patience_is_over:
@@ -176,7 +176,7 @@ def _train(settings, run_dir, previous, devices, verbose, began):
             learner.fit(
                 timed,
                 steps_per_epoch=train_data.steps_per_epoch,
-                validation_data=devices.validation(val_data.repeated(), len(val_data.manifest)),
+                validation_data=devices.validation(val_data.repeat(), len(val_data.manifest)),
                 validation_steps=val_data.steps_per_epoch,
                 initial_epoch=epochs_done,
                 epochs=recipe.epochs,
@@ -245,7 +245,7 @@ def make_inputs(settings, photos, size_multiple, devices, targets=None, teacher=
         training.update(temperature=None if teacher is None else recipe.distill_temperature)
     else:
         make = image_folder
-        common.update(image_size=recipe.image_size, size_multiple=size_multiple)
+        common.update(image_size=recipe.image_size, patch_size=size_multiple)
         training.update(augment=recipe.augmentation, augment_on=settings.augment, in_memory=settings.in_memory)
         training.update(targets=None if targets is None else targets.live(recipe.distill_temperature))
     return make(photos, split="train", **training, **common), make(photos, split="val", **common)

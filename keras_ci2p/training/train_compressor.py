@@ -7,7 +7,7 @@ import keras
 
 from keras_ci2p.backend import environment, make_deterministic
 from keras_ci2p.convert.compressai import read_compressor
-from keras_ci2p.data.sources import open_pictures
+from keras_ci2p.data.sources import scan_images
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.rate_distortion import rate_distortion_optimizer
 from keras_ci2p.plots import warn_without_matplotlib
@@ -57,7 +57,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
         make_deterministic()
     keras.utils.set_random_seed(settings.seed)
     compressor = _make(settings)
-    pictures = open_pictures(settings.data)
+    pictures = scan_images(settings.data)
     data = {"sha256": pictures.sha256, "pictures": len(pictures)}
     check_same("data", data, previous)
 
@@ -81,9 +81,9 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
         interrupt = RaiseInterrupt()
         with interrupt.watching():
             compressor.fit(
-                crops.repeated_from_batch(epochs_done * settings.steps_per_epoch),
+                crops.repeat_from_batch(epochs_done * settings.steps_per_epoch),
                 steps_per_epoch=settings.steps_per_epoch,
-                validation_data=val_crops.repeated(),
+                validation_data=val_crops.repeat(),
                 validation_steps=val_crops.steps_per_epoch,
                 initial_epoch=epochs_done,
                 epochs=epochs,

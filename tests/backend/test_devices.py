@@ -155,12 +155,12 @@ def test_a_crash_of_one_process_ends_all(tmp_path):
 
 def test_one_device():
     devices = open_devices()
-    assert devices.count == 1 and devices.shard == (0, 1) and devices.is_main
+    assert devices.count == 1 and devices.shard == (0, 1) and devices.is_main_process
     assert type(open_devices(1)) is type(devices)
     assert devices.describe() == {"count": 1, "processes": 1}
     devices.check_batch_size(7)
-    devices.agree("anything", {"a": 1})
-    assert devices.mean({"loss": 0.5}) == {"loss": 0.5}
+    devices.assert_equal("anything", {"a": 1})
+    assert devices.all_reduce_mean({"loss": 0.5}) == {"loss": 0.5}
 
 
 @pytest.mark.parametrize("wanted", ["gpu", 0, -1, True, 1.5])

@@ -16,7 +16,7 @@ from keras_ci2p import Compressor, ViT
 from keras_ci2p.backend import environment
 from keras_ci2p.cli import main
 from keras_ci2p.data.manifest import NAMES_FILE
-from keras_ci2p.data.overlap import SEEN_FILE
+from keras_ci2p.data.overlap import TRAIN_HASHES_FILE
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.presets import open_preset
 from keras_ci2p.training import evaluate
@@ -38,7 +38,7 @@ FILES = {
     "task.json",
     "task.weights.h5",
     NAMES_FILE,
-    SEEN_FILE,
+    TRAIN_HASHES_FILE,
 }
 
 
@@ -89,7 +89,7 @@ def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     preset = open_preset(dest)
     best = open_preset(run_dir / "best")
     assert preset.storage == "int8" and preset.metadata["training"] == best.metadata["training"]
-    assert (dest / SEEN_FILE).read_bytes() == (run_dir / "best" / SEEN_FILE).read_bytes()
+    assert (dest / TRAIN_HASHES_FILE).read_bytes() == (run_dir / "best" / TRAIN_HASHES_FILE).read_bytes()
     assert (dest / "history.csv").read_bytes() == (run_dir / "history.csv").read_bytes()
 
     report = json.loads((dest / "report.json").read_text())

@@ -12,7 +12,7 @@ from keras_ci2p.cli import main
 from keras_ci2p.compare import CompareSettings, make_pictures
 from keras_ci2p.data import image_folder
 from keras_ci2p.data.manifest import NAMES_FILE
-from keras_ci2p.data.overlap import SEEN_FILE
+from keras_ci2p.data.overlap import TRAIN_HASHES_FILE
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.presets import open_preset
 
@@ -98,7 +98,7 @@ def test_what_is_known_goes_on_with_the_weights(trained, tmp_path):
         assert preset.metadata["training"] == training
         is_compact = name in ("published", "converted", "compact")
         assert preset.storage == ("int8" if is_compact else "float32")
-        for file in (SEEN_FILE, NAMES_FILE):
+        for file in (TRAIN_HASHES_FILE, NAMES_FILE):
             assert file in preset.metadata["files"]
             assert (preset.directory / file).read_bytes() == (run / "best" / file).read_bytes()
     card = (tmp_path / "published" / "README.md").read_text()

@@ -122,7 +122,7 @@ def test_wrong_numbers():
 
 def test_no_pictures(tmp_path, capsys):
     assert main(["train-compressor", str(tmp_path), "--out", str(tmp_path / "run")]) == 2
-    assert "no readable picture" in capsys.readouterr().err
+    assert "no readable image" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

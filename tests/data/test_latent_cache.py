@@ -9,8 +9,8 @@ from conftest import write_photos
 
 from keras_ci2p import utils
 from keras_ci2p.data import DataError, scan_folder
-from keras_ci2p.data.latent_cache import MANIFEST, PHOTOS, decode, encode, is_latent_cache, open_cache, record_file
-from keras_ci2p.data.latent_cache import write_photos as write
+from keras_ci2p.data.latent_cache import IMAGES_FILE, MANIFEST, decode, encode, is_latent_cache, open_cache, record_file
+from keras_ci2p.data.latent_cache import write_images as write
 from keras_ci2p.data.latent_loader import LatentRecords, latent_folder
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.layers.compression_transforms import fingerprint
@@ -30,7 +30,7 @@ def written(tmp_path_factory):
     photos = scan_folder(write_photos(root.parent / "photos"))
     splits = {split: photos.split(split) for split in ("train", "val")}
     root.mkdir()
-    write(root / PHOTOS, splits)
+    write(root / IMAGES_FILE, splits)
     shards = {}
     for split, views, step in (("train", VIEWS, 30), ("val", 1, 30)):
         values = [value(photo, view) for photo in range(len(splits[split])) for view in range(views)]
@@ -57,7 +57,7 @@ def written(tmp_path_factory):
             "root": str(photos.root),
             "sha256": photos.sha256,
             "class_names": photos.class_names,
-            "photos_sha256": utils.file_sha256(root / PHOTOS),
+            "photos_sha256": utils.file_sha256(root / IMAGES_FILE),
         },
         "shards": shards,
     }
@@ -129,7 +129,7 @@ class TestDataset:
     def test_batches(self, cache):
         dataset = folder(cache)
         assert dataset.steps_per_epoch == 3 and dataset.class_names == ("bird", "cat", "dog")
-        assert len(dataset.manifest) == 24 and dataset.manifest.digests == cache.split("train").digests
+        assert len(dataset.manifest) == 24 and dataset.manifest.hashes == cache.split("train").hashes
         for latents, labels in dataset:
             assert latents.shape == (8, *SHAPE) and latents.dtype == "float32"
             assert labels.shape == (8, 3) and labels.dtype == "float32"
@@ -167,7 +167,7 @@ class TestDataset:
     def test_repeated_begins_at_any_epoch(self, cache):
         dataset = folder(cache, num_threads=2)
         epochs = [drawn(dataset).tolist() for _ in range(3)]
-        batches = iter(dataset.repeated(initial_epoch=1))
+        batches = iter(dataset.repeat(initial_epoch=1))
         for epoch in epochs[1:]:
             assert drawn([next(batches) for _ in range(3)]).tolist() == epoch
 
@@ -196,7 +196,7 @@ class TestDataset:
 
     def test_other_processes_can_load(self, cache):
         pickled = pickle.dumps(folder(cache).one_epoch(0))
-        assert cache.split("train").digests[0].encode() not in pickled, "without the list of photos"
+        assert cache.split("train").hashes[0].encode() not in pickled, "without the list of photos"
         assert drawn(pickle.loads(pickled)).tolist() == drawn(folder(cache)).tolist()
 
     @pytest.mark.parametrize(
@@ -242,14 +242,21 @@ class TestRefusals:
         content[200] ^= 4
         path.write_bytes(content)
         cache = open_cache(copy)
-        with pytest.raises(DataError, match=r"train-00000\.arrayrecord is damaged"):
+        with pytest.raises(DataError, match=r"1 of \d+ files .* damaged.*: train-00000\.arrayrecord\."):
             cache.verify()
         records = LatentRecords(cache, "train")
         with pytest.raises(DataError, match="damaged at record"):
             [records[number] for number in range(len(records))]
 
+    def test_files_that_are_gone(self, copy):
+        cache = open_cache(copy)
+        for path in copy.glob("*.arrayrecord"):
+            path.unlink()
+        with pytest.raises(DataError, match=r"4 of 4 files .*: train-00000\.arrayrecord, .*, val-00000\.arrayrecord\."):
+            cache.verify()
+
     def test_an_undamaged_one(self, cache):
-        cache.verify()
+        assert cache.verify() == len(cache.files()) > 0
 
     def test_other_format(self, copy):
         self.change(copy, lambda manifest: manifest.update(format_version=2))
@@ -263,7 +270,7 @@ class TestRefusals:
             open_cache(copy)
 
     def test_damaged_photos(self, copy):
-        (copy / PHOTOS).write_bytes(b"damaged")
+        (copy / IMAGES_FILE).write_bytes(b"damaged")
         with pytest.raises(DataError, match=r"photos\.npz is damaged"):
             open_cache(copy)
 

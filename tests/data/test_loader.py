@@ -1,4 +1,9 @@
+import importlib
 import itertools
+import os
+import re
+import sys
+import threading
 
 import keras
 import numpy as np
@@ -7,6 +12,7 @@ from PIL import Image
 
 import keras_ci2p
 from keras_ci2p.data import DataError, image_folder, scan_folder
+from keras_ci2p.data.manifest import in_threads
 
 
 def collect(dataset):
@@ -91,7 +97,7 @@ def test_looking_at_the_first_batches_does_not_use_up_an_epoch(photos):
 def test_repeated_begins_at_any_epoch(photos):
     dataset = folder(photos)
     epochs = [collect(dataset) for _ in range(3)]
-    repeated = iter(dataset.repeated(initial_epoch=1))
+    repeated = iter(dataset.repeat(initial_epoch=1))
     for epoch in epochs[1:]:
         images, labels = collect(itertools.islice(repeated, 3))
         np.testing.assert_array_equal(images, epoch[0])
@@ -123,6 +129,31 @@ def test_photos_that_vanish_are_left_out(photos):
     assert len(images) == len(labels) == 4
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_no_batch_is_empty(photos, num_workers):
+    """A whole batch of validation images vanishes: an epoch leaves it out; without end, another image stands for it."""
+    manifest = scan_folder(photos)
+    for file in manifest.split("val").files[2:4]:
+        (photos / file).unlink()
+    val = folder(manifest, split="val", batch_size=2, num_workers=num_workers)
+    assert val.steps_per_epoch == 3
+    images, labels = zip(*val, strict=True)
+    assert [len(batch) for batch in images] == [2, 2]
+    np.testing.assert_array_equal(np.concatenate(labels).argmax(1), [0, 0, 2, 2])
+    endless = list(itertools.islice(val.repeat(), 6))
+    assert [len(images) for images, _ in endless] == [2, 1, 2] * 2
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in endless]).argmax(1), [0, 0, 0, 2, 2] * 2)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("take", [iter, lambda data: iter(data.repeat())])
+def test_nothing_readable_is_left(photos, split, take):
+    manifest = scan_folder(photos)
+    photos.rename(photos.with_name("elsewhere"))
+    with pytest.raises(DataError, match="None of the .* images of .*photos can be read any longer"):
+        next(take(folder(manifest, split=split, batch_size=6)))
+
+
 def test_a_training_batch_keeps_its_size(photos):
     manifest = scan_folder(photos)
     for file in manifest.split("train").files[:5]:
@@ -143,7 +174,7 @@ def test_fit_evaluate_and_predict(photos, nano):
     history = model.fit(train, validation_data=val, epochs=2, verbose=0).history
     assert len(history["loss"]) == 2 and np.isfinite(history["val_loss"]).all()
     assert train.epoch == 2
-    model.fit(train.repeated(2), steps_per_epoch=train.steps_per_epoch, epochs=2, verbose=0)
+    model.fit(train.repeat(2), steps_per_epoch=train.steps_per_epoch, epochs=2, verbose=0)
     assert model.predict(val, verbose=0).shape == (6, 3)
 
 
@@ -153,7 +184,10 @@ def test_fit_evaluate_and_predict(photos, nano):
         ({"batch_size": 0}, "batch_size"),
         ({"image_size": 0}, "image_size"),
         ({"image_size": (32, 40)}, "multiples of 16"),
-        ({"size_multiple": 64}, "of 64"),
+        ({"image_size": 32.0}, "image_size=32.0"),
+        ({"image_size": (32, 32, 32)}, "one or two"),
+        ({"augment_on": "gpu"}, "augment_on='gpu'"),
+        ({"patch_size": 64}, "of 64"),
         ({"split": "held out"}, "train, val, test, all"),
         ({"split": "test"}, "no image of the split test"),
         ({"in_memory": True}, "in_memory.*goes with augment_on"),
@@ -166,12 +200,49 @@ def test_bad_arguments(photos, kwargs, message):
         folder(photos, **kwargs)
 
 
-def test_a_missing_extra_is_named(photos, monkeypatch):
-    import sys
-
+@pytest.mark.parametrize("name", ["image_folder", "latent_folder"])
+def test_a_missing_extra_is_named(monkeypatch, name):
+    # The package binds what is imported anew.
+    monkeypatch.setattr(keras_ci2p, "data", keras_ci2p.data)
+    for module in [module for module in sys.modules if re.match(r"keras_ci2p\.data\b", module)]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "grain", None)
+    data = importlib.import_module("keras_ci2p.data")
     with pytest.raises(ImportError, match=r"keras_ci2p\[train\]"):
-        folder(photos)
+        getattr(data, name)
+
+
+def test_former_names(photos):
+    with pytest.warns(DeprecationWarning, match="now called `patch_size`"), pytest.raises(DataError, match="of 64"):
+        folder(photos, size_multiple=64)
+    with pytest.warns(DeprecationWarning, match=r"now called `repeat\(\)`"):
+        repeated = folder(photos).repeated(1)
+    np.testing.assert_array_equal(next(iter(repeated))[0], next(iter(folder(photos).repeat(1)))[0])
+    manifest = scan_folder(photos)
+    with pytest.warns(DeprecationWarning, match="now called `hashes`"):
+        assert manifest.digests == manifest.hashes
+
+
+@pytest.mark.parametrize("integer", [int, np.int64, np.int32, np.uint8])
+def test_any_integer_is_a_size(photos, integer):
+    for size in (integer(32), (integer(32), integer(32)), np.array([32, 32], integer)):
+        assert next(iter(folder(photos, image_size=size)))[0].shape == (8, 32, 32, 3)
+    with pytest.raises(DataError, match="multiples of 16"):
+        folder(photos, image_size=integer(40))
+
+
+def test_threads_are_those_that_the_process_may_use(photos, monkeypatch):
+    """Affinity counts, not the machine's CPUs."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 99)
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert folder(photos)._read_options.num_threads == 1
+        names = set()
+        list(in_threads(lambda item: names.add(threading.get_ident()), range(500)))
+        assert len(names) == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def test_any_mode_becomes_rgb(photos):

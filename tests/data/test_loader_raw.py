@@ -6,10 +6,10 @@ import pytest
 from conftest import write_photos
 from PIL import Image
 
-from keras_ci2p.data import CROP_AND_FLIP, Augmentation, scan_folder
-from keras_ci2p.data.augmentation import Draw, collate
-from keras_ci2p.data.loader import EpochDataset, PhotoExamples, RawExamples
-from keras_ci2p.data.mixup import DrawMix, MixBatches, MixDraw, collate_mix
+from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError, scan_folder
+from keras_ci2p.data.augmentation import AugmentParams, collate_params
+from keras_ci2p.data.loader import DataLoader, LoadImage, LoadRawImage
+from keras_ci2p.data.mixup import MixParams, Mixup, SampleMixup, collate_mix
 from keras_ci2p.data.transforms import augment
 from keras_ci2p.layers.batch_augmentation import BatchAugmentation, BatchMixing
 
@@ -24,7 +24,7 @@ def manifest(photos):
 
 
 def dataset(examples, mix=None, seed=3):
-    return EpochDataset(examples, batch_size=5, shuffle=True, drop_remainder=True, seed=seed, mix=mix, num_threads=2)
+    return DataLoader(examples, batch_size=5, shuffle=True, drop_remainder=True, seed=seed, mix=mix, num_threads=2)
 
 
 def equal(one, other):
@@ -32,8 +32,8 @@ def equal(one, other):
 
 
 def test_batches(manifest):
-    raw = RawExamples(manifest, SIZE, Augmentation(randaugment_ops=3))
-    batches = list(dataset(raw, DrawMix(0.8, 1.0, SIZE)))
+    raw = LoadRawImage(manifest, SIZE, Augmentation(randaugment_ops=3))
+    batches = list(dataset(raw, SampleMixup(0.8, 1.0, SIZE)))
     assert len(batches) == 6
     for inputs, labels in batches:
         signature = {name: (value.shape[1:], value.dtype.name) for name, value in inputs.items()}
@@ -60,7 +60,7 @@ def test_batches(manifest):
 
 def test_the_same_for_the_same_seed_and_new_in_each_epoch(manifest):
     def epochs(seed):
-        data = dataset(RawExamples(manifest, SIZE, AUGMENTATION), DrawMix(0.8, 1.0, SIZE), seed)
+        data = dataset(LoadRawImage(manifest, SIZE, AUGMENTATION), SampleMixup(0.8, 1.0, SIZE), seed)
         return [list(data) for _ in range(2)]
 
     runs = [epochs(seed) for seed in (3, 3, 4)]
@@ -81,8 +81,8 @@ def test_what_host_and_device_make_of_the_same_seed(tmp_path):
     def transform(image, image_size, rng):
         return augment(image, image_size, rng, AUGMENTATION)
 
-    host = dataset(PhotoExamples(manifest, SIZE, transform), MixBatches(0.8, 1.0))
-    device = dataset(RawExamples(manifest, SIZE, AUGMENTATION), DrawMix(0.8, 1.0, SIZE))
+    host = dataset(LoadImage(manifest, SIZE, transform), Mixup(0.8, 1.0))
+    device = dataset(LoadRawImage(manifest, SIZE, AUGMENTATION), SampleMixup(0.8, 1.0, SIZE))
     augmentation, mixing = BatchAugmentation(SIZE), BatchMixing()
     for (images, labels), (inputs, own_labels) in zip(host, device, strict=True):
         mixed, targets = mixing({**inputs, "images": augmentation(inputs), "labels": own_labels})
@@ -97,7 +97,7 @@ def test_photos_in_memory_are_read_once(manifest, monkeypatch):
     open_photo = type(manifest).open
     monkeypatch.setattr(type(manifest), "open", lambda self, index: reads.append(index) or open_photo(self, index))
     kept, fresh = (
-        dataset(RawExamples(manifest, SIZE, AUGMENTATION, in_memory=in_memory)) for in_memory in (True, False)
+        dataset(LoadRawImage(manifest, SIZE, AUGMENTATION, in_memory=in_memory)) for in_memory in (True, False)
     )
     epochs = [list(kept), list(kept)]
     assert sorted(reads) == list(range(30))
@@ -109,31 +109,37 @@ def test_others_take_the_place_of_an_unreadable_photo(manifest):
     (manifest.root / manifest.files[7]).write_bytes(b"")
     for file in manifest.files[20:]:
         (manifest.root / file).unlink()
-    raw = RawExamples(manifest, SIZE, Augmentation(), photo_size=(20, 24), in_memory=True)
+    raw = LoadRawImage(manifest, (14, 16), Augmentation(), in_memory=True)
     with pytest.warns(UserWarning, match="can no longer be read"):
-        elements = [raw.random_map(i, np.random.default_rng(i)) for i in range(30)]
-    inputs, labels = raw.stack(elements[:10])
-    assert inputs["images"].shape == (10, 20, 24, 3) and labels.shape == (10, 3)
+        elements = [raw(i, np.random.default_rng(i)) for i in range(30)]
+    inputs, labels = raw.collate(elements[:10])
+    assert inputs["images"].shape == (10, 21, 24, 3) and labels.shape == (10, 3)
     for value in inputs.values():
         np.testing.assert_array_equal(value[9], value[0])
-    nothing, labels = raw.stack(elements[20:])
-    assert labels.shape == (0, 3)
+    # Where none of a batch is left, the data's first one takes all places.
+    others, labels = raw.collate(elements[20:])
+    assert labels.shape == (10, 3) and (labels == labels[0]).all()
+    assert (others["images"] == inputs["images"][0]).all()
     for name, value in inputs.items():
-        assert nothing[name].shape == (0, *value.shape[1:]) and nothing[name].dtype == value.dtype
+        assert others[name].shape == value.shape and others[name].dtype == value.dtype
+    for file in manifest.files[:20]:
+        (manifest.root / file).unlink()
+    with pytest.raises(DataError, match="None of the 30 images of .*photos can be read any longer"):
+        LoadRawImage(manifest, SIZE, Augmentation()).collate(elements[20:])
 
 
 def test_collate():
     """Each entry by hand, for a photo of 100 x 200 and a result of 10 x 20."""
-    draw = Draw(
+    draw = AugmentParams(
         box=(50, 20, 100, 40),
         flip=True,
-        operations=(("translate_x", 0.25), ("posterize", 2.1), ("color", -0.5)),
+        ops=(("translate_x", 0.25), ("posterize", 2.1), ("color", -0.5)),
         grayscale=True,
         blur=1.5,
         solarize=128,
         erase=(1, 2, 3, 4),
     )
-    parameters = collate(Augmentation(randaugment_ops=4), [draw], [(100, 200)], (10, 20))
+    parameters = collate_params(Augmentation(randaugment_ops=4), [draw], [(100, 200)], (10, 20))
     # 5 pixels to the left, mirrored, then the box: x from 0.75 down to 0.25, y from 0.2 up to 0.6.
     np.testing.assert_allclose(parameters["warp"], [[[-0.5 / 20, 0, 0.75 - 0.125], [0, 0.4 / 10, 0.2]]], rtol=1e-6)
     np.testing.assert_array_equal(parameters["operations"], [[0, 4, 7, 0]])
@@ -143,12 +149,12 @@ def test_collate():
     np.testing.assert_allclose(parameters["frames"][0, 1:], [frame] * 3, rtol=1e-6)
     assert parameters["grayscale"] == [True] and parameters["blur"] == [1.5] and parameters["solarize"] == [128]
     np.testing.assert_array_equal(parameters["erase"], [[1, 2, 4, 6]])
-    few = collate(dataclasses.replace(CROP_AND_FLIP, blur=0.5), [draw._replace(operations=())], [(100, 200)], (10, 20))
+    few = collate_params(dataclasses.replace(CROP_AND_FLIP, blur=0.5), [draw._replace(ops=())], [(100, 200)], (10, 20))
     assert set(few) == {"warp", "blur"}
 
 
 def test_collate_mix():
-    parameters = collate_mix(MixDraw(np.array([1, 0], "int32"), 1.0, (1, 2, 3, 4), 0.75))
+    parameters = collate_mix(MixParams(np.array([1, 0], "int32"), 1.0, (1, 2, 3, 4), 0.75))
     assert {name: value.tolist() for name, value in parameters.items()} == {
         "partner": [1, 0],
         "weight": [1, 1],

@@ -152,7 +152,7 @@ def test_other_process_that_fails_is_quoted(tmp_path, vit, monkeypatch):
         commands.append((command, env))
         return subprocess.CompletedProcess(command, 1, stdout="", stderr="Traceback ...\nValueError: out of luck\n\n")
 
-    monkeypatch.setattr(exporter.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(exporter, "writing_backend", lambda name: "numpy")
     with pytest.raises(ExportError, match="numpy could not write the model as onnx: ValueError: out of luck"):
         export(vit, tmp_path / "model.onnx", "onnx")

@@ -39,7 +39,7 @@ def examples(count, seed):
             image = np.random.default_rng([seed, element]).integers(0, 256, (SIZE, SIZE, 3)).astype("float32")
             return image * rng.uniform(0.5, 1), np.eye(3, dtype="float32")[element % 3]
 
-        def stack(self, elements):
+        def collate(self, elements):
             images, labels = zip(*elements, strict=True)
             return np.stack(images).astype("float32"), np.stack(labels)
 
@@ -47,9 +47,9 @@ def examples(count, seed):
 
 
 def dataset(count, seed, is_training, shard=(0, 1)):
-    from keras_ci2p.data.loader import EpochDataset
+    from keras_ci2p.data.loader import DataLoader
 
-    return EpochDataset(
+    return DataLoader(
         examples(count, seed),
         batch_size=BATCH,
         shuffle=is_training,
@@ -100,11 +100,11 @@ def run(case, devices):
     if case == "adamw":
         batches = dataset(VALIDATION, 2, is_training=False)
         validation = {
-            "validation_data": devices.validation(batches.repeated(), VALIDATION),
+            "validation_data": devices.validation(batches.repeat(), VALIDATION),
             "validation_steps": batches.steps_per_epoch,
         }
-    history = model.fit(data.repeated(), steps_per_epoch=steps, shuffle=False, verbose=0, **validation).history
-    logs = devices.mean({key: values[-1] for key, values in history.items()})
+    history = model.fit(data.repeat(), steps_per_epoch=steps, shuffle=False, verbose=0, **validation).history
+    logs = devices.all_reduce_mean({key: values[-1] for key, values in history.items()})
     result.update({f"log/{key}": value for key, value in logs.items()})
     for i, (old, new) in enumerate(zip(before, model.get_weights(), strict=True)):
         result[f"before/{i}"], result[f"after/{i}"] = old, new
@@ -135,9 +135,9 @@ def main(out, *runs):
     devices = open_devices("all")
     results = {name: run(name.removeprefix("one/"), Devices()) for name in runs if name.startswith("one/")}
     with devices.scope():
-        if runs == ("crash",) and not devices.is_main:
+        if runs == ("crash",) and not devices.is_main_process:
             raise RuntimeError("one process crashes")
-        devices.agree("the runs", runs)
+        devices.assert_equal("the runs", runs)
         disagreement = disagree(devices)
         results.update((name, run(name.removeprefix("two/"), devices)) for name in runs if name.startswith("two/"))
     arrays = {f"{name}/{key}": value for name, result in results.items() for key, value in result.items()}
@@ -149,7 +149,7 @@ def main(out, *runs):
 def disagree(devices):
     """The message to processes of which each has another value."""
     try:
-        devices.agree("their numbers", devices.shard[0])
+        devices.assert_equal("their numbers", devices.shard[0])
     except ValueError as error:
         return str(error)
     return ""

@@ -1,4 +1,4 @@
-"""Augmentation on the device against the same draws carried out by Pillow (`keras_ci2p.data.transforms.apply_draw`)."""
+"""Augmentation on the device against the same parameters applied by Pillow (`data.transforms.apply_params`)."""
 
 import dataclasses
 
@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from keras_ci2p.data.augmentation import CROP_AND_FLIP, OPERATIONS, Augmentation, Draw, collate
-from keras_ci2p.data.transforms import apply_draw
+from keras_ci2p.data.augmentation import CROP_AND_FLIP, OP_RANGES, Augmentation, AugmentParams, collate_params
+from keras_ci2p.data.transforms import apply_params
 from keras_ci2p.layers.batch_augmentation import FILL, BatchAugmentation
 
 # So many pixels that Pillow's division of them by 255, in equalize, differs from one by 256.
 SIZE = (36, 64)
 AUGMENTATION = Augmentation(randaugment_ops=3)
-WHOLE = Draw(
-    box=(0, 0, SIZE[1], SIZE[0]), flip=False, operations=(), grayscale=False, blur=0.0, solarize=256, erase=None
+WHOLE = AugmentParams(
+    box=(0, 0, SIZE[1], SIZE[0]), flip=False, ops=(), grayscale=False, blur=0.0, solarize=256, erase=None
 )
 
 COLOR = [
@@ -60,12 +60,12 @@ CASES = {
     "nothing": WHOLE,
     "gray": WHOLE._replace(grayscale=True),
     "solarize": WHOLE._replace(solarize=120),
-    **{step: WHOLE._replace(operations=(step,)) for step in COLOR + GEOMETRIC},
-    **{steps: WHOLE._replace(operations=steps) for steps in SEQUENCES},
+    **{step: WHOLE._replace(ops=(step,)) for step in COLOR + GEOMETRIC},
+    **{steps: WHOLE._replace(ops=steps) for steps in SEQUENCES},
     **{("blur", sigma): WHOLE._replace(blur=sigma) for sigma in SIGMAS},
     **{crop: WHOLE._replace(box=crop[0], flip=crop[1]) for crop in CROPS},
-    "inside": WHOLE._replace(box=(10, 10, 20, 20), operations=(("translate_x", 0.25),)),
-    "all": Draw((10, 5, 30, 28), True, (("rotate", 9.0), ("color", 0.5)), True, 1.5, 128, None),
+    "inside": WHOLE._replace(box=(10, 10, 20, 20), ops=(("translate_x", 0.25),)),
+    "all": AugmentParams((10, 5, 30, 28), True, (("rotate", 9.0), ("color", 0.5)), True, 1.5, 128, None),
 }
 
 
@@ -94,17 +94,17 @@ def grainy_picture():
 
 def picture(case):
     # Interpolations agree on smooth pictures only.
-    is_geometric = any(name in dict(GEOMETRIC) for name, _ in CASES[case].operations) or case in CROPS
+    is_geometric = any(name in dict(GEOMETRIC) for name, _ in CASES[case].ops) or case in CROPS
     return smooth_picture() if is_geometric else grainy_picture()
 
 
 def inputs(pictures, draws, augmentation=AUGMENTATION):
     sizes = [(image.height, image.width) for image in pictures]
-    return {"images": np.stack(pictures), **collate(augmentation, draws, sizes, SIZE)}
+    return {"images": np.stack(pictures), **collate_params(augmentation, draws, sizes, SIZE)}
 
 
 def on_host(case, **changes):
-    return apply_draw(picture(case), CASES[case]._replace(**changes), SIZE, None).astype("float32")
+    return apply_params(picture(case), CASES[case]._replace(**changes), SIZE, None).astype("float32")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def results():
 
 
 def test_all_operations_are_tested():
-    assert {name for name, _ in COLOR + GEOMETRIC} == set(OPERATIONS)
+    assert {name for name, _ in COLOR + GEOMETRIC} == set(OP_RANGES)
 
 
 @pytest.mark.parametrize("case", [*COLOR, "solarize", "gray"], ids=str)
@@ -173,7 +173,7 @@ def test_all_steps_in_order(results):
     # Where a grey value falls beside the threshold, solarize doubles the difference.
     assert difference.mean() < 3 and np.quantile(difference, 0.9) <= 5
     np.testing.assert_array_equal(results["all"][..., 0], results["all"][..., 2])
-    for changes in ({"blur": 0.0}, {"solarize": 256}, {"flip": False}, {"operations": ()}):
+    for changes in ({"blur": 0.0}, {"solarize": 256}, {"flip": False}, {"ops": ()}):
         assert np.abs(results["all"] - on_host("all", **changes)).mean() > difference.mean() + 1
 
 
@@ -182,9 +182,9 @@ def test_photos_of_another_size_than_drawn_for():
     photo = smooth_picture().resize((300, 180), Image.Resampling.BICUBIC)
     draw = WHOLE._replace(box=(60, 30, 200, 120), flip=True)
     squeezed = np.asarray(photo.resize((72, 64), Image.Resampling.BICUBIC))
-    batch = {"images": squeezed[None], **collate(CROP_AND_FLIP, [draw], [(180, 300)], SIZE)}
+    batch = {"images": squeezed[None], **collate_params(CROP_AND_FLIP, [draw], [(180, 300)], SIZE)}
     image = Apply(BatchAugmentation(SIZE)).predict_on_batch(batch)[0]
-    assert np.abs(image - apply_draw(photo, draw, SIZE, None)).mean() < 1.5
+    assert np.abs(image - apply_params(photo, draw, SIZE, None)).mean() < 1.5
 
 
 def test_erasing():

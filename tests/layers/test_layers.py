@@ -58,8 +58,28 @@ class LayerTests(testing.TestCase):
 
     # JAX compiles slowly: what is trained as part of another layer is not trained alone.
     def test_fine_patch_generator(self):
-        kwargs = {"hidden_dim": 10}
-        self.check(layers.FinePatchGenerator, kwargs, (2, 3, 4, 4), (2, 12, 10), 26, 12, run_training_check=False)
+        kwargs = {"hidden_dim": 10, "strides": 1}
+        self.check(layers.PatchGenerator, kwargs, (2, 3, 4, 4), (2, 12, 10), 26, 12, run_training_check=False)
+
+    def test_fine_patch_generator_of_0_1_0(self):
+        """Its name and its configuration, which had no strides."""
+        config = {"hidden_dim": 10, "name": "patches"}
+        saved = {"module": None, "class_name": "FinePatchGenerator", "registered_name": "keras_ci2p>FinePatchGenerator"}
+        for make in (
+            lambda: layers.FinePatchGenerator(**config),
+            lambda: keras.saving.deserialize_keras_object({**saved, "config": config}),
+        ):
+            with pytest.warns(DeprecationWarning, match=r"PatchGenerator\(strides=1\)"):
+                layer = make()
+            assert layer.strides == 1 and layer.compute_output_shape((2, 3, 4, 6)) == (2, 12, 10)
+            assert isinstance(layer, layers.PatchGenerator)
+        assert layers.PatchGenerator.from_config(config).strides == 2
+        with pytest.raises(ValueError, match="`strides` must be 1 or 2. Received: strides=3"):
+            layers.PatchGenerator(10, strides=3)
+
+    def test_the_public_names(self):
+        assert len(layers.__all__) == 19 and "FinePatchGenerator" not in layers.__all__
+        assert layers.ResidualBlock and layers.SymmetricConv2DTranspose, "importable as in 0.1.0"
 
     def test_leff(self):
         kwargs = {"mlp_dim": 12, "grid": (2, 3)}

@@ -4,9 +4,9 @@ import pytest
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.data import Augmentation, image_folder, scan_folder
-from keras_ci2p.data.augmentation import CROP_AND_FLIP, Draw, collate
-from keras_ci2p.data.loader import EpochDataset, RawExamples
-from keras_ci2p.data.mixup import DrawMix
+from keras_ci2p.data.augmentation import CROP_AND_FLIP, AugmentParams, collate_params
+from keras_ci2p.data.loader import DataLoader, LoadRawImage
+from keras_ci2p.data.mixup import SampleMixup
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier
 from keras_ci2p.training.run_dir import Checkpoints
 
@@ -20,8 +20,8 @@ def manifest(photos):
 
 
 def train_data(manifest, augmentation, mix=None):
-    examples = RawExamples(manifest.split("train"), SIZE, augmentation)
-    return EpochDataset(examples, batch_size=8, shuffle=True, drop_remainder=True, seed=0, mix=mix, num_threads=1)
+    examples = LoadRawImage(manifest.split("train"), SIZE, augmentation)
+    return DataLoader(examples, batch_size=8, shuffle=True, drop_remainder=True, seed=0, mix=mix, num_threads=1)
 
 
 def make(nano, model_class=ViT, **kwargs):
@@ -39,12 +39,12 @@ def test_fit_with_validation(nano, manifest, tmp_path):
     """Augmented and mixed batches to train on, images to validate on; saved and taken up again in between."""
     wrapper, model = make(nano, CI2PViT, compressor=COMPRESSOR)
     compressor = [weight.numpy() for weight in model.compressor.weights]
-    val = image_folder(manifest, image_size=SIZE, batch_size=6, split="val", size_multiple=32)
-    data = train_data(manifest, Augmentation(), DrawMix(0.8, 1.0, SIZE))
+    val = image_folder(manifest, image_size=SIZE, batch_size=6, split="val", patch_size=32)
+    data = train_data(manifest, Augmentation(), SampleMixup(0.8, 1.0, SIZE))
     history = wrapper.fit(
-        data.repeated(),
+        data.repeat(),
         steps_per_epoch=3,
-        validation_data=val.repeated(),
+        validation_data=val.repeat(),
         validation_steps=1,
         shuffle=False,
         verbose=0,
@@ -69,7 +69,7 @@ def test_fit_with_validation(nano, manifest, tmp_path):
 def test_the_loss_falls(nano, manifest):
     wrapper, _ = make(nano, drop_path_rate=0.0)
     data = train_data(manifest, CROP_AND_FLIP)
-    losses = wrapper.fit(data.repeated(), steps_per_epoch=3, epochs=8, shuffle=False, verbose=0).history["loss"]
+    losses = wrapper.fit(data.repeat(), steps_per_epoch=3, epochs=8, shuffle=False, verbose=0).history["loss"]
     assert losses[-1] < 0.5 * losses[0]
 
 
@@ -101,8 +101,10 @@ def test_pixels_and_positions_stay_in_32_bits(rng):
     keras.config.set_dtype_policy("mixed_bfloat16")
     wrapper = AugmentedClassifier(keras.Sequential([keras.layers.Flatten(dtype="float32", autocast=False)]), SIZE)
     images = rng.integers(0, 256, (2, *SIZE, 3)).astype("uint8")
-    draw = Draw((0, 0, 32, 32), True, (), False, 0.0, 256, None)
-    pixels = wrapper.predict({"images": images, **collate(CROP_AND_FLIP, [draw] * 2, [SIZE] * 2, SIZE)}, verbose=0)
+    draw = AugmentParams((0, 0, 32, 32), True, (), False, 0.0, 256, None)
+    pixels = wrapper.predict(
+        {"images": images, **collate_params(CROP_AND_FLIP, [draw] * 2, [SIZE] * 2, SIZE)}, verbose=0
+    )
     np.testing.assert_array_equal(pixels.reshape(images.shape), images[:, :, ::-1])
 
 

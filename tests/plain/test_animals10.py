@@ -100,11 +100,11 @@ def test_files_that_are_left_out(animals, lists, tmp_path):
     Image.new("RGB", (9, 9)).save(animals / "gatto" / "002.jpg")
     (animals / "cat").mkdir()
     Image.new("RGB", (9, 9)).save(animals / "cat" / "001.png")
-    with pytest.warns(UserWarning, match="Animals-10: skipped 3 files(.|\n)*005.png: no picture"):
+    with pytest.warns(UserWarning, match="Animals-10: skipped 3 files(.|\n)*005.png: no image"):
         layout = lay_out(animals, tmp_path / "out")
     assert dict(layout.skipped) == {
         "gatto/001.png": "another file of this class has the same name",
-        "gatto/005.png": "no picture",
+        "gatto/005.png": "no image",
         "gatto/006.png": "empty file",
     }
     assert layout.counts["val"]["cat"] == 2 and (tmp_path / "out" / "val" / "cat" / "002.jpg").is_file()
@@ -122,7 +122,7 @@ def test_test_may_lack_classes(animals, lists, tmp_path):
 def test_refusals_leave_nothing(animals, lists, tmp_path, monkeypatch):
     out = tmp_path / "new" / "out"
     (animals / "gatto" / "002.png").write_bytes(b"no picture")
-    with pytest.warns(UserWarning), pytest.raises(DataError, match="no readable photo for val/cat of the lists"):
+    with pytest.warns(UserWarning), pytest.raises(DataError, match="no readable image for val/cat of the lists"):
         lay_out(animals, out)
     with pytest.raises(FileExistsError, match="not empty"):
         lay_out(animals, animals)
@@ -138,7 +138,7 @@ def test_refusals_leave_nothing(animals, lists, tmp_path, monkeypatch):
     def interrupted(content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(animals10_lists, "check_picture", interrupted)
+    monkeypatch.setattr(animals10_lists, "check_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         lay_out(animals, out)
     assert not out.parent.exists() or not list(out.parent.iterdir())
@@ -166,4 +166,4 @@ def test_the_set_of_tfds_is_split_by_the_lists(animals, lists, tmp_path):
     folder = open_data(tmp_path / "out")
     assert folder.sha256 == photos.sha256
     for split in ("train", "val", "test"):
-        assert folder.split(split).digests == photos.split(split).digests
+        assert folder.split(split).hashes == photos.split(split).hashes

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from keras_ci2p.data import CROP_AND_FLIP, Augmentation, transforms
-from keras_ci2p.data.augmentation import MAX_MAGNITUDE, OPERATIONS, Draw, draw, draw_crop_box
+from keras_ci2p.data.augmentation import MAX_MAGNITUDE, OP_RANGES, AugmentParams, sample_crop_box, sample_params
 
 COUNT = 20_000
 SOURCE = (2000, 2000)
@@ -19,7 +19,7 @@ SIZE = (256, 256)
 @pytest.fixture(scope="module")
 def draws():
     rng = np.random.default_rng(0)
-    return [draw(Augmentation(), SOURCE, SIZE, rng) for _ in range(COUNT)]
+    return [sample_params(Augmentation(), SOURCE, SIZE, rng) for _ in range(COUNT)]
 
 
 def assert_share(events, probability):
@@ -61,7 +61,7 @@ def test_the_crop_that_does_not_fit_is_the_largest_allowed_middle(source, box):
         def uniform(self, low, high):
             return 2 * high
 
-    assert draw_crop_box(Augmentation(), source, NeverFits()) == box
+    assert sample_crop_box(Augmentation(), source, NeverFits()) == box
 
 
 def test_probabilities(draws):
@@ -80,14 +80,14 @@ def test_the_steps_are_independent(draws):
 
 
 def test_two_operations_with_replacement(draws):
-    counts = np.array([len(d.operations) for d in draws])
+    counts = np.array([len(d.ops) for d in draws])
     for count, probability in ((0, 0.25), (1, 0.5), (2, 0.25)):
         assert_share(counts == count, probability)
-    drawn = [name for d in draws for name, _ in d.operations]
-    assert set(drawn) == set(OPERATIONS)
-    for name in OPERATIONS:
+    drawn = [name for d in draws for name, _ in d.ops]
+    assert set(drawn) == set(OP_RANGES)
+    for name in OP_RANGES:
         assert_share([other == name for other in drawn], 1 / 15)
-    pairs = [d.operations for d in draws if len(d.operations) == 2]
+    pairs = [d.ops for d in draws if len(d.ops) == 2]
     assert_share([first[0] == second[0] for first, second in pairs], 1 / 15)
 
 
@@ -102,8 +102,8 @@ def test_values_of_the_operations(draws):
     """Each has its range, sign and magnitude; the magnitude is drawn anew for each."""
     mean, std = clipped_magnitude()
     magnitudes = []
-    for name, (value_range, signed) in OPERATIONS.items():
-        values = [value for d in draws for other, value in d.operations if other == name]
+    for name, (value_range, signed) in OP_RANGES.items():
+        values = [value for d in draws for other, value in d.ops if other == name]
         if value_range is None:
             assert set(values) == {None}
             continue
@@ -118,21 +118,21 @@ def test_values_of_the_operations(draws):
     assert abs(magnitudes.std() - std) < 5 * std / math.sqrt(2 * len(magnitudes))
     assert magnitudes.min() < 7.5 and magnitudes.max() < MAX_MAGNITUDE + 1e-9
     assert_share(magnitudes > MAX_MAGNITUDE - 1e-9, 1 - NormalDist(9, 0.5).cdf(10))
-    pairs = [d.operations for d in draws if len(d.operations) == 2]
+    pairs = [d.ops for d in draws if len(d.ops) == 2]
     twice = [(abs(a), abs(b)) for (first, a), (second, b) in pairs if first == second and a is not None]
     assert np.mean([a == b for a, b in twice]) < 0.05
 
 
 def test_ranges_of_the_operations():
     """mmpretrain's policy "timm_increasing"."""
-    signed = {name: value_range for name, (value_range, is_signed) in OPERATIONS.items() if is_signed}
+    signed = {name: value_range for name, (value_range, is_signed) in OP_RANGES.items() if is_signed}
     assert signed == {
         "rotate": (0, 30),
         **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), (0, 0.9)),
         **dict.fromkeys(("shear_x", "shear_y"), (0, 0.3)),
         **dict.fromkeys(("translate_x", "translate_y"), (0, 0.45)),
     }
-    unsigned = {name: value_range for name, (value_range, is_signed) in OPERATIONS.items() if not is_signed}
+    unsigned = {name: value_range for name, (value_range, is_signed) in OP_RANGES.items() if not is_signed}
     assert unsigned == {
         **dict.fromkeys(("autocontrast", "equalize", "invert")),
         "posterize": (4, 0),
@@ -161,7 +161,7 @@ def test_erased_rectangle(draws):
 
 def test_long_rectangles_are_cut_off(rng):
     augmentation = Augmentation(erasing=1.0, erasing_area=(1 / 3, 1 / 3), erasing_aspect=(10, 10))
-    top, _, height, width = draw(augmentation, SOURCE, SIZE, rng).erase
+    top, _, height, width = sample_params(augmentation, SOURCE, SIZE, rng).erase
     assert (top, height, width) == (0, 256, round(math.sqrt(256**2 / 3 / 10)))
 
 
@@ -169,20 +169,20 @@ def test_sizes_are_height_first(rng):
     augmentation = Augmentation(
         crop_area=(1, 1), crop_aspect=(2, 2), erasing=1.0, erasing_area=(1, 1), erasing_aspect=(1 / 4, 1 / 4)
     )
-    drawn = draw(augmentation, (100, 200), (32, 128), rng)
+    drawn = sample_params(augmentation, (100, 200), (32, 128), rng)
     assert drawn.box == (0, 0, 200, 100) and drawn.erase == (0, 0, 32, 128)
 
 
 def test_crop_and_flip_draws_nothing_else(rng):
     for _ in range(100):
-        drawn = draw(CROP_AND_FLIP, SOURCE, SIZE, rng)
-        assert (drawn.operations, drawn.grayscale, drawn.blur, drawn.solarize, drawn.erase) == ((), False, 0, 256, None)
+        drawn = sample_params(CROP_AND_FLIP, SOURCE, SIZE, rng)
+        assert (drawn.ops, drawn.grayscale, drawn.blur, drawn.solarize, drawn.erase) == ((), False, 0, 256, None)
 
 
 def test_the_seed_determines_the_draws():
     def some(seed):
         rng = np.random.default_rng(seed)
-        return [draw(Augmentation(), (300, 400), SIZE, rng) for _ in range(50)]
+        return [sample_params(Augmentation(), (300, 400), SIZE, rng) for _ in range(50)]
 
     assert some(1) == some(1)
     assert not any(a == b for a, b in zip(some(1), some(2), strict=True))
@@ -237,7 +237,7 @@ class TestScaled:
             assert drawn.scaled(SIZE, SIZE) == drawn
 
     def test_by_hand(self):
-        drawn = Draw((1, 2, 3, 4), True, (("rotate", 3.0),), True, 1.5, 128, (10, 20, 30, 7))
+        drawn = AugmentParams((1, 2, 3, 4), True, (("rotate", 3.0),), True, 1.5, 128, (10, 20, 30, 7))
         assert drawn.scaled((64, 64), (96, 32)) == drawn._replace(blur=1.5 * math.sqrt(0.75), erase=(15, 10, 45, 4)), (
             "27 / 2 = 13.5, rounded to 14"
         )
@@ -252,12 +252,12 @@ class TestScaled:
         worst = []
         for seed in range(40):
             rng = np.random.default_rng(seed)
-            drawn = draw(augmentation, (160, 200), (32, 48), rng)
+            drawn = sample_params(augmentation, (160, 200), (32, 48), rng)
             # Of these a step of a grey level can be a leap of the image.
-            if drawn.solarize < 256 or {name for name, _ in drawn.operations} & {"posterize", "solarize", "equalize"}:
+            if drawn.solarize < 256 or {name for name, _ in drawn.ops} & {"posterize", "solarize", "equalize"}:
                 continue
-            small = transforms.apply_draw(photo, drawn, (32, 48), rng)
-            large = transforms.apply_draw(photo, drawn.scaled((32, 48), (96, 144)), (96, 144), rng)
+            small = transforms.apply_params(photo, drawn, (32, 48), rng)
+            large = transforms.apply_params(photo, drawn.scaled((32, 48), (96, 144)), (96, 144), rng)
             halved = large.reshape(32, 3, 48, 3, 3).mean((1, 3))
             # Without the borders that a rotation moves in.
             difference = np.abs(halved - small)[4:-4, 4:-4]

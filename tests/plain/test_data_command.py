@@ -81,7 +81,7 @@ def test_data_as_a_folder(animals, lists, tmp_path, capsys, monkeypatch):
         f"written: {out}",
         f"next: keras-ci2p train {out} --out run",
     ]
-    assert "gatto/notes.txt: no picture" in captured.err
+    assert "gatto/notes.txt: no image" in captured.err
     assert scan_folder(out).sizes() == {"train": 20, "val": 10, "test": 10}
     assert main(command) == 2 and "exists and is not empty" in capsys.readouterr().err
     assert main(["data", "mnist", "--out", str(out)]) == 2 and "lays out animals10" in capsys.readouterr().err

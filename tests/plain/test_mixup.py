@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from keras_ci2p.data import DataError, image_folder
-from keras_ci2p.data.mixup import MixDraw, draw_mix, mix
+from keras_ci2p.data.mixup import MixParams, mix, sample_mix
 
 IMAGES = np.stack([np.full((4, 6, 2), value, "float32") for value in (0, 100, 200)])
 LABELS = np.eye(3, dtype="float32")
@@ -11,7 +11,7 @@ PARTNER = np.array([1, 2, 0], "int32")
 
 
 def test_mixup_by_hand():
-    images, labels = mix(IMAGES, LABELS, MixDraw(PARTNER, 0.75, (0, 0, 0, 0), 0.75))
+    images, labels = mix(IMAGES, LABELS, MixParams(PARTNER, 0.75, (0, 0, 0, 0), 0.75))
     np.testing.assert_allclose(images[:, 0, 0, 0], [25, 125, 150])
     np.testing.assert_allclose(images.std((1, 2, 3)), 0)
     np.testing.assert_allclose(labels, [[0.75, 0.25, 0], [0, 0.75, 0.25], [0.25, 0, 0.75]])
@@ -19,7 +19,7 @@ def test_mixup_by_hand():
 
 def test_cutmix_by_hand():
     before = IMAGES.copy()
-    images, labels = mix(IMAGES, LABELS, MixDraw(PARTNER, 1.0, (1, 2, 3, 5), 0.75))
+    images, labels = mix(IMAGES, LABELS, MixParams(PARTNER, 1.0, (1, 2, 3, 5), 0.75))
     expected = np.zeros((4, 6))
     expected[1:3, 2:5] = 100
     np.testing.assert_array_equal(images[0, :, :, 0], expected)
@@ -30,7 +30,7 @@ def test_cutmix_by_hand():
 
 def draws(mixup, cutmix, n=4000, size=(40, 60)):
     rng = np.random.default_rng(0)
-    return [draw_mix(mixup, cutmix, 5, size, rng) for _ in range(n)]
+    return [sample_mix(mixup, cutmix, 5, size, rng) for _ in range(n)]
 
 
 def test_one_of_both_half_of_the_time():
@@ -70,7 +70,7 @@ def _mean_label_weight():
 
 
 def test_neither():
-    images, labels = mix(IMAGES, LABELS, draw_mix(0, 0, 3, (4, 6), np.random.default_rng(0)))
+    images, labels = mix(IMAGES, LABELS, sample_mix(0, 0, 3, (4, 6), np.random.default_rng(0)))
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_array_equal(labels, LABELS)
 
@@ -96,7 +96,7 @@ class TestTargets:
     MAPS = np.stack([np.full((2, 3, 1), value, "float32") for value in (0, 1, 2)])
 
     def test_mixup(self):
-        draw = MixDraw(PARTNER, 0.75, (0, 0, 0, 0), 0.75)
+        draw = MixParams(PARTNER, 0.75, (0, 0, 0, 0), 0.75)
         targets = {"labels": LABELS, "features_0": self.MAPS, "teacher": LABELS[::-1]}
         images, mixed = mix(IMAGES, targets, draw)
         plain = mix(IMAGES, LABELS, draw)
@@ -108,7 +108,7 @@ class TestTargets:
 
     def test_cutmix_by_covered_share(self):
         """A box of rows 1..3 and columns 1..5 over maps whose positions are two by two pixels."""
-        draw = MixDraw(PARTNER, 1.0, (1, 1, 3, 5), 1 - 8 / 24)
+        draw = MixParams(PARTNER, 1.0, (1, 1, 3, 5), 1 - 8 / 24)
         _, mixed = mix(IMAGES, {"labels": LABELS, "features_0": self.MAPS}, draw)
         covered = np.array([[0.25, 0.5, 0.25], [0.25, 0.5, 0.25]])
         np.testing.assert_allclose(mixed["features_0"][0, :, :, 0], covered)
@@ -119,7 +119,7 @@ class TestTargets:
     def test_maps_finer_and_coarser_than_the_pixels_of_the_box(self, rng):
         maps = {"fine": rng.normal(size=(3, 8, 18, 2)), "coarse": rng.normal(size=(3, 1, 1, 2)), "odd": self.MAPS}
         maps = {name: array.astype("float32") for name, array in maps.items()}
-        draw = MixDraw(PARTNER, 1.0, (0, 2, 3, 6), 0.5)
+        draw = MixParams(PARTNER, 1.0, (0, 2, 3, 6), 0.5)
         _, mixed = mix(IMAGES, maps, draw)
         inside, outside = mixed["fine"][:, :6, 6:], mixed["fine"][:, :, :6]
         np.testing.assert_allclose(inside, maps["fine"][PARTNER][:, :6, 6:], atol=1e-6)
@@ -129,7 +129,7 @@ class TestTargets:
 
     def test_no_box_and_an_empty_box_change_nothing(self):
         for box in ((0, 0, 0, 0), (2, 3, 2, 5)):
-            _, mixed = mix(IMAGES, {"labels": LABELS, "features_0": self.MAPS}, MixDraw(PARTNER, 1.0, box, 1.0))
+            _, mixed = mix(IMAGES, {"labels": LABELS, "features_0": self.MAPS}, MixParams(PARTNER, 1.0, box, 1.0))
             np.testing.assert_array_equal(mixed["features_0"], self.MAPS)
             np.testing.assert_array_equal(mixed["labels"], LABELS)
 

@@ -12,10 +12,11 @@ from PIL import Image
 from keras_ci2p.data import ImageManifest, scan_folder
 from keras_ci2p.data.manifest import NAMES_FILE, hash_names
 from keras_ci2p.data.overlap import (
-    SEEN_FILE,
+    TRAIN_HASHES_FILE,
     carried_files,
     count_overlap,
-    encode,
+    default_split,
+    encode_hashes,
     encode_names,
     english_names,
     image_names,
@@ -33,10 +34,10 @@ def manifest_of(files, splits=(), class_names=("cat", "dog"), salt=""):
 def preset_of(directory, data, class_names=("cat", "dog"), names=True):
     """As `train` writes it, without weights."""
     directory.mkdir()
-    (directory / SEEN_FILE).write_bytes(encode(data.split("train").digests))
+    (directory / TRAIN_HASHES_FILE).write_bytes(encode_hashes(data.split("train").hashes))
     (directory / NAMES_FILE).write_bytes(encode_names(data))
     (directory / "task.json").write_text(json.dumps({"config": {"class_names": class_names}}))
-    listed = [SEEN_FILE, "task.json", *([NAMES_FILE] if names else [])]
+    listed = [TRAIN_HASHES_FILE, "task.json", *([NAMES_FILE] if names else [])]
     return Preset(directory, {"files": dict.fromkeys(listed, "")})
 
 
@@ -73,7 +74,7 @@ def test_known_by_bytes_or_by_name(tmp_path):
     italian = manifest_of(["gatto/1.webp", "cane/2.webp"], ("val", "val"), ("cane", "gatto"), salt="anew")
     assert count_overlap(preset, italian, "val") == (2, 2)
     # The same bytes by another name, beside one that is known by its name.
-    digests = (data.digests[1], *anew.digests[1:])
+    digests = (data.hashes[1], *anew.hashes[1:])
     mixed = ImageManifest("photos", anew.class_names, ("cat/9.jpg", *anew.files[1:]), anew.labels, digests)
     assert count_overlap(preset, mixed, "all") == (2, 1)
 
@@ -91,7 +92,9 @@ def test_names_that_tell_nothing(tmp_path):
     unlisted = preset_of(tmp_path / "unlisted", data, names=False)
     anew = manifest_of(["cat/1.webp"], ("val",), salt="anew")
     assert count_overlap(unlisted, anew, "val") == (0, 0) and count_overlap(preset, anew, "val") == (1, 1)
-    assert list(carried_files(preset)) == [SEEN_FILE, NAMES_FILE] and list(carried_files(unlisted)) == [SEEN_FILE]
+    assert list(carried_files(preset)) == [TRAIN_HASHES_FILE, NAMES_FILE] and list(carried_files(unlisted)) == [
+        TRAIN_HASHES_FILE
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
@@ -106,3 +109,15 @@ def test_a_folder_encoded_anew(tmp_path, suffix):
     trained = sum(np.isin(hash_names(image_names(anew.split("val"))), np.load(preset.directory / NAMES_FILE)["train"]))
     assert trained > 0 and count_overlap(preset, anew, "val") == (trained, trained)
     assert count_overlap(preset, anew, "all") == (32, 32)
+
+
+def test_the_split_to_evaluate_where_none_is_asked_for(tmp_path):
+    """All of a folder never trained on; validation of what was trained on, and of data that are split themselves."""
+    files = ["cat/1.jpg", "dog/2.jpg", "cat/3.jpg", "dog/4.jpg"]
+    data = manifest_of(files, ("train", "train", "val", "val"))
+    preset = preset_of(tmp_path / "preset", data)
+    assert default_split(preset, manifest_of(files)) == "val"
+    assert default_split(preset, manifest_of(["cat/1.webp", "dog/9.webp"], salt="anew")) == "val", "known by its name"
+    other = ["cat/7.jpg", "dog/8.jpg", "cat/9.jpg"]
+    assert default_split(preset, manifest_of(other)) == "all"
+    assert default_split(preset, manifest_of(other, ("train", "train", "val"))) == "val"

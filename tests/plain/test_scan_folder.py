@@ -5,7 +5,7 @@ import pytest
 from conftest import write_photos
 from PIL import Image
 
-from keras_ci2p.data import DataError, scan_folder, validation_mask
+from keras_ci2p.data import DataError, ImageManifest, scan_folder, validation_mask
 
 
 def test_scan(photos):
@@ -42,7 +42,7 @@ def test_nested_folders_count(photos):
 
 @pytest.mark.parametrize(
     ("classes", "count", "message"),
-    [((), 0, "found none"), (("cat",), 3, "only 'cat'"), (("cat", "dog"), 0, "no readable photo in .* cat, dog")],
+    [((), 0, "found none"), (("cat",), 3, "only 'cat'"), (("cat", "dog"), 0, "no readable image in .* cat, dog")],
 )
 def test_unusable_folders(tmp_path, classes, count, message):
     root = tmp_path / "photos"
@@ -57,13 +57,13 @@ def test_unusable_folders(tmp_path, classes, count, message):
 def test_split_takes_the_first_fifth_by_hash(photos):
     manifest = scan_folder(photos)
     for label in range(3):
-        digests = sorted(d for d, one in zip(manifest.digests, manifest.labels, strict=True) if one == label)
+        digests = sorted(d for d, one in zip(manifest.hashes, manifest.labels, strict=True) if one == label)
         validation = manifest.split("val")
-        chosen = sorted(d for d, one in zip(validation.digests, validation.labels, strict=True) if one == label)
+        chosen = sorted(d for d, one in zip(validation.hashes, validation.labels, strict=True) if one == label)
         assert chosen == digests[:2]
     train, val = manifest.split("train"), manifest.split("val")
     assert len(train) == 24 and len(val) == 6
-    assert not set(train.digests) & set(val.digests)
+    assert not set(train.hashes) & set(val.hashes)
     assert manifest.split("all").files == manifest.files
     with pytest.raises(DataError, match="train, val, test, all"):
         manifest.split("held out")
@@ -78,7 +78,7 @@ def test_split_does_not_depend_on_names_and_places(photos, tmp_path):
     photos.rename(tmp_path / "elsewhere")
     after = scan_folder(tmp_path / "elsewhere")
     assert after.sha256 == before.sha256
-    assert set(after.split("val").digests) == set(before.split("val").digests)
+    assert set(after.split("val").hashes) == set(before.split("val").hashes)
     (tmp_path / "elsewhere" / "cat" / "renamed-0.png").unlink()
     assert scan_folder(tmp_path / "elsewhere").sha256 != before.sha256
 
@@ -91,7 +91,7 @@ def test_copies_never_straddle_the_split(photos):
             shutil.copy(path, photos / "dog" / ("cat-" + path.name))
     manifest = scan_folder(photos)
     train, val = manifest.split("train"), manifest.split("val")
-    assert not set(train.digests) & set(val.digests)
+    assert not set(train.hashes) & set(val.hashes)
     assert len(train) + len(val) == 70
 
 
@@ -110,3 +110,32 @@ def test_a_split_without_photos(tmp_path):
     manifest = scan_folder(write_photos(tmp_path / "few", ("cat", "dog"), 2))
     with pytest.raises(DataError, match="too few"):
         manifest.split("val")
+
+
+@pytest.mark.parametrize("few", [1, 2])
+def test_classes_without_validation_images(photos, few):
+    for path in sorted((photos / "cat").iterdir())[few:]:
+        path.unlink()
+    with pytest.warns(UserWarning, match="1 class has no image for validation.*: cat. A fifth"):
+        manifest = scan_folder(photos)
+    assert "cat" not in {manifest.class_names[label] for label in manifest.split("val").labels}
+
+
+def test_counting_looks_at_each_label_once():
+    """Not once for each class, which took 34 s for ImageNet."""
+
+    class Labels(tuple):
+        looks = 0
+
+        def __iter__(self):
+            Labels.looks += len(self)
+            return super().__iter__()
+
+        def count(self, value):
+            Labels.looks += len(self)
+            return super().count(value)
+
+    names = tuple(f"{i:04}" for i in range(1000))
+    labels = Labels(i % 1000 for i in range(3000))
+    counts = ImageManifest("images", names, ("",) * 3000, labels, ("0",) * 3000).counts()
+    assert counts == dict.fromkeys(names, 3) and 0 < Labels.looks <= 3000

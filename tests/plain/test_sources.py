@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from keras_ci2p.data import DataError, scan_folder
-from keras_ci2p.data.sources import open_data
+from keras_ci2p.data.sources import open_data, scan_images
 
 
 def test_folders_and_manifests(photos):
@@ -23,3 +23,10 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError, match=r"keras_ci2p\[tfds\]"):
         open_data("tfds:mnist")
+
+
+@pytest.mark.parametrize("scan", [open_data, scan_folder, scan_images])
+def test_a_latent_cache_holds_no_images(photos, scan):
+    (photos / "latents.json").write_text("{}")
+    with pytest.raises(DataError, match="is a latent cache: .* Give the folder that it was made of"):
+        scan(photos)

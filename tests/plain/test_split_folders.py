@@ -8,10 +8,10 @@ from conftest import write_photos
 from PIL import Image
 
 from keras_ci2p.data import DataError, ImageManifest, image_folder, open_data, scan_folder
-from keras_ci2p.data.latent_cache import _read_photos
-from keras_ci2p.data.latent_cache import write_photos as write_columns
+from keras_ci2p.data.latent_cache import _read_images
+from keras_ci2p.data.latent_cache import write_images as write_columns
 from keras_ci2p.data.manifest import summarize
-from keras_ci2p.data.sources import open_pictures, scan_pictures
+from keras_ci2p.data.sources import scan_images
 from keras_ci2p.training.evaluation import held_out
 
 CLASSES = ("ant", "bee", "cow")
@@ -70,7 +70,7 @@ def test_a_fifth_of_train_is_kept_where_val_is_missing(tmp_path, test):
         manifest = scan_folder(root)
     expected = scan_folder(root / "Train")
     for split in ("train", "val"):
-        assert manifest.split(split).digests == expected.split(split).digests
+        assert manifest.split(split).hashes == expected.split(split).hashes
     assert manifest.is_split_by_contents
     if test:
         assert {file.split("/")[0] for file in manifest.split("test").files} == {"test"}
@@ -101,7 +101,7 @@ def test_classes_on_one_side_only(tmp_path):
     with pytest.raises(DataError, match="have not the same classes: val lacks bee; val lacks bee. Each"):
         scan_folder(root)
     (root / "val" / "bee").mkdir()
-    with pytest.raises(DataError, match="no readable photo in the class folder val/bee"):
+    with pytest.raises(DataError, match="no readable image in the class folder val/bee"):
         scan_folder(root)
     shutil.copytree(root / "train" / "bee", root / "val" / "bee", dirs_exist_ok=True)
     (root / "test" / "ant").rename(root / "test" / "eel")
@@ -147,7 +147,7 @@ def test_the_hash_covers_the_split(tmp_path):
     assert before.split("train").sha256 == scan_folder(root / "train").sha256
     (root / "train" / "ant" / "000.png").rename(root / "val" / "ant" / "moved.png")
     after = scan_folder(root)
-    assert sorted(after.digests) == sorted(before.digests) and after.sha256 != before.sha256
+    assert sorted(after.hashes) == sorted(before.hashes) and after.sha256 != before.sha256
 
 
 def manifest_of(root="photos", **columns):
@@ -173,7 +173,7 @@ def test_latent_caches_keep_split_manifests(tmp_path):
     photos = scan_folder(root)
     splits = {name: photos.split(name) for name in ("train", "val")}
     write_columns(tmp_path / "photos.npz", splits)
-    read = _read_photos(tmp_path / "photos.npz", {"root": str(root), "class_names": list(CLASSES)})
+    read = _read_images(tmp_path / "photos.npz", {"root": str(root), "class_names": list(CLASSES)})
     for name, manifest in splits.items():
         assert read[name].files == manifest.files and read[name].sha256 == manifest.sha256
         assert np.array_equal(read[name].open(0), manifest.open(0))
@@ -194,7 +194,7 @@ class TestPictures:
 
     def test_split_folders_with_classes(self, tmp_path, no_warning):
         root = write_split(tmp_path / "animals", train=8, val=2)
-        manifest = open_pictures(root)
+        manifest = scan_images(root)
         assert manifest.sizes() == {"train": 24, "val": 6} and manifest.class_names == CLASSES
         assert manifest.sha256 == scan_folder(root).sha256
         assert {file.split("/")[0] for file in held_out(manifest, "val").files} == {"val"}
@@ -203,11 +203,11 @@ class TestPictures:
         root = write_photos(tmp_path / "scans", ("Test", "Train", "Valid"), 5)
         Image.new("RGB", (8, 8)).save(root / "outside.png")
         with pytest.warns(UserWarning, match="outside.png: in the folder of no split"):
-            manifest = scan_pictures(root)
+            manifest = scan_images(root)
         assert manifest.sizes() == {"train": 5, "val": 5, "test": 5} and manifest.class_names == (".",)
         assert {file.split("/")[0] for file in manifest.split("test").files} == {"Test"}
 
     def test_train_and_something_else(self, tmp_path, no_warning):
         root = write_photos(tmp_path / "scans", ("train", "more"), 5)
-        manifest = scan_pictures(root)
+        manifest = scan_images(root)
         assert not manifest.splits and manifest.sizes() == {"train": 8, "val": 2}

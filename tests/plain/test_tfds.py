@@ -75,13 +75,13 @@ def test_bytes_hashes_and_split_are_those_of_the_folder(original):
     folder, data_dir = original
     photos, expected = open_tfds("animals10", data_dir), scan_folder(folder)
     assert len(photos) == 50 and photos.root == "tfds:animals10" and not photos.skipped
-    assert dict(zip(photos.files, photos.digests, strict=True)) == dict(
-        zip(expected.files, expected.digests, strict=True)
+    assert dict(zip(photos.files, photos.hashes, strict=True)) == dict(
+        zip(expected.files, expected.hashes, strict=True)
     )
     for name, count in (("train", 40), ("val", 10), ("all", 50)):
         part = photos.split(name)
         assert len(part) == count
-        assert sorted(part.digests) == sorted(expected.split(name).digests)
+        assert sorted(part.hashes) == sorted(expected.split(name).hashes)
         for i in range(0, count, 7):
             assert part.records[part.positions[i]][0] == (folder / part.files[i]).read_bytes()
             assert ITALIAN_OF[part.class_names[part.labels[i]]] == part.files[i].split("/")[0]
@@ -95,7 +95,7 @@ def test_a_folder_in_english_is_the_same_data_in_the_same_order(original, animal
     assert photos.class_names == expected.class_names
     assert photos.sha256 == expected.sha256 and photos.counts() == expected.counts()
     for name in ("train", "val", "all"):
-        assert photos.split(name).digests == expected.split(name).digests
+        assert photos.split(name).hashes == expected.split(name).hashes
         assert photos.split(name).labels == expected.split(name).labels
     batches = [image_folder(data, image_size=32, batch_size=8, seed=3) for data in (photos, expected)]
     for one, other in zip(*(itertools.islice(batch, 2) for batch in batches), strict=True):
@@ -123,7 +123,7 @@ def test_archive(original, animals, data_dir, tmp_path, below):
     prepare_tfds("animals10", pack(animals, tmp_path / "download.zip", below), data_dir)
     photos = open_tfds("animals10", data_dir)
     expected = open_tfds("animals10", original[1])
-    assert photos.digests == expected.digests and photos.splits == expected.splits
+    assert photos.hashes == expected.hashes and photos.splits == expected.splits
     # Nothing has been unpacked.
     assert not list(tmp_path.glob("tfds/**/*.png"))
 
@@ -155,7 +155,7 @@ def test_unreadable_files_are_left_out_and_listed(original, animals, data_dir, t
         prepare_tfds("animals10", source, data_dir)
     photos = open_tfds("animals10", data_dir)
     assert sorted(name for name, _ in photos.skipped) == sorted(bad)
-    assert photos.digests == open_tfds("animals10", original[1]).digests
+    assert photos.hashes == open_tfds("animals10", original[1]).hashes
     with pytest.warns(UserWarning, match="skipped 4 files"):
         assert sorted(scan_folder(animals).skipped) == sorted(photos.skipped)
 
@@ -193,7 +193,7 @@ def test_unusable_sources(animals, data_dir, tmp_path):
         (archive, "damaged .* Download it again"),
         (animals / "cane" / "000.png", "no ZIP archive"),
         (animals, r"Missing: sheep \(pecora\)\."),
-        (empty, "no readable photo of the class sheep"),
+        (empty, "no readable image of the class sheep"),
         (few, "too few to split"),
         (tmp_path / "absent", "no file or folder"),
     ):
@@ -236,7 +236,7 @@ def test_download_by_kagglehub(animals, data_dir, monkeypatch):
 
 def test_an_interrupted_preparation_leaves_nothing(animals, data_dir, monkeypatch):
     # Both names of one function: in the one the 50 are checked, in the other some are written.
-    read, calls = animals10.read_photo, itertools.count()
+    read, calls = animals10.read_file, itertools.count()
 
     def interrupted(path):
         if next(calls) == 80:
@@ -244,8 +244,8 @@ def test_an_interrupted_preparation_leaves_nothing(animals, data_dir, monkeypatc
         return read(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(animals10, "read_photo", interrupted)
-        patch.setattr("keras_ci2p.data.animals10_builder.read_photo", interrupted)
+        patch.setattr(animals10, "read_file", interrupted)
+        patch.setattr("keras_ci2p.data.animals10_builder.read_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_tfds("animals10", animals, data_dir)
     assert not list(data_dir.glob("animals10/*"))
@@ -268,8 +268,8 @@ def test_the_data_directory_of_the_environment(original, monkeypatch, tmp_path):
 def test_hashes_are_computed_once(original, tmp_path, monkeypatch):
     data_dir = shutil.copytree(original[1], tmp_path / "tfds")
     directory = prepared_directory("animals10", data_dir)
-    check, checked = index.check_picture, []
-    monkeypatch.setattr(index, "check_picture", lambda content: checked.append(0) or check(content))
+    check, checked = index.check_image, []
+    monkeypatch.setattr(index, "check_image", lambda content: checked.append(0) or check(content))
 
     def read_only(path):
         raise PermissionError(f"Permission denied: {path}")
@@ -399,7 +399,7 @@ def test_any_set_of_pictures_with_labels(data_dir, config, train, val, test):
         photos = open_tfds(name, data_dir)
     assert photos.class_names == ("round", "square")
     if train is None:
-        chosen = validation_mask(photos.digests, photos.labels)
+        chosen = validation_mask(photos.hashes, photos.labels)
         assert not photos.splits and photos.image_splits() == tuple("val" if one else "train" for one in chosen)
         assert len(photos.split("val")) == 4 and len(photos.split("train")) == 15
     else:

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 
 from keras_ci2p.data import Augmentation, center_crop
-from keras_ci2p.data.augmentation import OPERATIONS, Draw
-from keras_ci2p.data.transforms import FUNCTIONS, MEAN, STD, apply_draw, augment, normal_pixels
+from keras_ci2p.data.augmentation import OP_RANGES, AugmentParams
+from keras_ci2p.data.transforms import IMAGENET_MEAN, IMAGENET_STD, OPS, apply_params, augment, normal_pixels
 
 BICUBIC = Image.Resampling.BICUBIC
 EVERYTHING = Augmentation(
-    randaugment_ops=len(OPERATIONS),
+    randaugment_ops=len(OP_RANGES),
     randaugment_probability=1.0,
     grayscale=1.0,
     blur=1.0,
@@ -23,7 +23,7 @@ EVERYTHING = Augmentation(
 
 def unchanged(**changes):
     """The draw that takes a 40 x 50 picture as it is."""
-    draw = Draw(box=(0, 0, 50, 40), flip=False, operations=(), grayscale=False, blur=0.0, solarize=256, erase=None)
+    draw = AugmentParams(box=(0, 0, 50, 40), flip=False, ops=(), grayscale=False, blur=0.0, solarize=256, erase=None)
     return draw._replace(**changes)
 
 
@@ -54,7 +54,7 @@ def test_any_picture_gives_the_size_asked_for(size, image_size, rng):
 
 
 def test_nothing_drawn_changes_nothing(picture, rng):
-    np.testing.assert_array_equal(apply_draw(picture, unchanged(), (40, 50), rng), np.asarray(picture))
+    np.testing.assert_array_equal(apply_params(picture, unchanged(), (40, 50), rng), np.asarray(picture))
 
 
 def test_the_crop_is_resized_alone(picture, rng):
@@ -62,57 +62,59 @@ def test_the_crop_is_resized_alone(picture, rng):
     pixels = np.asarray(picture)[7 : 7 + 20, 5 : 5 + 30]
     expected = Image.fromarray(pixels).resize((64, 48), BICUBIC)
     np.testing.assert_array_equal(
-        apply_draw(picture, unchanged(box=(5, 7, 30, 20)), (48, 64), rng), np.asarray(expected)
+        apply_params(picture, unchanged(box=(5, 7, 30, 20)), (48, 64), rng), np.asarray(expected)
     )
 
 
 def test_huge_crops_are_resized_nearly_bicubically(rng):
     image = Image.fromarray(rng.integers(0, 256, (60, 80, 3)).astype("uint8")).resize((800, 600), BICUBIC)
     exact = np.asarray(image.resize((64, 48), BICUBIC)).astype(int)
-    result = apply_draw(image, unchanged(box=(0, 0, 800, 600)), (48, 64), rng)
+    result = apply_params(image, unchanged(box=(0, 0, 800, 600)), (48, 64), rng)
     assert 0 < np.abs(result - exact).max() <= 4
 
 
 def test_flip(picture, rng):
-    flipped = apply_draw(picture, unchanged(flip=True), (40, 50), rng)
+    flipped = apply_params(picture, unchanged(flip=True), (40, 50), rng)
     np.testing.assert_array_equal(flipped, np.asarray(picture)[:, ::-1])
 
 
 def test_grayscale_has_the_published_weights(rng):
     pixels = np.zeros((40, 50, 3), "uint8")
     pixels[:20, :, 0], pixels[20:30, :, 1], pixels[30:, :, 2] = 200, 200, 200
-    gray = apply_draw(Image.fromarray(pixels), unchanged(grayscale=True), (40, 50), rng)
+    gray = apply_params(Image.fromarray(pixels), unchanged(grayscale=True), (40, 50), rng)
     for row, weight in ((0, 0.2989), (20, 0.587), (30, 0.114)):
         assert (gray[row] == round(200 * weight / 0.9999)).all()
 
 
 def test_solarize_and_blur(picture, rng):
-    solarized = apply_draw(picture, unchanged(solarize=128), (40, 50), rng)
+    solarized = apply_params(picture, unchanged(solarize=128), (40, 50), rng)
     values = np.asarray(picture)
     np.testing.assert_array_equal(solarized, np.where(values < 128, values, 255 - values))
     dot = np.zeros((40, 50, 3), "uint8")
     dot[20, 25] = 255
-    blurred = apply_draw(Image.fromarray(dot), unchanged(blur=2.0), (40, 50), rng).astype(float)[:, :, 0]
+    blurred = apply_params(Image.fromarray(dot), unchanged(blur=2.0), (40, 50), rng).astype(float)[:, :, 0]
     distances = (np.arange(50) - 25) ** 2
     assert abs((blurred.sum(0) * distances).sum() / blurred.sum() - 2.0**2) < 0.5
 
 
 def test_order_of_the_steps(picture):
     """Crop, flip, operations in their order, grayscale, blur, solarize, erasing: no other order gives the same."""
-    drawn = Draw((3, 2, 40, 30), True, (("rotate", 20.0), ("solarize_add", 99.0)), True, 1.5, 128, (4, 6, 20, 30))
+    drawn = AugmentParams(
+        (3, 2, 40, 30), True, (("rotate", 20.0), ("solarize_add", 99.0)), True, 1.5, 128, (4, 6, 20, 30)
+    )
     weights = [value / 0.9999 for value in (0.2989, 0.587, 0.114)]
     steps = [
         lambda image: image.crop((3, 2, 43, 32)).resize((64, 48), BICUBIC),
         ImageOps.mirror,
-        lambda image: FUNCTIONS["rotate"](image, 20.0),
-        lambda image: FUNCTIONS["solarize_add"](image, 99.0),
+        lambda image: OPS["rotate"](image, 20.0),
+        lambda image: OPS["solarize_add"](image, 99.0),
         lambda image: image.convert("L", (*weights, 0)).convert("RGB"),
         lambda image: image.filter(ImageFilter.GaussianBlur(1.5)),
         ImageOps.solarize,
         noise_pasted,
     ]
     expected = in_turn(steps, picture)
-    result = apply_draw(picture, drawn, (48, 64), np.random.default_rng(3))
+    result = apply_params(picture, drawn, (48, 64), np.random.default_rng(3))
     np.testing.assert_array_equal(result, expected)
     for i in range(1, len(steps) - 1):
         swapped = [*steps[:i], steps[i + 1], steps[i], *steps[i + 2 :]]
@@ -130,7 +132,7 @@ def noise_pasted(image):
 
 
 def test_only_the_rectangle_is_erased(picture, rng):
-    pixels = apply_draw(picture, unchanged(erase=(10, 5, 20, 40)), (40, 50), rng)
+    pixels = apply_params(picture, unchanged(erase=(10, 5, 20, 40)), (40, 50), rng)
     changed = (pixels != np.asarray(picture)).any(-1)
     assert changed[10:30, 5:45].mean() > 0.99
     changed[10:30, 5:45] = False
@@ -141,7 +143,7 @@ def test_noise_is_normal_rounded_and_clipped(rng):
     """Its distribution function lies within five standard errors of that of rounded normal numbers."""
     noise = normal_pixels(1000, 1200, rng).reshape(-1, 3)
     normal = np.array([NormalDist().inv_cdf((i + 0.5) / 20_000) for i in range(20_000)])
-    for values, mean, std in zip(noise.T, MEAN, STD, strict=True):
+    for values, mean, std in zip(noise.T, IMAGENET_MEAN, IMAGENET_STD, strict=True):
         reference = np.clip(np.rint(mean + std * normal), 0, 255).astype(int)
         ours, expected = (np.cumsum(np.bincount(x, minlength=256)) / len(x) for x in (values, reference))
         assert np.abs(ours - expected).max() < 5 * math.sqrt(0.25 / len(noise))
@@ -153,7 +155,7 @@ def test_noise_is_normal_rounded_and_clipped(rng):
 
 def test_noise_has_the_published_numbers():
     """ImageNet's, in the order red, green, blue."""
-    assert MEAN == (123.675, 116.28, 103.53) and STD == (58.395, 57.12, 57.375)
+    assert IMAGENET_MEAN == (123.675, 116.28, 103.53) and IMAGENET_STD == (58.395, 57.12, 57.375)
 
 
 def test_the_seed_determines_the_pixels(picture):

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from torchvision_operators import define_torchvision_operators
 
-from keras_ci2p.data.augmentation import MAX_MAGNITUDE, OPERATIONS
-from keras_ci2p.data.transforms import FILL, FUNCTIONS, shift_rows
+from keras_ci2p.data.augmentation import MAX_MAGNITUDE, OP_RANGES
+from keras_ci2p.data.transforms import FILL, OPS, shift_rows
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -40,7 +40,7 @@ def picture(rng):
 
 
 def applied(name, image, *value):
-    result = FUNCTIONS[name](image, *value)
+    result = OPS[name](image, *value)
     assert result.mode == "RGB" and result.size == image.size
     return np.asarray(result).astype(int)
 
@@ -55,7 +55,7 @@ def blended(background, values, change):
 
 
 def test_every_operation_has_a_function():
-    assert FUNCTIONS.keys() == OPERATIONS.keys()
+    assert OPS.keys() == OP_RANGES.keys()
 
 
 def test_values_are_inverted(picture):
@@ -179,13 +179,13 @@ def timm_operations():
     return auto_augment
 
 
-SIGNS = [(name, sign) for name, (_, signed) in OPERATIONS.items() for sign in ((1, -1) if signed else (1,))]
+SIGNS = [(name, sign) for name, (_, signed) in OP_RANGES.items() for sign in ((1, -1) if signed else (1,))]
 
 
 @pytest.mark.parametrize(("name", "sign"), SIGNS)
 def test_timm(timm_operations, picture, monkeypatch, name, sign):
     """The same magnitude gives the same picture; of Pillow's cut-off fractions see above."""
-    value_range, _ = OPERATIONS[name]
+    value_range, _ = OP_RANGES[name]
     # timm negates where the number is above 0.5.
     monkeypatch.setattr(timm_operations.random, "random", lambda: 0.5 - 0.1 * sign)
     hparams = {"img_mean": FILL, "interpolation": BICUBIC}

@@ -11,10 +11,10 @@ from keras_ci2p.data.workers import _numpy_for_children
 def test_worker_processes_change_nothing(photos):
     """The same batches in the same order as threads make; a state can be restored; the processes end."""
     folder = {"image_size": 32, "batch_size": 5, "augment": Augmentation(), "mixup": 0.8, "cutmix": 1.0}
-    expected = list(itertools.islice(image_folder(photos, **folder).repeated(1), 8))
+    expected = list(itertools.islice(image_folder(photos, **folder).repeat(1), 8))
     others = multiprocessing.active_children()
     backend = os.environ.get("KERAS_BACKEND")
-    batches = iter(image_folder(photos, num_workers=2, **folder).repeated(1))
+    batches = iter(image_folder(photos, num_workers=2, **folder).repeat(1))
     assert_same([next(batches) for _ in range(3)], expected[:3])
     assert os.environ.get("KERAS_BACKEND") == backend
     state = batches.get_state()

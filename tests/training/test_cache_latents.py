@@ -166,7 +166,7 @@ def test_training_on_latents_is_training_the_model(cache, nano):
     classifier = model.latent_classifier
     classifier.compile(keras.optimizers.Adam(3e-3), keras.losses.CategoricalCrossentropy(from_logits=True))
     history = classifier.fit(
-        train.repeated(), steps_per_epoch=train.steps_per_epoch, epochs=4, shuffle=False, verbose=0
+        train.repeat(), steps_per_epoch=train.steps_per_epoch, epochs=4, shuffle=False, verbose=0
     ).history
     assert history["loss"][-1] < history["loss"][0]
     images = [

@@ -200,7 +200,7 @@ class TestDistilledClassifier:
         compiled(model, learning_rate=0.05)
         steps = {"steps_per_epoch": 3, "validation_steps": validation.steps_per_epoch, "epochs": 3}
         history = model.fit(
-            train.repeated(), validation_data=validation.repeated(), shuffle=False, verbose=0, **steps
+            train.repeat(), validation_data=validation.repeat(), shuffle=False, verbose=0, **steps
         ).history
         assert set(history) == {"loss", "top1", "teacher_loss", "features_0_loss", "val_loss", "val_top1"}
         assert history["features_0_loss"][-1] < history["features_0_loss"][0]

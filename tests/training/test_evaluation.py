@@ -85,3 +85,13 @@ def test_photos_that_vanish(photos, nano):
         report = evaluate(model, manifest, verbose=0, batch_size=4, worst=6)
     assert report["images"] == 5
     assert [row["image"] for row in report["worst"]] == [manifest.split("val").files[1]]
+    # A whole batch, and then all of them.
+    for file in manifest.split("val").files[2:4]:
+        (photos / file).unlink()
+    with pytest.warns(UserWarning, match="no longer"):
+        report = evaluate(model, manifest, verbose=0, batch_size=2, worst=6)
+    assert report["images"] == 3
+    assert [row["image"] for row in report["worst"]] == [manifest.split("val").files[1]]
+    photos.rename(photos.with_name("elsewhere"))
+    with pytest.warns(UserWarning, match="no longer"), pytest.raises(DataError, match="None of the 6 images"):
+        evaluate(model, manifest, verbose=0, batch_size=2)

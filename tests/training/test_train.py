@@ -9,7 +9,7 @@ from conftest import NANO, write_photos
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError
-from keras_ci2p.data.loader import PhotoExamples
+from keras_ci2p.data.loader import LoadImage
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.models import CLASSIFIERS
 from keras_ci2p.models.variants import VARIANTS
@@ -192,15 +192,15 @@ def test_mixed_precision(settings, tmp_path, dtype, kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
 def test_a_nan_ends_the_run_and_the_last_good_weights_are_kept(settings, tmp_path, monkeypatch, dtype):
-    run, stack, batches = tmp_path / "run", PhotoExamples.stack, []
+    run, collate, batches = tmp_path / "run", LoadImage.collate, []
 
     def damaged(self, elements):
-        images, labels = stack(self, elements)
+        images, labels = collate(self, elements)
         batches.append(len(images))
         # Three batches in an epoch, others are read ahead or for validation.
         return (np.full_like(images, np.nan) if len(batches) > 24 else images), labels
 
-    monkeypatch.setattr(PhotoExamples, "stack", damaged)
+    monkeypatch.setattr(LoadImage, "collate", damaged)
     with pytest.raises(RunError, match="no longer finite: nan.*last good epoch are kept"):
         train(settings(epochs=20, dtype=dtype), run, verbose=0)
     history = list(csv.DictReader((run / "history.csv").open()))

@@ -1,0 +1,129 @@
+"""Python with another backend, in a process of its own; what a backend lacks comes from Keras."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_ci2p import backend
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+
+
+@pytest.fixture(autouse=True)
+def find_jobs(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(HELPERS))
+
+
+def test_how_it_is_started(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for on_cpu, devices in ((False, ""), (True, "-1")):
+        backend.run_in_process("numpy", "process_jobs", ["tell", tmp_path / "told.npz"], timeout=60, on_cpu=on_cpu)
+        told = dict(np.load(tmp_path / "told.npz"))
+        assert told["KERAS_BACKEND"] == "numpy" and told["CUDA_VISIBLE_DEVICES"] == devices
+        assert str(told["PYTHONPATH"]).split(os.pathsep) == [str(HELPERS.parents[1]), str(HELPERS)]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("job", "reason"), [("fail", "^ValueError: no such thing$"), ("leave", "^ended with exit code 3$")]
+)
+def test_failures_have_reasons(job, reason):
+    with pytest.raises(RuntimeError, match=reason):
+        backend.run_in_process("numpy", "process_jobs", [job], timeout=60)
+
+
+def test_why_a_process_has_ended():
+    def ended(code, text=""):
+        return backend._reason(subprocess.CompletedProcess([], code, stderr=text))
+
+    assert ended(1, "Traceback\n  ...\nRuntimeError: no device\n\n") == "RuntimeError: no device"
+    assert ended(-signal.SIGKILL) == "ended by SIGKILL, as the system does for want of memory"
+    assert ended(3) == "ended with exit code 3"
+
+
+def wait_until(is_true):
+    for _ in range(600):
+        if is_true():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def is_gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_it_ends_when_its_time_is_over(tmp_path):
+    path = tmp_path / "pid"
+    with pytest.raises(RuntimeError, match="process_jobs on numpy was not done after 5 s, and was ended"):
+        backend.run_in_process("numpy", "process_jobs", ["sleep", path], timeout=5)
+    assert not path.exists() or is_gone(int(path.read_text()))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_it_ends_with_the_one_that_waits(tmp_path):
+    path = tmp_path / "pid"
+    job = ("numpy", "process_jobs", ["sleep", str(path)], 300)
+    code = f"from keras_ci2p.backend import run_in_process; run_in_process(*{job!r})"
+    path_of_package = os.pathsep.join([str(HELPERS.parents[1]), str(HELPERS)])
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path_of_package}, stderr=subprocess.PIPE
+    )
+    try:
+        assert wait_until(path.exists)
+        # Ctrl-C of a notebook or a debugger: not to the whole group.
+        waiting.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in waiting.communicate(timeout=60)[1]
+        assert wait_until(lambda: is_gone(int(path.read_text())))
+    finally:
+        waiting.kill()
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory):
+    """Path of images and weights, and what this backend makes of them."""
+    import process_jobs as jobs
+
+    path = tmp_path_factory.mktemp("job") / "job.npz"
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 64, 3)).astype("float32")
+    weights = jobs.make_model(images.shape[1:]).get_weights()
+    np.savez(path, images=images, **{f"weight_{i}": weight for i, weight in enumerate(weights)})
+    jobs.predict(path, path.with_name("here.npz"))
+    return path, dict(np.load(path.with_name("here.npz")))
+
+
+def test_a_backend_imports_no_other(sent):
+    assert sent[1]["loaded"].tolist() == [keras.backend.backend()]
+
+
+def test_numpy_has_keras_s_own_kernels(sent, tmp_path):
+    """And loads no framework of another backend."""
+    path, here = sent
+    backend.run_in_process("numpy", "process_jobs", ["predict", path, tmp_path / "there.npz"], timeout=600)
+    there = dict(np.load(tmp_path / "there.npz"))
+    for key in ("logits", "trained"):
+        assert np.abs(here[key]).max() > 0.05
+        np.testing.assert_allclose(there[key], here[key], atol=1e-4)
+    assert there["macs"] == here["macs"] > 0
+    assert there["loaded"].tolist() == []
+
+
+def test_every_backend_has_all():
+    from keras_ci2p.backend import common
+
+    assert all(hasattr(common, name) for name in backend._OF_THE_BACKEND)
+    for name in backend.__all__:
+        assert getattr(backend, name) is not None or name == "adamw_step"
+    with pytest.raises(AttributeError, match="no attribute 'sparse'"):
+        backend.sparse  # noqa: B018

@@ -51,7 +51,7 @@ def reconstruction(model, batch, name):
 def received_attention(model, batch):
     """How much each token counts, 1 on average: all layers' attention, as the mean of the output tokens has it."""
     rollout = attention_rollout(model.attention_maps(batch))
-    rows, columns = (size // model.size_multiple for size in batch.shape[1:3])
+    rows, columns = (size // model.patch_size for size in batch.shape[1:3])
     return rollout[0].mean(axis=0).reshape(rows, columns) * rows * columns
 
 

@@ -21,10 +21,11 @@ __all__, _getattr, __dir__ = lazy_imports(
             "Compressor",
             "ViT",
             "ViTBackbone",
+            "load_preset",
         ],
         "presets": ["list_presets"],
     },
-    modules=["convert", "data", "export", "flops", "hub", "layers", "models", "presets", "training"],
+    modules=["compare", "convert", "data", "export", "flops", "hub", "layers", "models", "presets", "training"],
 )
 __all__ += ["__version__"]
 _WITHOUT_KERAS = ("list_presets", "presets")

@@ -28,7 +28,7 @@ from keras_ci2p.data.manifest import DataError
 from keras_ci2p.data.sources import open_data
 from keras_ci2p.flops import count_macs, count_parameters
 from keras_ci2p.layers.embedding import PATCH_SIZE
-from keras_ci2p.models.backbone import CI2PClassifier
+from keras_ci2p.models.backbone import CompressorMixin
 from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.plots import comparison_title, peak_bytes, plot_comparison
 from keras_ci2p.training.optim import FusedAdamW, SoftTargetCrossentropy
@@ -240,7 +240,7 @@ def make_pictures(settings):
 
 def _photos(settings):
     manifest = open_data(settings.data)
-    is_ci2p = issubclass(CLASSIFIERS[settings.model], CI2PClassifier)
+    is_ci2p = issubclass(CLASSIFIERS[settings.model], CompressorMixin)
     common = {
         "image_size": settings.image_size,
         "batch_size": settings.batch_size,

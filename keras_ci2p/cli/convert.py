@@ -95,14 +95,10 @@ def _part(key):
 
 def _read_preset(name):
     """The model, and what else of its preset `save_to_preset` is to write again."""
-    from keras_ci2p.cli.model import open_model
-    from keras_ci2p.models.compressor import Compressor
-    from keras_ci2p.presets import open_preset
+    from keras_ci2p.models.loading import open_preset_model
 
-    preset = open_preset(name)
-    if preset.registered_name() == "keras_ci2p>Compressor":
-        return Compressor.from_preset(preset), preset.carried()
-    return open_model(preset)[0], preset.carried()
+    model, preset = open_preset_model(name)
+    return model, preset.carried()
 
 
 def _write_checkpoint(model, dest, kind):

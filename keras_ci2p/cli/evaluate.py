@@ -57,19 +57,19 @@ def add_parser(commands):
 
 
 def run(args):
+    from keras_ci2p.models.loading import is_compressor
     from keras_ci2p.presets import open_preset, preset_of
     from keras_ci2p.utils import require
 
     require("matplotlib.figure", extra="train")
     preset = open_preset(preset_of(args.model))
-    is_compressor = preset.registered_name() == "keras_ci2p>Compressor"
-    if is_compressor and (args.without_copies or args.worst):
+    if is_compressor(preset) and (args.without_copies or args.worst):
         raise ValueError(f"--without-copies and --worst are for classifiers; {args.model} is a compressor.")
     if args.worst < 0:
         raise ValueError(f"--worst must not be negative. Received: {args.worst}")
     is_run = preset_of(args.model) != args.model
     out = Path(args.out) if args.out else Path(args.model if is_run else ".") / "evaluation"
-    measure = _measure_compressor if is_compressor else _measure_classifier
+    measure = _measure_compressor if is_compressor(preset) else _measure_classifier
     measure(args, preset, out)
 
 

@@ -3,8 +3,8 @@
 import keras
 
 from keras_ci2p import models
-from keras_ci2p.layers.embedding import compressor_config
-from keras_ci2p.models.backbone import CI2PClassifier, CI2PParts
+from keras_ci2p.models.backbone import CompressorMixin
+from keras_ci2p.models.image_classifier import HEAD_ARGUMENTS, activation_name, check_classes, classify, head_model
 from keras_ci2p.presets import HUB, complete_metadata
 from keras_ci2p.utils import require
 
@@ -14,11 +14,7 @@ keras_hub = require("keras_hub", extra="hub")
 register = keras.saving.register_keras_serializable(package=HUB)
 
 
-# What KerasHub's base class and the compressor itself tell of a configuration.
-_TOLD_OTHERWISE = ("name", "dtype", "compressor", "freeze_compressor")
-
-
-class HubBackbone(CI2PParts, keras_hub.models.Backbone):
+class HubBackbone(keras_hub.models.Backbone):
     """Base class: a `keras_hub.models.Backbone` over the functional graph of a `core_class` of ours.
 
     Args:
@@ -34,17 +30,14 @@ class HubBackbone(CI2PParts, keras_hub.models.Backbone):
         super().__init__(inputs=core.input, outputs=core.output, dtype=dtype, name=name, trainable=trainable)
 
         # === Config ===
-        self._arguments = [argument for argument in core.get_config() if argument not in _TOLD_OTHERWISE]
+        self._arguments = tuple(argument for argument in core.get_config() if argument not in ("dtype", "name"))
         for argument in self._arguments:
-            setattr(self, argument, getattr(core, argument))
+            if not hasattr(type(self), argument):
+                setattr(self, argument, getattr(core, argument))
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            **{argument: getattr(self, argument) for argument in self._arguments},
-            "compressor": compressor_config(self.compressor),
-            "freeze_compressor": self.freeze_compressor,
-        }
+        config = super().get_config()
+        return {**config, **{argument: getattr(self, argument) for argument in self._arguments}}
 
     def save_to_preset(self, preset_dir, max_shard_size=10):
         """Saves the backbone as a preset that `keras_ci2p` reads as well.
@@ -61,7 +54,7 @@ class HubBackbone(CI2PParts, keras_hub.models.Backbone):
 
 
 @register
-class CI2PViTBackbone(HubBackbone):
+class CI2PViTBackbone(CompressorMixin, HubBackbone):
     """`keras_ci2p.CI2PViTBackbone` as a KerasHub backbone: images to tokens.
 
     Args: As in `keras_ci2p.CI2PViTBackbone`, and `trainable`.
@@ -79,7 +72,7 @@ class CI2PViTBackbone(HubBackbone):
 
 
 @register
-class CI2PViTDualScaleBackbone(HubBackbone):
+class CI2PViTDualScaleBackbone(CompressorMixin, HubBackbone):
     """`keras_ci2p.CI2PViTDualScaleBackbone` as a KerasHub backbone: images to tokens.
 
     Args: As in `keras_ci2p.CI2PViTDualScaleBackbone`, and `trainable`.
@@ -157,7 +150,7 @@ class CI2PViTDualScaleImageClassifierPreprocessor(HubPreprocessor):
     image_converter_cls = CI2PViTDualScaleImageConverter
 
 
-class HubImageClassifier(CI2PParts, keras_hub.models.ImageClassifier):
+class HubImageClassifier(CompressorMixin, keras_hub.models.ImageClassifier):
     """Base class: the mean of the backbone's tokens is classified.
 
     Args:
@@ -171,30 +164,26 @@ class HubImageClassifier(CI2PParts, keras_hub.models.ImageClassifier):
     """
 
     def __init__(self, backbone, num_classes, preprocessor=None, class_names=None, activation=None, **kwargs):
-        classifier = CI2PClassifier(backbone, num_classes, class_names, activation, name="classifier")
-        # Past Keras's attribute tracking: its layers are this model's own.
-        self.__dict__["_classifier"] = classifier
+        check_classes(num_classes, class_names)
+        outputs, head = classify(backbone, num_classes, activation)
 
         # === Config ===
         # Before the constructor, which compiles: the default loss asks for the activation.
         self.backbone = backbone
         self.preprocessor = preprocessor
-        self.num_classes = num_classes
-        self.class_names = classifier.class_names
-        self.activation = classifier.activation
+        self.num_classes = head.units
+        self.class_names = None if class_names is None else list(class_names)
+        self.activation = activation_name(head)
 
         # === Functional model ===
         # Past the constructor of KerasHub's classifier, which pools over a grid and not over tokens.
-        keras_hub.models.Task.__init__(self, inputs=classifier.input, outputs=classifier.output, **kwargs)
+        keras_hub.models.Task.__init__(self, inputs=backbone.input, outputs=outputs, **kwargs)
 
     def get_config(self):
         # Not the base class's, which tells of arguments that this one does not have.
-        return {
-            **keras_hub.models.Task.get_config(self),
-            "num_classes": self.num_classes,
-            "class_names": None if self.class_names is None else list(self.class_names),
-            "activation": self.activation,
-        }
+        config = keras_hub.models.Task.get_config(self)
+        head = {argument: getattr(self, argument) for argument in HEAD_ARGUMENTS}
+        return {**config, **head, "class_names": None if self.class_names is None else list(self.class_names)}
 
     @classmethod
     def from_config(cls, config):
@@ -212,10 +201,10 @@ class HubImageClassifier(CI2PParts, keras_hub.models.ImageClassifier):
     # A head is stored alike by both libraries.
 
     def save_task_weights(self, filepath):
-        self._classifier._head_model().save_weights(filepath)
+        head_model(self.get_layer("head")).save_weights(filepath)
 
     def load_task_weights(self, filepath):
-        self._classifier._head_model().load_weights(filepath)
+        head_model(self.get_layer("head")).load_weights(filepath)
 
 
 @register

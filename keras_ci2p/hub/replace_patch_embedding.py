@@ -7,7 +7,7 @@ from keras import ops
 from keras_ci2p.hub.models import keras_hub, register
 from keras_ci2p.layers.compression_transforms import check_images
 from keras_ci2p.layers.embedding import PATCH_SIZE, CI2PPatchEmbedding, resize_position_embedding
-from keras_ci2p.models.compressor import Compressor
+from keras_ci2p.models.backbone import compressor_layer
 
 
 def replace_patch_embedding(model, compressor=None, freeze_compressor=True):
@@ -22,8 +22,7 @@ def replace_patch_embedding(model, compressor=None, freeze_compressor=True):
 
     Args:
         model: `keras_hub.models.ViTBackbone` or `ViTImageClassifier`, channels last; it stays as it is.
-        compressor: A `Compressor` or `AnalysisTransform` whose weights are copied, the configuration of the latter as a
-            dict, or None for the paper's, randomly initialised.
+        compressor: As in `keras_ci2p.CI2PViTBackbone`.
         freeze_compressor: Whether to keep the compressor from training; survives save and load.
 
     Returns:
@@ -96,7 +95,7 @@ def _replace_in_backbone(backbone, compressor, freeze_compressor):
     dtype = old_encoder.dtype_policy
     patch_embedding = CI2PPatchEmbedding(
         backbone.hidden_dim,
-        compressor.analysis if isinstance(compressor, Compressor) else compressor,
+        compressor_layer(compressor, freeze_compressor, dtype),
         freeze_compressor,
         dtype=dtype,
         name="patch_embedding",

@@ -4,12 +4,15 @@ import hashlib
 import itertools
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_ci2p.layers.compression_layers import GDN, AttentionBlock, ResidualBlock, StridedResidualBlock
 from keras_ci2p.layers.core import SymmetricConv2DTranspose, check_images, torch_conv2d
 
 DOWNSAMPLING = 16
+# In weight files, the first kernel of an analysis transform that is neither loaded nor trained.
+_RANDOM_KERNEL = "random_kernel"
 
 
 def _balle(activation):
@@ -68,7 +71,8 @@ class AnalysisTransform(keras.layers.Layer):
         num_filters: Channels between the convolutions (CompressAI's N; 128 at qualities 1-5).
         latent_channels: Channels of the latent (CompressAI's M; 192 at qualities 1-5).
         frozen: Whether to keep the weights from training.
-        origin: Where the weights are from, a dict of plain values (`name`, `sha256`), or None.
+        source: Where the weights are from, a dict of plain values (`name`, `sha256`), or None.
+        origin: `source` as configurations call it.
 
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255; height and width multiples of 16.
     Output shape: `(batch, height / 16, width / 16, latent_channels)`, in the compute dtype.
@@ -87,6 +91,7 @@ class AnalysisTransform(keras.layers.Layer):
         num_filters=128,
         latent_channels=192,
         frozen=False,
+        source=None,
         origin=None,
         **kwargs,
     ):
@@ -99,9 +104,10 @@ class AnalysisTransform(keras.layers.Layer):
         self.architecture = architecture
         self.num_filters = num_filters
         self.latent_channels = latent_channels
-        self.origin = origin
+        self.source = origin if source is None else source
         self.stages = list(_STAGES[architecture](num_filters, latent_channels, self.dtype_policy))
         self.frozen = frozen
+        self._random_kernel = None
 
     def build(self, input_shape):
         check_images(input_shape, DOWNSAMPLING, self.name)
@@ -151,10 +157,31 @@ class AnalysisTransform(keras.layers.Layer):
         # The base constructor sets `trainable` before `frozen` exists.
         keras.layers.Layer.trainable.fset(self, bool(value) and not getattr(self, "_frozen", False))
 
+    @property
+    def origin(self):
+        """The former name of `source`."""
+        return self.source
+
+    def weights_hash(self):
+        """SHA-256 of architecture, channels and weights, the same on every backend.
+
+        Raises:
+            ValueError: There are no weights yet.
+        """
+        if not self.built:
+            raise ValueError(f"{self.name} has no weights yet; build it first.")
+        config = f"{self.architecture} {self.num_filters} {self.latent_channels}"
+        digest = hashlib.sha256(config.encode("ascii"))
+        for weight in self.get_weights():
+            digest.update(str(weight.shape).encode("ascii"))
+            digest.update(weight.astype("<f4").tobytes())
+        return digest.hexdigest()
+
     def copy_weights(self, other):
         """Takes over the weights of another, built transform; if they are random, this one is random too."""
         self.set_weights(other.get_weights())
         self._first_conv.kernel_initializer = other._first_conv.kernel_initializer
+        self._random_kernel = other._random_kernel
 
     @property
     def _first_conv(self):
@@ -162,13 +189,25 @@ class AnalysisTransform(keras.layers.Layer):
 
     @property
     def is_randomly_initialized(self):
-        """Whether the weights are still those of the constructor, neither loaded nor trained."""
+        """Whether the weights are a constructor's still: not trained, and loaded only from a file of random ones."""
         if not self.built:
             return True
         conv = self._first_conv
         # A Keras initializer gives the same values again, since it holds its seed.
         initial = conv.kernel_initializer(conv.kernel.shape, dtype=conv.kernel.dtype)
-        return bool(ops.all(ops.equal(conv.kernel, initial)))
+        if bool(ops.all(ops.equal(conv.kernel, initial))):
+            return True
+        return self._random_kernel is not None and np.array_equal(
+            ops.convert_to_numpy(conv.kernel), self._random_kernel
+        )
+
+    def save_own_variables(self, store):
+        # A second copy of the kernel tells who loads the file that the weights are random still.
+        if self.is_randomly_initialized:
+            store[_RANDOM_KERNEL] = ops.convert_to_numpy(self._first_conv.kernel)
+
+    def load_own_variables(self, store):
+        self._random_kernel = np.array(store[_RANDOM_KERNEL], "float32") if _RANDOM_KERNEL in store else None
 
     def compute_output_shape(self, input_shape):
         check_images(input_shape, DOWNSAMPLING, self.name)
@@ -183,7 +222,7 @@ class AnalysisTransform(keras.layers.Layer):
             num_filters=self.num_filters,
             latent_channels=self.latent_channels,
             frozen=self.frozen,
-            origin=self.origin,
+            origin=self.source,
         )
         return config
 
@@ -247,16 +286,5 @@ class SynthesisTransform(keras.layers.Layer):
 
 
 def fingerprint(transform):
-    """SHA-256 of a built `AnalysisTransform`: architecture, channels, weights. The same on every backend.
-
-    Raises:
-        ValueError: It has no weights yet.
-    """
-    if not transform.built:
-        raise ValueError(f"{transform.name} has no weights yet; build it first.")
-    config = f"{transform.architecture} {transform.num_filters} {transform.latent_channels}"
-    digest = hashlib.sha256(config.encode("ascii"))
-    for weight in transform.get_weights():
-        digest.update(str(weight.shape).encode("ascii"))
-        digest.update(weight.astype("<f4").tobytes())
-    return digest.hexdigest()
+    """The former name of `AnalysisTransform.weights_hash`."""
+    return transform.weights_hash()

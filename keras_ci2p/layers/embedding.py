@@ -253,7 +253,8 @@ class CI2PPatchEmbedding(keras.layers.Layer):
 
 def compressor_config(compressor):
     """What a model's configuration says of its compressor: a dict of plain values."""
-    return {key: getattr(compressor, key) for key in ("architecture", "num_filters", "latent_channels", "origin")}
+    config = {key: getattr(compressor, key) for key in ("architecture", "num_filters", "latent_channels")}
+    return {**config, "origin": compressor.source}
 
 
 def make_compressor(compressor, frozen, dtype):

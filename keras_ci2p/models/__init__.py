@@ -5,11 +5,11 @@ from keras_ci2p.utils import lazy_imports
 __all__, __getattr__, __dir__ = lazy_imports(
     __name__,
     {
-        "backbone": ["CI2PClassifier"],
         "ci2p_vit": ["CI2PViT", "CI2PViTBackbone", "CI2PViTDualScale", "CI2PViTDualScaleBackbone"],
         "compressor": ["Compressor"],
-        "loading": ["CLASSIFIERS"],
+        "loading": ["CLASSIFIERS", "load_preset"],
         "vit": ["ViT", "ViTBackbone"],
         "variants": ["DUAL_SCALE_VARIANTS", "VARIANTS"],
     },
+    renamed={"CI2PClassifier": "backbone.CompressorMixin"},
 )

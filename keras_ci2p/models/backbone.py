@@ -1,6 +1,8 @@
-"""What all backbones share: configuration, compressor, transformer encoders."""
+"""What the models share: a backbone that keeps its arguments, transformer encoders, and the compressor's part."""
 
+import inspect
 import warnings
+from numbers import Integral, Real
 from pathlib import Path
 
 import keras
@@ -16,24 +18,44 @@ from keras_ci2p.layers.embedding import (
 )
 from keras_ci2p.layers.transformer import LAYER_NORM_EPSILON, LeFFBlock, PatchMerging, TransformerBlock
 from keras_ci2p.models.compressor import Compressor
-from keras_ci2p.models.image_classifier import ImageClassifier
+from keras_ci2p.utils import renamed_names
+
+__getattr__ = renamed_names(__name__, {"CI2PClassifier": "CompressorMixin"})
 
 
 class Backbone(keras.Model):
-    """A functional model, images to tokens, that keeps its constructor's arguments.
+    """A functional model, images to tokens, whose configuration is the arguments of its constructor.
+
+    A subclass writes its arguments once, in the signature of its `__init__`: each but `dtype` and `name` becomes an
+    attribute, unless the class has a property of that name, and all are in `get_config`.
 
     Args:
         inputs, outputs, name: As in `keras.Model`.
         dtype_policy: The policy of its layers.
-        **config: The other arguments of the subclass's constructor; each becomes an attribute.
     """
 
-    def __init__(self, inputs, outputs, name, dtype_policy, **config):
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # What `help` shows; else it is `__new__`'s.
+        _, *parameters = inspect.signature(cls.__init__).parameters.values()
+        cls.__signature__ = inspect.Signature(parameters)
+
+    def __new__(cls, *args, **kwargs):
+        # Keras records the arguments of a layer's constructor in the same place, but not those of functional models.
+        model = super().__new__(cls)
+        model.__dict__["_given"] = args, kwargs
+        return model
+
+    def __init__(self, inputs, outputs, dtype_policy, name):
         super().__init__(inputs=inputs, outputs=outputs, name=name)
         self.dtype_policy = dtype_policy
-        self._arguments = tuple(config)
-        for argument, value in config.items():
-            setattr(self, argument, value)
+        args, kwargs = self.__dict__.pop("_given")
+        call = inspect.signature(type(self)).bind(*args, **kwargs)
+        call.apply_defaults()
+        self._arguments = tuple(argument for argument in call.arguments if argument not in ("dtype", "name"))
+        for argument in self._arguments:
+            if not hasattr(type(self), argument):
+                setattr(self, argument, plain_value(call.arguments[argument]))
 
     def get_config(self):
         arguments = {argument: getattr(self, argument) for argument in self._arguments}
@@ -53,8 +75,20 @@ class Backbone(keras.Model):
     def from_config(cls, config):
         return cls(**config)
 
-    def load_pretrained(self, filepath, image_shape):
-        """Loads weights saved at `image_shape`; a position embedding is resized if that is not ours."""
+    def load_pretrained(self, filepath, image_shape, keep=()):
+        """Loads weights saved at `image_shape`; a position embedding is resized if that is not ours.
+
+        Args:
+            filepath: Weight file of a backbone of this class.
+            image_shape: `(height, width, 3)` of that backbone.
+            keep: Names of layers that keep the weights they have.
+        """
+        kept = {name: self.get_layer(name).get_weights() for name in keep}
+        self._load_weights(filepath, image_shape)
+        for name, weights in kept.items():
+            self.get_layer(name).set_weights(weights)
+
+    def _load_weights(self, filepath, image_shape):
         has_positions = any(isinstance(layer, PositionEmbedding) for layer in self.layers)
         if not has_positions or tuple(image_shape) == self.image_shape:
             self.load_weights(filepath)
@@ -66,6 +100,15 @@ class Backbone(keras.Model):
             if isinstance(layer, PositionEmbedding):
                 weights = [resize_position_embedding(weights[0], source_layer.grid, layer.grid)]
             layer.set_weights(weights)
+
+
+def plain_value(value):
+    """Returns an argument as Keras's layers and JSON take it: NumPy's numbers as Python's, a list as a tuple."""
+    if isinstance(value, (list, tuple)):
+        return tuple(plain_value(entry) for entry in value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
 
 
 def transformer_encoder(tokens, num_layers, num_heads, mlp_dim, drop_path_rate, dtype):
@@ -105,16 +148,35 @@ def _norm(dtype):
     return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="norm")
 
 
-def model_compressor(compressor, frozen, dtype):
-    """`make_compressor`, which takes a `Compressor` too."""
-    compressor = compressor.analysis if isinstance(compressor, Compressor) else compressor
+def compressor_layer(compressor, frozen, dtype):
+    """Returns a new `AnalysisTransform` named "compressor" of what a model takes as its `compressor`.
+
+    Args:
+        compressor: A `Compressor`, its preset's name or directory, an `AnalysisTransform`, the latter's configuration
+            as a dict, or None for the paper's, randomly initialised. Weights are copied.
+        frozen: Whether to keep it from training.
+        dtype: Its dtype policy.
+
+    Raises:
+        ValueError: Something else.
+        keras_ci2p.presets.PresetError: No such preset, or one of another kind.
+        OSError: A published compressor could not be downloaded.
+    """
+    if isinstance(compressor, (str, Path)):
+        compressor = Compressor.from_preset(compressor)
+    if isinstance(compressor, Compressor):
+        compressor = compressor.analysis
     return make_compressor(compressor, frozen, dtype)
 
 
-class CI2PParts:
-    """Access by name to the parts that backbone and classifier share."""
+class CompressorMixin:
+    """What models have whose first layers are `compressor` and `patch_generator`: backbones, classifiers, KerasHub's.
 
-    size_multiple = PATCH_SIZE
+    Mixed in before a functional Keras model whose layers follow one another.
+    """
+
+    # Height and width of what a token stands for, in pixels.
+    patch_size = PATCH_SIZE
 
     @property
     def compressor(self):
@@ -135,51 +197,6 @@ class CI2PParts:
     def freeze_compressor(self, value):
         self.compressor.frozen = value
 
-    def call(self, inputs, training=None, mask=None):
-        # Where the model takes any size, only the batch tells.
-        check_images(inputs.shape, self.size_multiple, self.name)
-        return super().call(inputs, training=training, mask=mask)
-
-
-class CI2PBackbone(CI2PParts, Backbone):
-    """Base class: its layers `compressor` and `patch_generator` make the tokens."""
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "compressor": compressor_config(self.compressor),
-            "freeze_compressor": self.freeze_compressor,
-        }
-
-
-class CI2PClassifier(CI2PParts, ImageClassifier):
-    """Base class: an `ImageClassifier` over a `CI2PBackbone`, whose layers follow one another."""
-
-    @classmethod
-    def from_preset(
-        cls, preset, num_classes=None, load_weights=True, image_shape=None, dtype=None, compressor=None, **arguments
-    ):
-        """The model of a preset.
-
-        Args:
-            preset, num_classes, load_weights, image_shape, dtype, **arguments: As in `ViT.from_preset`.
-            compressor: A `Compressor`, or its preset's name or directory, in place of the preset's own. Where the
-                preset has weights, the latents must have as many channels as its own.
-
-        Raises:
-            keras_ci2p.presets.PresetError: Unknown name, missing, truncated or foreign file, another kind of model.
-            OSError: A published compressor could not be downloaded.
-        """
-        overrides = {"image_shape": image_shape, "dtype": dtype, **arguments}
-        if compressor is None:
-            return cls._from_preset(preset, num_classes, load_weights, **overrides)
-        if isinstance(compressor, (str, Path)):
-            compressor = Compressor.from_preset(compressor)
-        model = cls._from_preset(preset, num_classes, load_weights, compressor=compressor, **overrides)
-        # Again, since the preset's weights hold its own compressor.
-        model.compressor.copy_weights(compressor.analysis)
-        return model
-
     @property
     def latent_classifier(self):
         """The model after the compressor: latents `(batch, height / 16, width / 16, channels)` to logits.
@@ -188,7 +205,7 @@ class CI2PClassifier(CI2PParts, ImageClassifier):
         """
         if "_latent_classifier" not in self.__dict__:
             compressor, *rest = self.layers[1:]
-            shape = compressor.compute_output_shape((None, *self.image_shape))[1:]
+            shape = compressor.compute_output_shape(self.input_shape)[1:]
             inputs = outputs = keras.Input(shape, dtype="float32", name="latents")
             for layer in rest:
                 outputs = layer(outputs)
@@ -196,13 +213,23 @@ class CI2PClassifier(CI2PParts, ImageClassifier):
             self.__dict__["_latent_classifier"] = keras.Model(inputs, outputs, name="latent_classifier")
         return self.__dict__["_latent_classifier"]
 
+    def call(self, inputs, training=None, mask=None):
+        # Where the model takes any size, only the batch tells.
+        check_images(inputs.shape, self.patch_size, self.name)
+        return super().call(inputs, training=training, mask=mask)
+
+    def get_config(self):
+        config = super().get_config()
+        # The layer has a dtype and a state besides. KerasHub's classifiers tell of the backbone instead.
+        return {**config, "compressor": compressor_config(self.compressor)} if "compressor" in config else config
+
     # Latents and files of a compressor serve every model that holds it.
     _exact_groups = ("analysis_transform",)
 
     def _preset_metadata(self):
         # The preset with the synthesis transform: with it, reconstructions can be shown.
-        origin = self.compressor.origin
-        return {"compressor": origin["name"]} if origin else {}
+        name = (self.compressor.source or {}).get("name")
+        return {"compressor": name} if name else {}
 
     def make_train_function(self, force=False):
         if self.train_function is None and self.freeze_compressor and self.compressor.is_randomly_initialized:

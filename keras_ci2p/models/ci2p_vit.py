@@ -5,20 +5,29 @@ import keras
 from keras_ci2p.layers.compression_transforms import check_images
 from keras_ci2p.layers.embedding import PATCH_SIZE, PatchGenerator, PositionEmbedding
 from keras_ci2p.models.backbone import (
-    CI2PBackbone,
-    CI2PClassifier,
+    Backbone,
+    CompressorMixin,
+    compressor_layer,
     dual_scale_encoder,
-    model_compressor,
     transformer_encoder,
 )
-from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, transformer_sizes
+from keras_ci2p.models.image_classifier import ImageClassifier
+from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
-class CI2PViTBackbone(CI2PBackbone):
+class CI2PViTBackbone(CompressorMixin, Backbone):
     """Images to tokens: compressor, patch generator, transformer blocks, norm.
 
-    Args: As in `CI2PViT`.
+    Args:
+        image_shape: `(height, width, 3)`; multiples of 32, or None for any size.
+        hidden_dim, num_layers, num_heads, mlp_dim: Sizes of the transformer.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 in the first (paper: 0.1).
+        compressor: A `Compressor`, its preset's name or directory, or an `AnalysisTransform`: the weights are copied.
+            Or the configuration of the latter as a dict, or None for the paper's (bmshj2018-factorized, 128 and 192
+            channels): randomly initialised.
+        freeze_compressor: Whether to keep the compressor from training; survives save and load.
+        dtype: Dtype policy of the layers.
 
     Input shape: `(batch, height, width, 3)`, RGB in 0..255.
     Output shape: `(batch, height / 32 * width / 32, hidden_dim)`.
@@ -40,31 +49,19 @@ class CI2PViTBackbone(CI2PBackbone):
         # === Layers ===
         check_images((None, *image_shape), PATCH_SIZE, type(self).__name__)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        compressor = model_compressor(compressor, freeze_compressor, policy)
+        compressor = compressor_layer(compressor, freeze_compressor, policy)
         patch_generator = PatchGenerator(hidden_dim, dtype=policy, name="patch_generator")
 
         # === Functional model ===
         # A uint8 Input would silently truncate floats; this one accepts both.
         images = keras.Input(image_shape, dtype="float32", name="images")
-        latents = compressor(images)
-        tokens = patch_generator(latents)
+        tokens = patch_generator(compressor(images))
         features = transformer_encoder(tokens, num_layers, num_heads, mlp_dim, drop_path_rate, policy)
-        super().__init__(
-            images,
-            features,
-            name,
-            policy,
-            image_shape=tuple(image_shape),
-            hidden_dim=hidden_dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            drop_path_rate=drop_path_rate,
-        )
+        super().__init__(images, features, policy, name)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
-class CI2PViT(CI2PClassifier):
+class CI2PViT(CompressorMixin, ImageClassifier):
     """CI2P-ViT, the image classifier of arXiv 2502.10120.
 
     A frozen learned image compressor encodes the image to a sixteenth of its size, a small convolutional patch
@@ -74,24 +71,13 @@ class CI2PViT(CI2PClassifier):
     Layers by name: `compressor`, `patch_generator`, `block_0`, ..., `norm`, `pool`, `head`.
 
     Args:
-        image_shape: `(height, width, 3)`; multiples of 32, or None for any size.
-        num_classes: Number of classes.
-        variant: Size of the transformer: "tiny", "small", "base", "large" or "base_8" (`VARIANTS`).
-        freeze_compressor: Whether to keep the compressor from training; survives save and load.
-        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 in the first (paper: 0.1).
-        class_names: Names of the classes, or None.
-        activation: Activation of the head, None for logits.
-        hidden_dim, num_layers, num_heads, mlp_dim: In place of the variant's.
-        compressor: A `Compressor` or `AnalysisTransform` whose weights are copied, the configuration of the latter as a
-            dict, or None for the paper's (bmshj2018-factorized, 128 and 192 channels), randomly initialised.
-        dtype: Dtype policy of the layers. The head computes in float32 under 16-bit policies.
+        image_shape, num_classes, variant, class_names, activation, dtype, name: As in `ImageClassifier`; height and
+            width are multiples of 32, or None for any size.
+        **backbone_arguments: Of `CI2PViTBackbone`, sizes in place of the variant's: `compressor`, `freeze_compressor`,
+            `drop_path_rate`, `hidden_dim`, `num_layers`, `num_heads`, `mlp_dim`.
 
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255, channels last.
     Output shape: `(batch, num_classes)`, logits.
-
-    Raises:
-        ValueError: A size that is no multiple of 32, wrong channels, unknown variant, `class_names` that do not fit
-            `num_classes`.
 
     Example:
         >>> model = keras_ci2p.CI2PViT(variant="tiny", num_classes=3)
@@ -99,47 +85,28 @@ class CI2PViT(CI2PClassifier):
         (1, 3)
     """
 
-    backbone_class = CI2PViTBackbone
-
-    def __init__(
-        self,
-        image_shape=(256, 256, 3),
-        num_classes=10,
-        variant="base",
-        freeze_compressor=True,
-        drop_path_rate=0.1,
-        class_names=None,
-        activation=None,
-        hidden_dim=None,
-        num_layers=None,
-        num_heads=None,
-        mlp_dim=None,
-        compressor=None,
-        dtype=None,
-        name="ci2p_vit",
-    ):
-        sizes = transformer_sizes(
-            variant, hidden_dim=hidden_dim, num_layers=num_layers, num_heads=num_heads, mlp_dim=mlp_dim
-        )
-        backbone = CI2PViTBackbone(
-            image_shape=image_shape,
-            **sizes,
-            drop_path_rate=drop_path_rate,
-            compressor=compressor,
-            freeze_compressor=freeze_compressor,
-            dtype=dtype,
-        )
-        super().__init__(backbone, num_classes, class_names, activation, name=name)
+    backbone_cls = CI2PViTBackbone
+    variants = VARIANTS
+    default_name = "ci2p_vit"
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
-class CI2PViTDualScaleBackbone(CI2PBackbone):
+class CI2PViTDualScaleBackbone(CompressorMixin, Backbone):
     """Images to tokens: compressor, patch generator, position embedding, blocks, merge, blocks, norm.
 
-    Args: As in `CI2PViTDualScale`.
+    Args:
+        image_shape: `(height, width, 3)`; multiples of 32.
+        hidden_dim, num_heads, mlp_dim: Sizes of the blocks after the merge.
+        num_layers: Number of all blocks.
+        early_dim: Width before the merge. The blocks there have the same head width and MLP ratio as the others.
+        merge_at: Number of the block before which the tokens are merged.
+        drop_path_rate, compressor, freeze_compressor, dtype: As in `CI2PViTBackbone`.
 
     Input shape: `(batch, height, width, 3)`, RGB in 0..255.
     Output shape: `(batch, height / 32 * width / 32, hidden_dim)`.
+
+    Raises:
+        ValueError: `early_dim` or `merge_at` that do not fit the other sizes; a size that is no multiple of 32.
     """
 
     def __init__(
@@ -166,36 +133,22 @@ class CI2PViTDualScaleBackbone(CI2PBackbone):
             )
         _check_scales(hidden_dim, num_layers, num_heads, mlp_dim, early_dim, merge_at)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
-        compressor = model_compressor(compressor, freeze_compressor, policy)
+        compressor = compressor_layer(compressor, freeze_compressor, policy)
         patch_generator = PatchGenerator(early_dim, strides=1, dtype=policy, name="patch_generator")
 
         # === Functional model ===
         images = keras.Input(image_shape, dtype="float32", name="images")
         latents = compressor(images)
         grid = latents.shape[1:3]
-        tokens = patch_generator(latents)
-        tokens = PositionEmbedding(grid, dtype=policy, name="position_embedding")(tokens)
+        tokens = PositionEmbedding(grid, dtype=policy, name="position_embedding")(patch_generator(latents))
         features = dual_scale_encoder(
             tokens, grid, hidden_dim, num_layers, num_heads, mlp_dim, merge_at, drop_path_rate, policy
         )
-        super().__init__(
-            images,
-            features,
-            name,
-            policy,
-            image_shape=tuple(image_shape),
-            hidden_dim=hidden_dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            early_dim=early_dim,
-            merge_at=merge_at,
-            drop_path_rate=drop_path_rate,
-        )
+        super().__init__(images, features, policy, name)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
-class CI2PViTDualScale(CI2PClassifier):
+class CI2PViTDualScale(CompressorMixin, ImageClassifier):
     """CI2P-ViT-ds, the dual-scale image classifier of arXiv 2502.10120.
 
     A frozen learned image compressor encodes the image to a sixteenth of its size and a small convolutional patch
@@ -207,28 +160,14 @@ class CI2PViTDualScale(CI2PClassifier):
     `head`.
 
     Args:
-        image_shape: `(height, width, 3)`; multiples of 32.
-        num_classes: Number of classes.
-        variant: Size of the transformer: "tiny", "small", "base", "large" or "base_8" (`DUAL_SCALE_VARIANTS`).
-        freeze_compressor: Whether to keep the compressor from training; survives save and load.
-        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 in the first (paper: 0.1).
-        class_names: Names of the classes, or None.
-        activation: Activation of the head, None for logits.
-        hidden_dim, num_layers, num_heads, mlp_dim: In place of the variant's; of the blocks after the merge, but
-            `num_layers` counts all.
-        early_dim: Width before the merge, in place of the variant's. The blocks there have the same head width and
-            MLP ratio as the others.
-        merge_at: Number of the block before which the tokens are merged, in place of the variant's.
-        compressor: A `Compressor` or `AnalysisTransform` whose weights are copied, the configuration of the latter as a
-            dict, or None for the paper's (bmshj2018-factorized, 128 and 192 channels), randomly initialised.
-        dtype: Dtype policy of the layers. The head computes in float32 under 16-bit policies.
+        image_shape, num_classes, variant, class_names, activation, dtype, name: As in `ImageClassifier`; height and
+            width are multiples of 32, the variants are `DUAL_SCALE_VARIANTS`.
+        **backbone_arguments: Of `CI2PViTDualScaleBackbone`, sizes in place of the variant's: `compressor`,
+            `freeze_compressor`, `drop_path_rate`, `hidden_dim`, `num_layers`, `num_heads`, `mlp_dim`, `early_dim`,
+            `merge_at`.
 
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255, channels last.
     Output shape: `(batch, num_classes)`, logits.
-
-    Raises:
-        ValueError: A size that is no multiple of 32, wrong channels, unknown variant, `early_dim` or `merge_at` that do
-            not fit the other sizes, `class_names` that do not fit `num_classes`.
 
     Example:
         >>> model = keras_ci2p.CI2PViTDualScale(variant="tiny", num_classes=3)
@@ -236,46 +175,9 @@ class CI2PViTDualScale(CI2PClassifier):
         (1, 3)
     """
 
-    backbone_class = CI2PViTDualScaleBackbone
-
-    def __init__(
-        self,
-        image_shape=(256, 256, 3),
-        num_classes=10,
-        variant="base",
-        freeze_compressor=True,
-        drop_path_rate=0.1,
-        class_names=None,
-        activation=None,
-        hidden_dim=None,
-        num_layers=None,
-        num_heads=None,
-        mlp_dim=None,
-        early_dim=None,
-        merge_at=None,
-        compressor=None,
-        dtype=None,
-        name="ci2p_vit_dual_scale",
-    ):
-        sizes = transformer_sizes(
-            variant,
-            DUAL_SCALE_VARIANTS,
-            hidden_dim=hidden_dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            early_dim=early_dim,
-            merge_at=merge_at,
-        )
-        backbone = CI2PViTDualScaleBackbone(
-            image_shape=image_shape,
-            **sizes,
-            drop_path_rate=drop_path_rate,
-            compressor=compressor,
-            freeze_compressor=freeze_compressor,
-            dtype=dtype,
-        )
-        super().__init__(backbone, num_classes, class_names, activation, name=name)
+    backbone_cls = CI2PViTDualScaleBackbone
+    variants = DUAL_SCALE_VARIANTS
+    default_name = "ci2p_vit_dual_scale"
 
 
 def _check_scales(hidden_dim, num_layers, num_heads, mlp_dim, early_dim, merge_at):

@@ -48,8 +48,10 @@ class Compressor(RateDistortionModel):
         architecture: One of CompressAI's zoo (`CHANNELS`).
         quality: 1..8 (cheng2020: 1..6), which sets the channels; None where `channels` are given and it is unknown.
         channels: (N, M), between the convolutions and of the latent; None for those of `quality`.
-        origin: Where the weights are from, a dict of plain values (`name`, `sha256`), or None.
+        source: Where the weights are from, a dict of plain values (`name`, `sha256`), or None.
         dtype: Dtype policy of the transforms.
+        name: Name of the model.
+        origin: `source` as configurations call it.
 
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255; height and width multiples of 16. Or a dict
     of such `images` and of `noise`, as in `call`.
@@ -68,9 +70,10 @@ class Compressor(RateDistortionModel):
         architecture="bmshj2018-factorized",
         quality=5,
         channels=None,
-        origin=None,
+        source=None,
         dtype=None,
         name="compressor_model",
+        origin=None,
     ):
         channels = compressor_channels(architecture, quality, channels)
         super().__init__(name=name)
@@ -79,9 +82,9 @@ class Compressor(RateDistortionModel):
         self.architecture = architecture
         self.quality = quality
         self.num_filters, self.latent_channels = channels
-        self.origin = origin
+        self.source = origin if source is None else source
         self.analysis = AnalysisTransform(
-            architecture, self.num_filters, self.latent_channels, origin=origin, dtype=policy, name="analysis"
+            architecture, self.num_filters, self.latent_channels, source=self.source, dtype=policy, name="analysis"
         )
         self.entropy_bottleneck = None
         if architecture in FACTORIZED:
@@ -122,6 +125,11 @@ class Compressor(RateDistortionModel):
         if self.synthesis is not None:
             outputs["x_hat"] = self.synthesis(quantised)
         return outputs
+
+    @property
+    def origin(self):
+        """The former name of `source`."""
+        return self.source
 
     def encode(self, images):
         """Latents of a batch of images, not quantised.
@@ -186,7 +194,7 @@ class Compressor(RateDistortionModel):
             "architecture": self.architecture,
             "quality": self.quality,
             "channels": (self.num_filters, self.latent_channels),
-            "origin": self.origin,
+            "origin": self.source,
             "dtype": self.dtype_policy.name,
         }
 
@@ -250,10 +258,10 @@ class Compressor(RateDistortionModel):
         with files.reading(WEIGHTS) as path:
             compressor.load_weights(path)
         name = preset_name(files.directory)
-        if name is not None and compressor.origin is None:
+        if name is not None and compressor.source is None:
             # A preset cannot hold its own hash.
-            origin = {"name": name, "sha256": files.metadata["files"][WEIGHTS]}
-            compressor.origin = compressor.analysis.origin = origin
+            source = {"name": name, "sha256": files.metadata["files"][WEIGHTS]}
+            compressor.source = compressor.analysis.source = source
         return compressor
 
 

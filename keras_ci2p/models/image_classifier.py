@@ -1,6 +1,8 @@
 """What the classifiers share: mean pooling and head over a backbone, and presets."""
 
+import inspect
 import warnings
+from numbers import Integral
 
 import keras
 import numpy as np
@@ -9,50 +11,83 @@ from keras import ops
 from keras_ci2p.layers.compression_transforms import check_images
 from keras_ci2p.layers.core import Dense
 from keras_ci2p.layers.transformer import TransformerBlock
+from keras_ci2p.models.backbone import plain_value
 from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, PresetError, open_preset, save_preset, serialize_model
 
 
 class ImageClassifier(keras.Model):
     """Base class: the backbone's tokens are averaged and classified.
 
-    The backbone's layers are this model's own (`get_layer("block_0")` works), not a nested model. Subclasses have a
-    `size_multiple`, of which height and width must be multiples.
+    The backbone's layers are this model's own (`get_layer("block_0")` works), not a nested model. A subclass has a
+    `backbone_cls`, its `variants`, a `default_name`, and the `patch_size` of which height and width must be multiples.
+
+    Args:
+        image_shape: `(height, width, 3)`.
+        num_classes: Number of classes.
+        variant: Name of the sizes: "tiny", "small", "base", "large" or "base_8".
+        class_names: Names of the classes, or None.
+        activation: Activation of the head, None for logits.
+        dtype: Dtype policy of the layers. The head computes in float32 under 16-bit policies.
+        name: Name of the model.
+        **backbone_arguments: Other arguments of the backbone. What is not None takes the place of the variant's.
+
+    Raises:
+        TypeError: An argument that the backbone does not have.
+        ValueError: A size that is no multiple of `patch_size`, wrong channels, unknown variant, `class_names` that do
+            not fit `num_classes`.
     """
 
-    backbone_class = None
+    backbone_cls = None
+    variants = None
+    default_name = None
+    patch_size = None
 
-    def __init__(self, backbone, num_classes, class_names, activation, name):
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"`num_classes` must be a positive integer. Received: num_classes={num_classes!r}")
-        if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(
-                f"`class_names` must hold one name for each class. Received: num_classes={num_classes}, "
-                f"{len(class_names)} class names"
-            )
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # What `help` shows, the backbone's arguments among them.
+        cls.__signature__ = _signature(cls)
 
-        # === Layers ===
-        policy = backbone.dtype_policy
-        pool = keras.layers.GlobalAveragePooling1D(data_format="channels_last", dtype=policy, name="pool")
-        # Logits and softmax lose accuracy in 16 bits.
-        is_16_bit = policy.compute_dtype in ("float16", "bfloat16")
-        head = keras.layers.Dense(
-            num_classes,
-            activation=activation,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-            dtype="float32" if is_16_bit else policy,
-            name="head",
-        )
+    def __init__(
+        self,
+        image_shape=(256, 256, 3),
+        num_classes=10,
+        variant="base",
+        *,
+        class_names=None,
+        activation=None,
+        dtype=None,
+        name=None,
+        **backbone_arguments,
+    ):
+        self._check_arguments(backbone_arguments)
+        if variant not in self.variants:
+            raise ValueError(f"`variant` must be one of {', '.join(self.variants)}. Received: variant={variant!r}")
+        check_classes(num_classes, class_names)
+        given = {key: value for key, value in backbone_arguments.items() if value is not None}
+        arguments = {"image_shape": image_shape, **self.variants[variant], **given}
+        backbone = self.backbone_cls(**{key: plain_value(value) for key, value in arguments.items()}, dtype=dtype)
 
         # === Functional model ===
-        super().__init__(inputs=backbone.input, outputs=head(pool(backbone.output)), name=name)
+        outputs, head = classify(backbone, num_classes, activation)
+        super().__init__(inputs=backbone.input, outputs=outputs, name=name or self.default_name)
 
         # === Config ===
         # Past Keras's attribute tracking: the backbone's layers belong to this model already.
         self.__dict__["_backbone"] = backbone
-        self.dtype_policy = policy
-        self.num_classes = num_classes
+        self.dtype_policy = backbone.dtype_policy
+        self.patch_size = backbone.patch_size
+        self.num_classes = head.units
         self.class_names = None if class_names is None else list(class_names)
-        self.activation = keras.activations.serialize(head.activation) if activation else None
+        self.activation = activation_name(head)
+
+    @classmethod
+    def _check_arguments(cls, arguments):
+        """Raises TypeError unless the backbone has all of the `arguments`."""
+        own = _signature(cls).parameters
+        known = {*own, *inspect.signature(cls.__init__).parameters}
+        for argument in arguments:
+            if argument not in known:
+                raise TypeError(f"{cls.__name__} has no argument {argument!r}. Its arguments: {', '.join(own)}")
 
     @property
     def backbone(self):
@@ -69,15 +104,27 @@ class ImageClassifier(keras.Model):
         return self.backbone.image_shape
 
     @property
-    def token_grid(self):
+    def grid_size(self):
         """`(rows, columns)` of the tokens, which come row by row; None for what any size may have."""
-        return tuple(None if size is None else size // self.size_multiple for size in self.image_shape[:2])
+        return tuple(None if size is None else size // self.patch_size for size in self.image_shape[:2])
+
+    @property
+    def token_grid(self):
+        """The former name of `grid_size`."""
+        warnings.warn("`token_grid` is now called `grid_size`.", DeprecationWarning, stacklevel=2)
+        return self.grid_size
+
+    @property
+    def size_multiple(self):
+        """The former name of `patch_size`."""
+        warnings.warn("`size_multiple` is now called `patch_size`.", DeprecationWarning, stacklevel=2)
+        return self.patch_size
 
     def attention_maps(self, images):
         """The softmax weights of each attention head, for a batch of images, as a NumPy array like `predict`'s.
 
         The fused attention of the model itself does not give them, so they are computed again from its weights. The
-        last axis reshaped to `token_grid` (height and width divided by `size_multiple`) can be laid over the image.
+        last axis reshaped to `grid_size` (height and width divided by `patch_size`) can be laid over the image.
         There is no class token; what is classified is the mean of the tokens, so take the mean over the queries.
         `keras_ci2p.layers.attention_rollout` makes one map of all layers. Of a model that merges its tokens
         on the way, these are the layers after the merge.
@@ -94,7 +141,7 @@ class ImageClassifier(keras.Model):
             ValueError: Wrong rank, channels or size.
         """
         images = ops.convert_to_tensor(images)
-        check_images(images.shape, self.size_multiple, self.name)
+        check_images(images.shape, self.patch_size, self.name)
         blocks = [layer for layer in self.layers if isinstance(layer, TransformerBlock)]
         blocks = [block for block in blocks if block.input.shape == blocks[-1].input.shape]
         tokens = keras.Model(self.input, {block.name: block.input for block in blocks}, name=self.name)(images)
@@ -130,13 +177,7 @@ class ImageClassifier(keras.Model):
 
     def get_config(self):
         backbone = self.backbone.get_config()
-        return {
-            **backbone,
-            "name": self.name,
-            "num_classes": self.num_classes,
-            "class_names": self.class_names,
-            "activation": self.activation,
-        }
+        return {**backbone, "name": self.name, **self._task_config()}
 
     @classmethod
     def from_config(cls, config):
@@ -162,7 +203,7 @@ class ImageClassifier(keras.Model):
         backbone = serialize_model(self.backbone)
         task = serialize_model(self)
         task["config"] = {"backbone": backbone, **self._task_config()}
-        weights = {WEIGHTS: self.backbone.save_weights, TASK_WEIGHTS: self._head_model().save_weights}
+        weights = {WEIGHTS: self.backbone.save_weights, TASK_WEIGHTS: head_model(self.head).save_weights}
         save_preset(
             preset_dir,
             config=backbone,
@@ -179,36 +220,42 @@ class ImageClassifier(keras.Model):
         """The model of a preset.
 
         Args:
-            preset: A name of `keras_ci2p.list_presets()` or a preset directory.
+            preset: A name of `keras_ci2p.list_presets()`, a preset directory or a `Preset`.
             num_classes: Number of classes of a fresh head without class names; None keeps the preset's head.
             load_weights: Whether to load weights, else they are random.
             image_shape: `(height, width, 3)` in place of the preset's. A position embedding is resized bicubically.
             dtype: Dtype policy in place of the preset's.
-            **arguments: Further constructor arguments in place of the preset's, for example `drop_path_rate`, or
-                `class_names` for a fresh head.
+            **arguments: Further constructor arguments in place of the preset's, for example `drop_path_rate`. None
+                keeps the preset's, but `class_names` and `activation` can be set to None. A `compressor` keeps its own
+                weights; where the preset has weights, it must have as many channels as the preset's.
 
         Raises:
+            TypeError: An argument that the model does not have, or that a preset leaves no choice of: `variant`.
             keras_ci2p.presets.PresetError: Unknown name, missing, truncated or foreign file, another kind of model.
+            OSError: A published compressor could not be downloaded.
         """
-        return cls._from_preset(preset, num_classes, load_weights, image_shape=image_shape, dtype=dtype, **arguments)
-
-    @classmethod
-    def _from_preset(cls, preset, num_classes, load_weights, **overrides):
-        """`from_preset`, with those of the constructor arguments `overrides` that are not None."""
+        cls._check_arguments(arguments)
+        if "variant" in arguments:
+            raise TypeError(
+                f"{cls.__name__}.from_preset takes no `variant`: the preset has its sizes. "
+                f"Received: variant={arguments['variant']!r}"
+            )
         files = open_preset(preset)
-        backbone_class = cls.backbone_class
-        stored = files.config(keras.saving.get_registered_name(backbone_class), f"a {cls.__name__}")
-        config = dict(stored)
-        config.pop("name", None)
-        head = dict.fromkeys(("num_classes", "class_names", "activation")) | files.task()
+        stored = files.config(keras.saving.get_registered_name(cls.backbone_cls), f"a {cls.__name__}")
+        head = dict.fromkeys(HEAD_ARGUMENTS) | files.task()
         keeps_head = num_classes is None and head["num_classes"] is not None
+        config = {key: value for key, value in stored.items() if key != "name"}
         if keeps_head:
             config.update(head)
         elif num_classes is not None:
             config.update(num_classes=num_classes, activation=head["activation"])
-        config.update({key: value for key, value in overrides.items() if value is not None})
+        overrides = {"image_shape": image_shape, "dtype": dtype, **arguments}
+        config.update({key: value for key, value in overrides.items() if value is not None or key in HEAD_ARGUMENTS})
         try:
             model = cls(**config)
+        except PresetError:
+            # The compressor's.
+            raise
         except (TypeError, ValueError) as error:
             raise PresetError(f"The configuration in {files.directory} does not fit {cls.__name__}: {error}") from error
         if not load_weights:
@@ -217,14 +264,15 @@ class ImageClassifier(keras.Model):
             warnings.warn(
                 f"The preset {preset} is an architecture without weights: the model is randomly initialised. "
                 "Say so with `load_weights=False`.",
-                stacklevel=3,
+                stacklevel=2,
             )
             return model
+        brought = ["compressor"] if arguments.get("compressor") is not None else []
         with files.reading(WEIGHTS) as path:
-            model.backbone.load_pretrained(path, stored["image_shape"])
+            model.backbone.load_pretrained(path, stored["image_shape"], keep=brought)
         if keeps_head:
             with files.reading(TASK_WEIGHTS) as path:
-                model._head_model().load_weights(path)
+                head_model(model.head).load_weights(path)
         return model
 
     # What weight files call the layers whose weights are not rounded further than they are.
@@ -234,8 +282,60 @@ class ImageClassifier(keras.Model):
         return {}
 
     def _task_config(self):
-        return {"num_classes": self.num_classes, "class_names": self.class_names, "activation": self.activation}
+        return {argument: getattr(self, argument) for argument in HEAD_ARGUMENTS}
 
-    def _head_model(self):
-        pooled = keras.Input((self.backbone.hidden_dim,), name="pooled")
-        return keras.Model(pooled, self.head(pooled), name="head_model")
+
+# Of a classifier, what is not its backbone's.
+HEAD_ARGUMENTS = ("num_classes", "class_names", "activation")
+
+
+def check_classes(num_classes, class_names):
+    """Raises ValueError unless `num_classes` is a positive integer and `class_names` None or as many names."""
+    if not isinstance(num_classes, Integral) or num_classes < 1:
+        raise ValueError(f"`num_classes` must be a positive integer. Received: num_classes={num_classes!r}")
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(
+            f"`class_names` must hold one name for each class. Received: num_classes={num_classes}, "
+            f"{len(class_names)} class names"
+        )
+
+
+def classify(backbone, num_classes, activation):
+    """Puts mean pooling and a `Dense` head over a backbone; returns the symbolic outputs and the head."""
+    policy = backbone.dtype_policy
+    pool = keras.layers.GlobalAveragePooling1D(data_format="channels_last", dtype=policy, name="pool")
+    # Logits and softmax lose accuracy in 16 bits.
+    is_16_bit = policy.compute_dtype in ("float16", "bfloat16")
+    head = keras.layers.Dense(
+        int(num_classes),
+        activation=activation,
+        kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+        dtype="float32" if is_16_bit else policy,
+        name="head",
+    )
+    return head(pool(backbone.output)), head
+
+
+def activation_name(head):
+    """The activation of a head as a configuration has it; None for logits."""
+    return None if head.activation is keras.activations.linear else keras.activations.serialize(head.activation)
+
+
+def head_model(head):
+    """A head as a model of its own, pooled features to logits: its weight files hold no more."""
+    pooled = keras.Input((head.kernel.shape[0],), name="pooled")
+    return keras.Model(pooled, head(pooled), name="head_model")
+
+
+def _signature(cls):
+    """The signature of a classifier: its own arguments, then its backbone's; None for what the variant tells."""
+    _, *own = inspect.signature(ImageClassifier.__init__).parameters.values()
+    own = {parameter.name: parameter for parameter in own[:-1]}
+    own["name"] = own["name"].replace(default=cls.default_name)
+    sizes = set().union(*cls.variants.values())
+    further = [
+        parameter.replace(kind=parameter.KEYWORD_ONLY, default=None if name in sizes else parameter.default)
+        for name, parameter in inspect.signature(cls.backbone_cls).parameters.items()
+        if name not in own
+    ]
+    return inspect.Signature([*own.values(), *further])

@@ -1,6 +1,7 @@
-"""Opens a trained model by the name of its preset, its directory or its run."""
+"""Loads a model by the name of its preset, its directory or its training run, of whatever class it is."""
 
 from keras_ci2p.models import ci2p_vit, vit
+from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.variants import MODELS
 from keras_ci2p.presets import PresetError, open_preset
 
@@ -10,19 +11,58 @@ CLASSIFIERS = {
     for name, module in {"ci2p": ci2p_vit, "ci2p_dual": ci2p_vit, "vit": vit}.items()
 }
 
+# By what a preset says of its class.
+_CLASSES = {f"keras_ci2p>{model_class.backbone_cls.__name__}": model_class for model_class in CLASSIFIERS.values()}
+_CLASSES["keras_ci2p>Compressor"] = Compressor
 
-def open_classifier(name, **arguments):
-    """`(model, preset)` of a training run's directory, a preset directory, a preset's name or a `Preset`.
+
+def load_preset(name, **arguments):
+    """Loads a model: a `CI2PViT`, `CI2PViTDualScale`, `ViT` or `Compressor`, as the preset says.
 
     Args:
-        name: Any of these.
-        **arguments: Of the model's `from_preset`.
+        name: A name of `keras_ci2p.list_presets()`, a name of CompressAI's zoo, a preset directory, or the directory of
+            a training run, whose best model is loaded.
+        **arguments: Of the class's `from_preset`.
+
+    Returns:
+        The model.
 
     Raises:
-        keras_ci2p.presets.PresetError: No such preset, a damaged one, or one of another class.
+        keras_ci2p.presets.PresetError: No such preset, a damaged one, or one of an unknown class.
+        TypeError: An argument that the class's `from_preset` does not take.
+        OSError: A published compressor could not be downloaded.
+
+    Example:
+        >>> keras_ci2p.load_preset("animals10").class_names[:2]
+        ['butterfly', 'cat']
     """
+    return open_preset_model(name, **arguments)[0]
+
+
+def open_preset_model(name, **arguments):
+    """Loads a model as `load_preset` does, also of a `Preset`; returns it with its `Preset`, `(model, preset)`."""
     preset = open_preset(name)
-    for model_class in CLASSIFIERS.values():
-        if preset.registered_name() == f"keras_ci2p>{model_class.backbone_class.__name__}":
-            return model_class.from_preset(preset, **arguments), preset
-    raise PresetError(f"{preset.directory} is of a class that keras_ci2p does not know: {preset.registered_name()!r}.")
+    return preset_class(preset).from_preset(preset, **arguments), preset
+
+
+def open_classifier(name, **arguments):
+    """Loads a model as `open_preset_model` does; PresetError for a compressor."""
+    preset = open_preset(name)
+    if is_compressor(preset):
+        raise PresetError(f"{preset.directory} is a compressor; this takes a classifier.")
+    return open_preset_model(preset, **arguments)
+
+
+def preset_class(preset):
+    """Returns the class of a `Preset`'s model; PresetError if this package has none for it."""
+    model_class = _CLASSES.get(preset.registered_name())
+    if model_class is None:
+        raise PresetError(
+            f"{preset.directory} is of a class that keras_ci2p does not know: {preset.registered_name()!r}."
+        )
+    return model_class
+
+
+def is_compressor(preset):
+    """Whether a `Preset` is of a `Compressor`, not of a classifier."""
+    return preset_class(preset) is Compressor

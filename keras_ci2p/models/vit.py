@@ -7,14 +7,19 @@ from keras_ci2p.layers.core import ImageNormalization
 from keras_ci2p.layers.embedding import PositionEmbedding
 from keras_ci2p.models.backbone import Backbone, transformer_encoder
 from keras_ci2p.models.image_classifier import ImageClassifier
-from keras_ci2p.models.variants import transformer_sizes
+from keras_ci2p.models.variants import VARIANTS
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class ViTBackbone(Backbone):
     """Images to tokens: normalisation, patch convolution, position embedding, transformer blocks, norm.
 
-    Args: As in `ViT`.
+    Args:
+        image_shape: `(height, width, 3)`, multiples of `patch_size`.
+        patch_size: Height and width of a patch in pixels.
+        hidden_dim, num_layers, num_heads, mlp_dim: Sizes of the transformer.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 in the first (paper: 0.1).
+        dtype: Dtype policy of the layers.
 
     Input shape: `(batch, height, width, 3)`, RGB in 0..255.
     Output shape: `(batch, height / patch_size * width / patch_size, hidden_dim)`.
@@ -58,19 +63,7 @@ class ViTBackbone(Backbone):
         tokens = flatten(patch_embedding(normalization(images)))
         tokens = position_embedding(tokens)
         features = transformer_encoder(tokens, num_layers, num_heads, mlp_dim, drop_path_rate, policy)
-        super().__init__(
-            images,
-            features,
-            name,
-            policy,
-            image_shape=tuple(image_shape),
-            patch_size=patch_size,
-            hidden_dim=hidden_dim,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            mlp_dim=mlp_dim,
-            drop_path_rate=drop_path_rate,
-        )
+        super().__init__(images, features, policy, name)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -82,50 +75,16 @@ class ViT(ImageClassifier):
     `head`.
 
     Args:
-        image_shape: `(height, width, 3)`, multiples of `patch_size`.
-        num_classes: Number of classes.
-        variant: Size of the transformer: "tiny", "small", "base", "large" or "base_8" (`VARIANTS`).
-        drop_path_rate: Stochastic depth of the last block, rising linearly from 0 in the first (paper: 0.1).
-        class_names: Names of the classes, or None.
-        activation: Activation of the head, None for logits.
-        hidden_dim, num_layers, num_heads, mlp_dim: In place of the variant's.
-        patch_size: Height and width of a patch.
-        dtype: Dtype policy of the layers. The head computes in float32 under 16-bit policies.
+        image_shape, num_classes, variant, class_names, activation, dtype, name: As in `ImageClassifier`; height and
+            width are multiples of `patch_size`.
+        **backbone_arguments: Of `ViTBackbone`, sizes in place of the variant's: `drop_path_rate`, `hidden_dim`,
+            `num_layers`, `num_heads`, `mlp_dim`, `patch_size`.
 
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255, channels last.
     Output shape: `(batch, num_classes)`, logits.
-
-    Raises:
-        ValueError: A size that is no multiple of `patch_size`, wrong channels, unknown variant, `class_names` that do
-            not fit `num_classes`.
     """
 
-    backbone_class = ViTBackbone
-
-    def __init__(
-        self,
-        image_shape=(256, 256, 3),
-        num_classes=10,
-        variant="base",
-        drop_path_rate=0.1,
-        class_names=None,
-        activation=None,
-        hidden_dim=None,
-        num_layers=None,
-        num_heads=None,
-        mlp_dim=None,
-        patch_size=16,
-        dtype=None,
-        name="vit",
-    ):
-        sizes = transformer_sizes(
-            variant, hidden_dim=hidden_dim, num_layers=num_layers, num_heads=num_heads, mlp_dim=mlp_dim
-        )
-        backbone = ViTBackbone(
-            image_shape=image_shape, patch_size=patch_size, **sizes, drop_path_rate=drop_path_rate, dtype=dtype
-        )
-        super().__init__(backbone, num_classes, class_names, activation, name=name)
-
-    @property
-    def size_multiple(self):
-        return self.backbone.patch_size
+    backbone_cls = ViTBackbone
+    variants = VARIANTS
+    default_name = "vit"
+    patch_size = 16

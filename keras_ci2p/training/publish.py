@@ -5,7 +5,6 @@ import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from keras_ci2p.backend import environment
@@ -14,10 +13,9 @@ from keras_ci2p.data.overlap import carried_files, count_overlap, encode_names
 from keras_ci2p.data.sources import open_data, scan_images
 from keras_ci2p.data.tfds import PREFIX
 from keras_ci2p.layers.embedding import compressor_config
-from keras_ci2p.models.compressor import Compressor
-from keras_ci2p.models.loading import CLASSIFIERS
+from keras_ci2p.models.loading import is_compressor, open_preset_model
 from keras_ci2p.plots import plot_confusion
-from keras_ci2p.presets import PresetError, check_writable, open_preset, preset_of
+from keras_ci2p.presets import check_writable, open_preset, preset_of
 from keras_ci2p.training.evaluation import check_classes, evaluate, evaluate_compressor
 from keras_ci2p.training.model_card import classifier_card, compressor_card
 from keras_ci2p.training.run_dir import CURVES, HISTORY, REPORT, read_record, recipe_of
@@ -52,16 +50,12 @@ class Subject(ABC):
         self.data = str(data)
         self.batch_size = batch_size
         self.verbose = verbose
-        self.model = self.load(preset)
+        self.model, _ = open_preset_model(preset)
 
     @property
     def data_name(self):
         """ "tfds:NAME", or the last part of a folder's path."""
         return self.data if self.data.startswith(PREFIX) else Path(self.data).resolve().name
-
-    @abstractmethod
-    def load(self, preset):
-        """The model of a `Preset`."""
 
     @abstractmethod
     def write(self, directory, storage):
@@ -133,14 +127,13 @@ def publish(source, dest, data, storage="float16", name=None, notes="", batch_si
     preset = open_preset(preset_name)
     origin = preset.directory if preset_name == source else Path(source)
     record = read_record(origin)
-    is_compressor = preset.registered_name() == CompressorSubject.registered_name
-    make_subject = CompressorSubject if is_compressor else ClassifierSubject
+    make_subject = CompressorSubject if is_compressor(preset) else ClassifierSubject
     subject = make_subject(preset, record, data, batch_size, verbose)
     original = subject.measure(subject.model)
     with atomic_directory(dest) as temporary:
         subject.write(temporary, storage)
         stored = open_preset(temporary)
-        measured = subject.measure(subject.load(stored))
+        measured = subject.measure(open_preset_model(stored)[0])
         comparison = subject.compare(original, measured)
         report = {
             "name": name or dest.resolve().name,
@@ -197,13 +190,6 @@ class ClassifierSubject(Subject):
                 "too good. Give the data of the training, or photos that are not in it; other photos of the same names "
                 "need new ones."
             )
-
-    def load(self, preset):
-        name = preset.registered_name()
-        for classifier in CLASSIFIERS.values():
-            if keras.saving.get_registered_name(classifier.backbone_class) == name:
-                return classifier.from_preset(preset)
-        raise PresetError(f"{preset.directory} is of a class that cannot be published: {name!r}.")
 
     def write(self, directory, storage):
         files = carried_files(self.preset)
@@ -278,8 +264,6 @@ ALLOWED_RATE_DIFFERENCE = 0.01
 class CompressorSubject(Subject):
     """A compressor, measured on held-out pictures of `data`, as `evaluate_compressor` takes it."""
 
-    registered_name = keras.saving.get_registered_name(Compressor)
-
     def __init__(self, preset, record, data, batch_size, verbose):
         super().__init__(preset, record, data, batch_size, verbose)
         settings = record["settings"] if record else {}
@@ -289,9 +273,6 @@ class CompressorSubject(Subject):
             if name in settings
         }
         self._pictures = scan_images(data)
-
-    def load(self, preset):
-        return Compressor.from_preset(preset)
 
     def write(self, directory, storage):
         self.model.save_to_preset(directory, metadata=self.preset.further_metadata(), storage=storage)
@@ -321,7 +302,7 @@ class CompressorSubject(Subject):
             "num_filters": model.num_filters,
             "latent_channels": model.latent_channels,
             "parameters": model.count_params(),
-            "origin": model.origin,
+            "origin": model.source,
         }
 
     def describe_data(self):

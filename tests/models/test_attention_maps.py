@@ -60,7 +60,7 @@ def test_scores_and_values_give_the_output_of_the_block(rng, policy):
 @pytest.mark.parametrize(("kind", "grid"), [("ci2p", (2, 3)), ("vit", (4, 6))])
 def test_maps_of_all_layers(nano, images, kind, grid):
     model = make(kind, nano)
-    assert model.token_grid == grid
+    assert model.grid_size == grid
     maps = model.attention_maps(images)
     tokens = grid[0] * grid[1]
     assert isinstance(maps, np.ndarray) and maps.dtype == "float32"
@@ -93,7 +93,7 @@ def test_16_bit_policies(nano, images, policy):
 
 def test_any_size(nano, images):
     model = make("ci2p", nano, image_shape=(None, None, 3))
-    assert model.token_grid == (None, None)
+    assert model.grid_size == (None, None)
     maps = model.attention_maps(images)
     assert maps.shape == (2, 2, 2, 6, 6)
     fixed = make("ci2p", nano)
@@ -104,7 +104,7 @@ def test_any_size(nano, images):
 def test_two_scales(nano, images):
     model = CI2PViTDualScale((64, 96, 3), compressor=SMALL_COMPRESSOR, **nano, early_dim=16, merge_at=1)
     maps = model.attention_maps(images)
-    assert model.token_grid == (2, 3) and maps.shape == (2, 1, 2, 6, 6), "the block after the merge"
+    assert model.grid_size == (2, 3) and maps.shape == (2, 1, 2, 6, 6), "the block after the merge"
     np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
 
 

@@ -20,8 +20,8 @@ from keras_ci2p.layers.compression_layers import (
     StridedResidualBlock,
 )
 from keras_ci2p.models.compressor import FACTORIZED, WITHOUT_SYNTHESIS, Compressor
-from keras_ci2p.models.loading import open_classifier
-from keras_ci2p.presets import PresetError, open_preset
+from keras_ci2p.models.loading import load_preset
+from keras_ci2p.presets import PresetError
 from keras_ci2p.utils import atomic_directory, file_sha256
 
 # Buffers that hold no weights: GDN's and the bottleneck's constants, and tables made from the quantiles.
@@ -252,10 +252,9 @@ def read_compressor(source):
         return None
     if Path(source).is_file():
         return from_compressai(source)
-    preset = open_preset(source)
-    if preset.registered_name() == keras.saving.get_registered_name(Compressor):
-        return Compressor.from_preset(preset)
-    model, _ = open_classifier(preset)
+    model = load_preset(source)
+    if isinstance(model, Compressor):
+        return model
     if not hasattr(model, "compressor"):
         raise PresetError(f"{source} has no compressor: it is a {type(model).__name__}.")
     return model.compressor

@@ -32,10 +32,11 @@ __all__, _getattr, __dir__ = lazy_imports(
     modules=_MODULES,
 )
 __all__ += ["__version__"]
+_WITHOUT_KERAS = ("list_presets", "presets")
 
 
 def __getattr__(name):
-    if name in __all__:
+    if name in __all__ and name not in _WITHOUT_KERAS:
         check_backend()
     value = _getattr(name)
     if name not in _MODULES:

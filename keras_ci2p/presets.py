@@ -299,8 +299,8 @@ def _is_our_checkout(directory):
     return project.get("project", {}).get("name") == "keras_ci2p"
 
 
-# Modules that know further names (`zoo_names`) and how to get them (`fetch`): imported when a name is not known here.
-_PLUGINS = ("keras_ci2p.convert.zoo",)
+# Modules that stand above this one: the names of published compressors, without Keras, and what converts them.
+_ZOO, _FETCHER = "keras_ci2p.convert.zoo", "keras_ci2p.convert.compressai"
 # Names to functions that fetch them, as `add_source` of version 0.1.0 took them.
 _SOURCES = {}
 
@@ -315,9 +315,8 @@ def named_preset(name):
     name = _aliases().get(name, name)
     if name in _directories():
         return weights_directory() / name
-    for plugin in map(importlib.import_module, _PLUGINS):
-        if name in plugin.zoo_names():
-            return plugin.fetch(name)
+    if name in importlib.import_module(_ZOO).zoo_names():
+        return importlib.import_module(_FETCHER).fetch(name)
     return _SOURCES[name](name) if name in _SOURCES else None
 
 

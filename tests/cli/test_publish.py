@@ -23,7 +23,7 @@ from keras_ci2p.training import evaluate
 from keras_ci2p.training.model_card import classifier_card, training_commands
 from keras_ci2p.training.run_dir import recipe_of
 
-classifier = importlib.import_module("keras_ci2p.training.publish")
+publishing = importlib.import_module("keras_ci2p.training.publish")
 
 FILES = {
     "README.md",
@@ -103,7 +103,7 @@ def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     assert head["license"] == "apache-2.0" and head["library_name"] == "keras"
     (result,) = head["model-index"][0]["results"]
     assert [metric["value"] for metric in result["metrics"]] == [report["top1"], report["top5"]]
-    assert row(text, "top-1") == [f"{100 * report['top1']:.2f} % of 6 validation photos"]
+    assert row(text, "top-1") == [f"{100 * report['top1']:.2f} % of 6 validation images"]
     assert row(text, "this preset, int8")[0] == f"{100 * report['top1']:.2f} %"
     assert row(text, "what it was made from, float32")[0] == f"{100 * report['original']['top1']:.2f} %"
     for entry in report["per_class"]:
@@ -159,14 +159,14 @@ MEASURED = {
 def test_a_preset_that_comes_from_no_run(nano, photos, tmp_path, monkeypatch):
     stored = {**MEASURED, "top1": 2 / 6, "confusion": [[2, 0, 0], [2, 0, 0], [0, 2, 0]]}
     measurements = iter([MEASURED, stored])
-    monkeypatch.setattr(classifier, "evaluate", lambda *_, **__: next(measurements))
+    monkeypatch.setattr(publishing, "evaluate", lambda *_, **__: next(measurements))
     model = ViT((32, 32, 3), num_classes=3, **nano)
     model.save_to_preset(tmp_path / "preset", metadata={"note": "kept"})
     assert main(["publish", str(tmp_path / "preset"), str(tmp_path / "out"), "--data", str(photos)]) == 0
     assert open_preset(tmp_path / "out").metadata["note"] == "kept"
     _, text = read_card(tmp_path / "out")
     assert "No record of the training" in text
-    assert row(text, "top-1") == ["33.33 % of 6 validation photos"]
+    assert row(text, "top-1") == ["33.33 % of 6 validation images"]
     assert row(text, "this preset, float16")[0] == "33.33 %"
     assert row(text, "what it was made from, float32")[0] == "50.00 %"
     assert "differ by 1; up to 1 were allowed" in text
@@ -195,7 +195,7 @@ def test_the_architecture_in_the_card():
     ]
     assert row(text, "compressor") == ["bmshj2018-factorized, 128 and 192 channels, kept as it was; from a.pth"]
     assert row(text, "image size") == ["any x 128"] and row(text, "parameters") == ["7,654,321"]
-    assert "other data: 1,000 photos, SHA-256 `4567`" in text and "DATA=tfds:animals10\n" in text
+    assert "other data: 1,000 images, SHA-256 `4567`" in text and "DATA=tfds:animals10\n" in text
 
 
 class TestRefused:
@@ -229,8 +229,8 @@ class TestRefused:
             measurements.append(report)
             return {**report, "confusion": np.diag([right, 0, 0]).tolist()}
 
-        monkeypatch.setattr(classifier, "evaluate", measure)
-        message = "3 of 6 photos, of which at most 1" if problem == "worse" else "disk full"
+        monkeypatch.setattr(publishing, "evaluate", measure)
+        message = "3 of 6 images, of which at most 1" if problem == "worse" else "disk full"
         assert message in self.publish(capsys, run_dir, photos, tmp_path / "out")
         assert (tmp_path / "out" / "metadata.json").read_bytes() == before
         assert {path.name for path in tmp_path.iterdir()} == {"out", "photos", "run"}
@@ -311,16 +311,16 @@ class TestTeacher:
         text = classifier_card(report, notes="")
         assert (
             "\nCI2P-ViT tiny, trained on 20,865 images while imitating the teacher efficientnet-lite2 (ImageNet's "
-            "features, a linear probe for these classes; top-1 97.50 % itself): an RGB photo in, one of 3 classes out:"
+            "features, a linear probe for these classes; top-1 97.50 % itself): an RGB image in, one of 3 classes out:"
         ) in text
         assert row(text, "teacher") == ["efficientnet-lite2"] and row(text, "teacher's licence") == ["Apache-2.0"]
         assert row(text, "teacher's SHA-256") == ["`89ab`"]
-        assert row(text, "teacher's own top-1") == ["97.50 % of the run's validation photos"]
+        assert row(text, "teacher's own top-1") == ["97.50 % of the run's validation images"]
         assert row(text, "imitated") == [
             "its probabilities at temperature 2, 50 % of the classification loss; its feature maps "
             "features_16 times 8, features_32 times 16"
         ]
-        assert row(text, "trained on stored latents") == ["10 augmented views of each photo, rounded, seed 7"]
+        assert row(text, "trained on stored latents") == ["10 augmented views of each image, rounded, seed 7"]
         assert "distill_alpha = 0.5" in text and row(text, "precision of products") == ["bfloat16"]
         assert "\nTEACHER=...  # the teacher efficientnet-lite2, SHA-256 89ab; or the name efficientnet-lite2" in text
         assert '"knowledge-distillation"' in text
@@ -328,7 +328,7 @@ class TestTeacher:
         del record["data"]["teacher"]
         record["settings"].update(init="$INIT", variant=None)
         text = classifier_card(report, notes="")
-        assert "\nCI2P-ViT tiny, fine-tuned on 20,865 images: an RGB photo in" in text
+        assert "\nCI2P-ViT tiny, fine-tuned on 20,865 images: an RGB image in" in text
         assert row(text, "began with")[0].startswith("the weights of another run or preset, `INIT` below")
         assert "teacher" not in text.lower().replace("distill", "") and "knowledge-distillation" not in text
 
@@ -387,3 +387,5 @@ def test_a_compressor(photos, tmp_path, capsys):
     options = "--quality 5 --lmbda 0.01 --steps 5 --seed 0 --val-images 4 --val-size 32 --out run"
     assert command.endswith(f'"$DATA" {options}')
     Compressor.from_preset(tmp_path / "out")
+    # What the card prints can be run: public functions alone.
+    assert "from keras_ci2p.data import scan_images; data = scan_images(os.environ['DATA'])" in text

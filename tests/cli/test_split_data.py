@@ -81,7 +81,7 @@ def test_photos_encoded_anew_are_known_by_name(trained, tmp_path, capsys):
     _, error = evaluate(capsys, run, anew, "val", tmp_path / "out")
     assert "12 of these 18 photos were trained on (12 are known by class and name alone)" in error
     refused = failed(capsys, "publish", str(run), str(tmp_path / "preset"), "--data", str(anew))
-    assert "12 of the 18 validation photos" in refused and "class and name alone" in refused
+    assert "12 of the 18 validation images" in refused and "class and name alone" in refused
 
 
 def test_what_is_known_goes_on_with_the_weights(trained, tmp_path):

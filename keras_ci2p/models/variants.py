@@ -21,14 +21,3 @@ DUAL_SCALE_VARIANTS = {
     "large": {**VARIANTS["large"], "early_dim": 256, "merge_at": 12},
     "base_8": {**VARIANTS["base_8"], "early_dim": 192, "merge_at": 4},
 }
-
-
-def transformer_sizes(variant, variants=VARIANTS, **overrides):
-    """The sizes of `variant` in the table `variants`, with those of `overrides` that are not None in their place.
-
-    Raises:
-        ValueError: Unknown variant.
-    """
-    if variant not in variants:
-        raise ValueError(f"`variant` must be one of {', '.join(variants)}. Received: variant={variant!r}")
-    return {**variants[variant], **{key: value for key, value in overrides.items() if value is not None}}

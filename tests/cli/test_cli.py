@@ -175,6 +175,7 @@ def run_python(code, **environment):
     )
 
 
+@pytest.mark.once
 def test_missing_backend_is_one_sentence():
     done = run_python(["-m", "keras_ci2p", "info", "tiny"], KERAS_BACKEND="absent")
     assert done.returncode == 2

@@ -1,6 +1,7 @@
 """Preset directories: where they are, what they hold, and whether they are whole. Knows no models, imports no Keras."""
 
 import contextlib
+import importlib
 import json
 import tomllib
 from dataclasses import dataclass
@@ -298,6 +299,8 @@ def _is_our_checkout(directory):
     return project.get("project", {}).get("name") == "keras_ci2p"
 
 
+# Modules that stand above this one: the names of published compressors, without Keras, and what converts them.
+_ZOO, _FETCHER = "keras_ci2p.convert.zoo", "keras_ci2p.convert.compressai"
 # Names to functions that fetch them, as `add_source` of version 0.1.0 took them.
 _SOURCES = {}
 
@@ -312,11 +315,8 @@ def named_preset(name):
     name = _aliases().get(name, name)
     if name in _directories():
         return weights_directory() / name
-    # Above this module in the order of imports; without Keras until something is fetched.
-    from keras_ci2p.convert import zoo
-
-    if name in zoo.zoo_names():
-        return zoo.fetch(name)
+    if name in importlib.import_module(_ZOO).zoo_names():
+        return importlib.import_module(_FETCHER).fetch(name)
     return _SOURCES[name](name) if name in _SOURCES else None
 
 

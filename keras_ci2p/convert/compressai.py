@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_ci2p.convert import zoo
 from keras_ci2p.convert.state_dict import CheckpointError, WeightMapping, convolution, load_state_dict, read_state_dict
 from keras_ci2p.convert.zoo import NO_COMPRESSOR
 from keras_ci2p.layers.compression_layers import (
@@ -19,9 +20,9 @@ from keras_ci2p.layers.compression_layers import (
     StridedResidualBlock,
 )
 from keras_ci2p.models.compressor import FACTORIZED, WITHOUT_SYNTHESIS, Compressor
-from keras_ci2p.models.loading import open_classifier
-from keras_ci2p.presets import PresetError, open_preset
-from keras_ci2p.utils import file_sha256
+from keras_ci2p.models.loading import load_preset
+from keras_ci2p.presets import PresetError
+from keras_ci2p.utils import atomic_directory, file_sha256
 
 # Buffers that hold no weights: GDN's and the bottleneck's constants, and tables made from the quantiles.
 _CONSTANTS = re.compile(
@@ -208,6 +209,31 @@ def gdn_constants(at):
     return constants
 
 
+def fetch(name):
+    """The preset directory of a published compressor; downloaded, checked and converted when it is not there yet.
+
+    Args:
+        name: One of `zoo_names()`.
+
+    Raises:
+        DownloadError: No network, no such file, or not the file that was published. Nothing is left behind.
+    """
+    directory = zoo.cache_directory() / name
+    if not (directory / "metadata.json").is_file():
+        _, architecture, quality, file_name, digest = next(row for row in zoo.published() if row[0] == name)
+        file = zoo.cache_directory() / file_name
+        if not file.is_file():
+            zoo.download(f"{zoo.ADDRESS}/{file_name}", file, digest)
+        sha256 = zoo.check(file, digest)
+        compressor = from_compressai(file, quality=quality, origin={"name": name, "sha256": sha256})
+        if compressor.architecture != architecture:
+            raise CheckpointError(f"{file} is a {compressor.architecture}, not a {architecture}.")
+        # Other processes may do the same at the same time, and read already what they have written.
+        with atomic_directory(directory, replace=False) as temporary:
+            compressor.save_to_preset(temporary)
+    return directory
+
+
 def read_compressor(source):
     """Reads a compressor from wherever one is: the one parser of such a name.
 
@@ -226,10 +252,9 @@ def read_compressor(source):
         return None
     if Path(source).is_file():
         return from_compressai(source)
-    preset = open_preset(source)
-    if preset.registered_name() == keras.saving.get_registered_name(Compressor):
-        return Compressor.from_preset(preset)
-    model, _ = open_classifier(preset)
+    model = load_preset(source)
+    if isinstance(model, Compressor):
+        return model
     if not hasattr(model, "compressor"):
         raise PresetError(f"{source} has no compressor: it is a {type(model).__name__}.")
     return model.compressor

@@ -1,4 +1,4 @@
-"""CompressAI's published compressors: names, files and hashes, and their download. Imports no Keras by itself."""
+"""CompressAI's published compressors: names, files and hashes, and their download. Imports no Keras."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from keras_ci2p.utils import atomic_directory, atomic_file, file_sha256
+from keras_ci2p.utils import atomic_file, file_sha256
 
 # Stands in the place of a compressor's name for none.
 NO_COMPRESSOR = "none"
@@ -72,7 +72,7 @@ class DownloadError(OSError):
     """A published file that could not be had, or is not the published one."""
 
 
-def _published():
+def published():
     """Each published compressor: `(name, architecture, quality, file name, first digits of its SHA-256)`."""
     for (architecture, metric), (stem, digits) in _FILES.items():
         for quality, digest in enumerate(digits.split(), start=1):
@@ -87,41 +87,12 @@ def _published():
 
 def zoo_names():
     """Names that `Compressor.from_preset` can download, such as "bmshj2018-factorized-mse-5"."""
-    return [name for name, *_ in _published()]
+    return [name for name, *_ in published()]
 
 
 def cache_directory():
     """Where downloads are kept: $KERAS_CI2P_CACHE, else ~/.cache/keras_ci2p."""
     return Path(os.environ.get("KERAS_CI2P_CACHE") or Path.home() / ".cache" / "keras_ci2p")
-
-
-def fetch(name):
-    """The preset directory of a published compressor; downloaded, checked and converted when it is not there yet.
-
-    Args:
-        name: One of `zoo_names()`.
-
-    Raises:
-        DownloadError: No network, no such file, or not the file that was published. Nothing is left behind.
-    """
-    # These import Keras.
-    from keras_ci2p.convert.compressai import from_compressai
-    from keras_ci2p.convert.state_dict import CheckpointError
-
-    directory = cache_directory() / name
-    if not (directory / "metadata.json").is_file():
-        _, architecture, quality, file_name, digest = next(row for row in _published() if row[0] == name)
-        file = cache_directory() / file_name
-        if not file.is_file():
-            download(f"{ADDRESS}/{file_name}", file, digest)
-        sha256 = check(file, digest)
-        compressor = from_compressai(file, quality=quality, origin={"name": name, "sha256": sha256})
-        if compressor.architecture != architecture:
-            raise CheckpointError(f"{file} is a {compressor.architecture}, not a {architecture}.")
-        # Other processes may do the same at the same time, and read already what they have written.
-        with atomic_directory(directory, replace=False) as temporary:
-            compressor.save_to_preset(temporary)
-    return directory
 
 
 def check(file, digest):

@@ -5,13 +5,13 @@ import math
 import keras
 from keras import ops
 
+from keras_ci2p.models.variants import AUXILIARY_LEARNING_RATE, CLIP_NORM
+
 # CompressAI's weights of the squared error, by quality.
 LAMBDAS = {1: 0.0018, 2: 0.0035, 3: 0.0067, 4: 0.0130, 5: 0.0250, 6: 0.0483, 7: 0.0932, 8: 0.1800}
 
 # CompressAI's `examples/train.py`.
 LEARNING_RATE = 1e-4
-AUXILIARY_LEARNING_RATE = 1e-3
-CLIP_NORM = 1.0
 
 
 def rate_distortion_optimizer(

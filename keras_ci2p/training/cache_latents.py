@@ -1,4 +1,4 @@
-"""Runs a compressor once over the views of each photo and stores the latents."""
+"""Runs a compressor once over the views of each image and stores the latents."""
 
 import contextlib
 import shutil
@@ -38,55 +38,55 @@ from keras_ci2p.layers.compression_transforms import AnalysisTransform, fingerpr
 from keras_ci2p.layers.embedding import PATCH_SIZE, compressor_config
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.presets import WEIGHTS, open_preset, save_preset
+from keras_ci2p.training.configs import LatentCacheConfig
 from keras_ci2p.training.distillation import FIT_VIEWS, FeatureProjection, TeacherTargets, teacher_top1
-from keras_ci2p.training.recipes import CacheSettings
 from keras_ci2p.utils import atomic_file, clean_up, file_sha256, num_cpus, require, write_bytes, write_json
 
 
 def cache_latents(
     photos, out, compressor, settings=None, resume=False, num_threads=None, verbose=1, teacher=None, more_views=None
 ):
-    """Stores the latents of some views of each training photo, and of the central crop of each validation photo.
+    """Stores the latents of some views of each training image, and of the central crop of each validation photo.
 
-    A view depends only on the seed, the photo, its place in the training split and the number of the view. Whatever
+    A view depends only on the seed, the image, its place in the training split and the number of the view. Whatever
     ends the process, `resume=True` keeps the whole shards and makes the others, and the result is that of an
     uninterrupted run: bit for bit on JAX and on torch with one thread; on TensorFlow up to rounding errors, by which a
     value halfway between two integers may be rounded to the other one.
 
     Args:
-        photos: `ImageManifest` of all photos, or what `keras_ci2p.data.open_data` takes.
+        photos: `ImageManifest` of all images, or what `keras_ci2p.data.open_data` takes.
         out: Directory of the cache.
         compressor: `Compressor` or `AnalysisTransform`; it is stored with the latents. None with `more_views`, for that
             of the cache.
-        settings: `CacheSettings`; None for its defaults, with `more_views` for those of the cache.
+        settings: `LatentCacheConfig`; None for its defaults, with `more_views` for those of the cache.
         resume: Whether to go on with the cache in `out`, else it must be new.
         num_threads: Threads that decode and augment; None for one per CPU of this process.
         verbose: 0 for silence, 1 for a progress bar, 2 for one line per shard.
-        teacher: `Teacher` with the class names of the photos, whose logits and feature maps of each training view are
-            stored too, or None. It sees each view in its own size, cut from the photo; the feature maps are projected
+        teacher: `Teacher` with the class names of the images, whose logits and feature maps of each training view are
+            stored too, or None. It sees each view in its own size, cut from the image; the feature maps are projected
             as `keras_ci2p.training.teacher_targets` tells.
-        more_views: Number of further views of each training photo to add to the complete cache in `out`, which may be
+        more_views: Number of further views of each training image to add to the complete cache in `out`, which may be
             read meanwhile; they count once all are there. An interrupted addition of as many views is gone on with.
 
     Returns:
         The complete `LatentCache`.
 
     Raises:
-        DataError: An existing directory without `resume`, or one of other settings, photos or compressor; photos that
+        DataError: An existing directory without `resume`, or one of other settings, images or compressor; images that
             cannot be used.
         OSError: Too little space on the disk.
         ValueError: Latents that are not finite or too large to be stored.
     """
-    # Before the photos are read.
+    # Before the images are read.
     require("grain", extra="train")
     require(ARRAY_RECORD, extra="train")
     out = Path(out)
     previous = _previous(out, resume) if more_views is None else open_cache(out)
     if more_views is not None:
         clean_up(out)
-        settings = settings or CacheSettings.from_dict(previous.manifest["settings"])
+        settings = settings or LatentCacheConfig.from_dict(previous.manifest["settings"])
         compressor = compressor or cached_compressor(previous)
-    settings = settings or CacheSettings()
+    settings = settings or LatentCacheConfig()
     photos = open_data(photos)
     splits = {split: photos.split(split) for split in SPLITS}
     targets = None if teacher is None else TeacherTargets(teacher)
@@ -107,14 +107,18 @@ def cache_latents(
         _check_space(cache, encoder, total, verbose)
     if previous is None:
         _begin(cache, compressor, targets)
-    progress = _Progress(total, verbose)
+    _write_shards(cache, encoder, to_make, _Progress(total, verbose))
+    return open_cache(out)
+
+
+def _write_shards(cache, encoder, to_make, progress):
+    """Writes shards, given as triples of split, part and what `_to_make` yields with it."""
     for split, part, shards in to_make:
         numbers = [number for _, photo_numbers in shards for number in photo_numbers]
         views = range(part.first_view, part.first_view + part.views)
-        batches = encoder.encode(splits[split], split, numbers, views)
+        batches = encoder.encode(cache.split(split), split, numbers, views)
         for shard, _ in shards:
             _write_shard(cache, shard, batches, progress)
-    return open_cache(out)
 
 
 def _previous(out, resume):
@@ -140,7 +144,7 @@ def _manifest(photos, splits, encoder, settings, targets):
     transform = encoder.transform
     return {
         "format_version": FORMAT_VERSION,
-        "settings": settings.as_dict(),
+        "settings": settings.to_dict(),
         "latent_shape": list(encoder.latent_shape),
         "compressor": {"fingerprint": fingerprint(transform), **compressor_config(transform)},
         "data": {
@@ -168,7 +172,7 @@ def _shards(name, manifest, settings, with_targets):
 
 
 def _fit_teacher(cache, encoder, targets, verbose):
-    """Fits the projection on views of photos from all over the training split, and measures the teacher."""
+    """Fits the projection on views of images from all over the training split, and measures the teacher."""
     train, views = cache.split("train"), cache.manifest["settings"]["views"]
     count = min(len(train), -(-FIT_VIEWS // views))
     numbers = np.linspace(0, len(train) - 1, count).round().astype(int).tolist()
@@ -352,11 +356,11 @@ _TEACHER_BATCH = 16
 
 
 class LatentEncoder:
-    """Decodes and augments photos in parallel, ahead of the compressor.
+    """Decodes and augments images in parallel, ahead of the compressor.
 
     Args:
         transform: `AnalysisTransform`.
-        settings: `CacheSettings`.
+        settings: `LatentCacheConfig`.
         num_threads: Threads that decode and augment; None for one per CPU of this process.
         targets: `TeacherTargets`, or None.
     """
@@ -374,7 +378,7 @@ class LatentEncoder:
             warnings.warn("The latents are made with a compressor of random weights.", stacklevel=3)
 
     def encode(self, photos, split, numbers, views=None):
-        """Yields the latents of photos, all views of one after the other, in batches.
+        """Yields the latents of images, all views of one after the other, in batches.
 
         Args:
             photos: `ImageManifest` of the split.
@@ -403,7 +407,7 @@ class LatentEncoder:
                 yield latents, _joined([part.result() for part in targets]) if teaches else None
 
     def teacher_views(self, photos, numbers):
-        """Yields the teacher's views of training photos, uint8 batches: what `encode` shows it."""
+        """Yields the teacher's views of training images, uint8 batches: what `encode` shows it."""
         views = range(self._settings.views)
         size = self._targets.teacher.image_size
         for _, images in self._batches(photos, "train", numbers, views, len(views), size):
@@ -429,7 +433,7 @@ def _concatenate(elements):
 
 
 class _Views:
-    """Number of a photo to its views, uint8 `(views, height, width, 3)`, and the same views in the teacher's size."""
+    """Number of a image to its views, uint8 `(views, height, width, 3)`, and the same views in the teacher's size."""
 
     def __init__(self, photos, split, settings, views, teacher_size):
         self._photos = photos
@@ -453,7 +457,7 @@ class _Views:
         return np.stack(images), None if self._teacher_size is None else np.stack(teacher_images)
 
     def _view(self, photo, rng):
-        """The view, and the same cut from the photo in the teacher's size; not enlarged from the smaller one."""
+        """The view, and the same cut from the image in the teacher's size; not enlarged from the smaller one."""
         s = self._settings
         params = sample_params(s.augmentation, (photo.height, photo.width), s.image_size, rng)
         image = apply_params(photo, params, s.image_size, rng)

@@ -113,7 +113,7 @@ class ClassifierRecorder(Recorder):
         verbose: Whether to print a line on the speed after each epoch.
     """
 
-    advice = "a lower learning rate, a smaller clip_norm or, in place of mixed_float16, mixed_bfloat16"
+    advice = "a lower learning rate, a smaller clip_grad_norm or, in place of mixed_float16, mixed_bfloat16"
     _logs = ("loss", "top1", "top5", "val_loss", "val_top1", "val_top5")
 
     def __init__(

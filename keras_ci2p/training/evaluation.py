@@ -57,7 +57,7 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         image_size: Height and width of the images; None for the model's.
         batch_size, verbose: As in `predict`.
         without_copies: Whether to leave out the images that have a near-copy among the training images, as
-            `keras_ci2p.data.near_copies.without_near_copies` finds them.
+            `keras_ci2p.data.overlap.without_near_copies` finds them.
         worst: How many of the wrongly classified images to name.
 
     Returns:

@@ -2,13 +2,22 @@
 
 import json
 import shlex
-from dataclasses import fields
 
+from keras_ci2p.config import shell_words
 from keras_ci2p.data.tfds import PREFIX
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
-from keras_ci2p.training.efficientnet import DEFAULT_SIZE, TEACHERS
-from keras_ci2p.training.recipes import CompressorSettings, TrainSettings
-from keras_ci2p.training.run_dir import CURVES, HISTORY, INIT, TEACHER, recipe_of, teacher_of, views_of
+from keras_ci2p.training.configs import (
+    COMPRESSOR,
+    DATA,
+    INIT,
+    TEACHER,
+    TEACHERS,
+    CompressorTrainConfig,
+    LatentCacheConfig,
+    TrainConfig,
+)
+from keras_ci2p.training.efficientnet import DEFAULT_SIZE
+from keras_ci2p.training.run_dir import CURVES, HISTORY, recipe_of, teacher_of, views_of
 
 LICENSE = "Apache-2.0"
 PAPER = "[arXiv 2502.10120](https://arxiv.org/abs/2502.10120)"
@@ -67,11 +76,11 @@ def assignment(data):
     return f"DATA={shlex.quote(name if name.startswith(PREFIX) else f'path/to/{name}')}"
 
 
-def data_command(data, module, function):
-    """Shell that prints the hash and the counts of the report's `data`, which `module.function` opens."""
+def data_command(data, function):
+    """Shell that prints the hash and the counts of the report's `data`, which `keras_ci2p.data.function` opens."""
     return code(
         f"export {assignment(data)}\n"
-        f"python -c \"import os; from {module} import {function}; data = {function}(os.environ['DATA'])\n"
+        f"python -c \"import os; from keras_ci2p.data import {function}; data = {function}(os.environ['DATA'])\n"
         "print(data.sha256, *(data.split(name).counts() for name in ('train', 'val')), sep='\\n')\"",
         "sh",
     )
@@ -150,41 +159,8 @@ def join(*parts):
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
-# Options of `train` and `train-compressor` by the setting that they give.
-_TRAIN = {
-    "model": "--model",
-    "variant": "--variant",
-    "init": "--init",
-    "compressor": "--compressor",
-    "freeze_compressor": "--freeze-compressor",
-    "teacher": "--teacher",
-    "teacher_size": "--teacher-size",
-    "teacher_range": "--teacher-range",
-    "teacher_features": "--teacher-features",
-    "dtype": "--dtype",
-    "matmul_precision": "--matmul-precision",
-    "augment": "--augment",
-    "class_weights": "--class-weights",
-    "seed": "--seed",
-    "deterministic": "--deterministic",
-}
-_TRAIN_COMPRESSOR = {
-    "architecture": "--architecture",
-    "quality": "--quality",
-    "lmbda": "--lmbda",
-    "steps": "--steps",
-    "steps_per_epoch": "--steps-per-epoch",
-    "crop_size": "--crop-size",
-    "batch_size": "--batch-size",
-    "learning_rate": "--lr",
-    "clip_norm": "--clip-norm",
-    "seed": "--seed",
-    "init": "--init",
-    "val_pictures": "--val-pictures",
-    "val_size": "--val-size",
-    "dtype": "--dtype",
-    "deterministic": "--deterministic",
-}
+# What the commands of a card leave out: it changes where a run is computed, or is told by the recipe.
+_NOT_IN_CARDS = ("devices", "in_memory", "num_workers", "tensorboard", "max_minutes", "recipe")
 
 
 def training_commands(record):
@@ -193,73 +169,52 @@ def training_commands(record):
     Args:
         record: What `read_record` returns.
     """
-    settings = record["settings"]
-    backend = f"KERAS_BACKEND={record['backend']}"
+    settings = {"data": DATA, **record["settings"]}
+    program = f"KERAS_BACKEND={record['backend']} keras-ci2p"
     if "recipe" not in settings:
-        options = _options(settings, CompressorSettings, _TRAIN_COMPRESSOR, always=("quality", "steps", "seed"))
-        return [f'{backend} keras-ci2p train-compressor "$DATA" {options} --out run']
-    options = _options(settings, TrainSettings, _TRAIN, always=("variant", "seed"))
-    train = f"--recipe recipe.toml {options} --out run"
+        config = CompressorTrainConfig.from_dict(settings)
+        words = config.command_line(always=("quality", "steps", "seed"), without=_NOT_IN_CARDS)
+        return [f"{program} train-compressor {_shell(words)} --out run"]
+    config = TrainConfig.from_dict(settings)
+    data, *words = config.command_line(always=("variant", "seed"), without=_NOT_IN_CARDS)
+    train = f"--recipe recipe.toml {_shell(words)} --out run"
     latents = record["data"].get("latents")
     if latents is None:
-        return [f'{backend} keras-ci2p train "$DATA" {train}']
+        return [f"{program} train {_shell([data])} {train}"]
+    cache, teacher = f"{program} cache {_shell([DATA])} latents", _cache_teacher(record)
     views, more_views = views_of(record)
-    cache, teacher = f'{backend} keras-ci2p cache "$DATA" latents', _cache_teacher(record)
-    options = f"--views {views} --store {latents['store']} --recipe recipe.toml --seed {latents['seed']}"
+    config = LatentCacheConfig.from_dict({**latents, "views": views})
+    height, width = config.image_size
+    # A square one stands in the recipe.
+    without = ("augmentation", "image_size") if height == width else ("augmentation",)
+    words = config.command_line(always=("views", "store", "seed"), without=without)
     return [
-        f'{cache} --compressor "$COMPRESSOR" {options}{teacher}',
-        *([f"{cache} --more-views {more_views}{teacher}"] if more_views else []),
-        f"{backend} keras-ci2p train latents {train}",
+        f"{cache} --compressor {_shell([COMPRESSOR])} --recipe recipe.toml {_shell(words + teacher)}",
+        *([f"{cache} {_shell(['--more-views', str(more_views), *teacher])}"] if more_views else []),
+        f"{program} train latents {train}",
     ]
 
 
+def _shell(words):
+    return shell_words(words, placeholders=TrainConfig.placeholders().values())
+
+
 def _cache_teacher(record):
-    """The options that name the teacher of a latent cache; empty without one."""
+    """The words that name the teacher of a latent cache; none without one."""
     teacher = teacher_of(record)
     if teacher is None:
-        return ""
-    words = ["--teacher", _word(TEACHER)]
+        return []
     height, width = teacher["image_size"]
     if teacher["name"] in TEACHERS:
         # They know the rest, and take no other.
-        return " ".join(["", *words, *(["--teacher-size", str(height)] if height != DEFAULT_SIZE else [])])
-    if height == width:
-        words += ["--teacher-size", str(height)]
-    if not any(isinstance(value, list) for value in teacher["value_range"]):
-        words += ["--teacher-range", _word(teacher["value_range"])]
-    if teacher["features"]:
-        words += ["--teacher-features", _word([row["name"] for row in teacher["features"]])]
-    return " ".join(["", *words])
-
-
-def _options(settings, settings_class, flags, always):
-    """The options of all settings that are not the default, and of those that are `always` given."""
-    defaults = {field.name: field.default for field in fields(settings_class)}
-    words = []
-    for name, flag in flags.items():
-        value = settings.get(name)
-        if value is None or (value == defaults[name] and name not in always):
-            continue
-        if value is True:
-            words.append(flag)
-        elif value is False:
-            words.append(f"--no-{flag.removeprefix('--')}")
-        else:
-            words += [flag, _word(value)]
-    return " ".join(words)
-
-
-def _word(value):
-    if isinstance(value, dict):
-        value = [f"{key}={_number(number)}" for key, number in value.items()]
-    if isinstance(value, (list, tuple)):
-        value = ",".join(map(_number, value))
-    text = str(value)
-    return f'"{text}"' if text.startswith("$") else shlex.quote(text)
-
-
-def _number(value):
-    return str(value).removesuffix(".0")
+        options = {"teacher_size": height} if height != DEFAULT_SIZE else {}
+    else:
+        features = tuple(row["name"] for row in teacher["features"])
+        options = {"teacher_range": teacher["value_range"], "teacher_features": features or None}
+        if height == width:
+            options["teacher_size"] = height
+    config = TrainConfig(DATA, teacher=TEACHER, **options)
+    return config.command_line(without=set(config.to_dict()) - {"teacher", *options})
 
 
 # Of a class: its name in the papers, and its sizes by name.
@@ -275,38 +230,61 @@ CLASSIFIER_TAGS = ["image-classification", "vision-transformer", "ci2p-vit", "le
 
 
 def classifier_card(report, notes):
-    """Markdown of a classifier's report, with the author's `notes`."""
-    data, model, teacher = report["data"], report["model"], teacher_of(report["run"])
-    tags = CLASSIFIER_TAGS if teacher is None else [*CLASSIFIER_TAGS, "knowledge-distillation"]
-    metrics = [("accuracy", name, report[key]) for name, key in (("top-1", "top1"), ("top-5", "top5"))]
-    variable = assignment(data)
-    return join(
-        front_matter(report["name"], "image-classification", tags, metrics, data["name"]),
-        f"# {report['name']}",
-        f"{_made(report)}: an RGB photo in, one of {len(report['class_names'])} classes out: "
-        f"{', '.join(report['class_names'])}. It is a `{model['class']}` of keras_ci2p ({PAPER}).",
-        _model_table(report),
-        code("keras-ci2p info .", "sh"),
-        "## Use",
-        "The name below is the path of this directory, or one of `keras_ci2p.list_presets()`.",
-        code(
-            f"import keras_ci2p  # KERAS_BACKEND=torch, jax or tensorflow\n\n"
+    """Returns the Markdown of a classifier's report, with the author's `notes`."""
+    model, teacher = report["model"], teacher_of(report["run"])
+    return _card(
+        report,
+        notes,
+        task="image-classification",
+        tags=CLASSIFIER_TAGS if teacher is None else [*CLASSIFIER_TAGS, "knowledge-distillation"],
+        metrics=[("accuracy", name, report[key]) for name, key in (("top-1", "top1"), ("top-5", "top5"))],
+        about=[
+            f"{_made(report)}: an RGB image in, one of {len(report['class_names'])} classes out: "
+            f"{', '.join(report['class_names'])}. It is a `{model['class']}` of keras_ci2p ({PAPER}).",
+            _model_table(report),
+            code("keras-ci2p info .", "sh"),
+        ],
+        use=[
             f'model = keras_ci2p.{model["class"]}.from_preset("{report["name"]}")\n'
             "scores = model.predict(images)  # (batch, height, width, 3), RGB in 0..255",
-            "python",
-        ),
-        code(f"keras-ci2p predict {report['name']} photo.jpg", "sh"),
+            code(f"keras-ci2p predict {report['name']} image.jpg", "sh"),
+        ],
+        results=[_classifier_comparison(report), _by_class(report), "![confusion matrix](confusion.png)"],
+        evaluate='keras-ci2p evaluate . "$DATA"',
+        data=[_data(report), data_command(report["data"], "open_data")],
+        training_facts=_classifier_training_facts(report),
+    )
+
+
+def _card(report, notes, task, tags, metrics, about, use, results, evaluate, data, training_facts):
+    """The card of a model of either kind.
+
+    Args:
+        report: What `publish` returns.
+        notes: The author's Markdown.
+        task, tags, metrics: As in `front_matter`.
+        about, results, data: Paragraphs of these sections.
+        use: Python that loads and uses the model, then further paragraphs.
+        evaluate: The command that measures it again.
+        training_facts: As in `training_section`.
+    """
+    load, *further = use
+    return join(
+        front_matter(report["name"], task, tags, metrics, report["data"]["name"]),
+        f"# {report['name']}",
+        *about,
+        "## Use",
+        "The name below is the path of this directory, or one of `keras_ci2p.list_presets()`.",
+        code(f"import keras_ci2p  # KERAS_BACKEND=torch, jax or tensorflow\n\n{load}", "python"),
+        *further,
         "## Results",
-        _classifier_comparison(report),
-        _by_class(report),
-        "![confusion matrix](confusion.png)",
+        *results,
         measured_on(report),
-        code(f'{variable}\nkeras-ci2p evaluate . "$DATA"', "sh"),
+        code(f"{assignment(report['data'])}\n{evaluate}", "sh"),
         "## Data",
-        _data(report),
-        data_command(data, "keras_ci2p.data", "open_data"),
+        *data,
         "## Training",
-        training_section(report, _classifier_training_facts(report)),
+        training_section(report, training_facts),
         "## Notes" if notes else "",
         notes,
         "## Licence",
@@ -352,7 +330,7 @@ def _model_table(report):
             ("image size", "{} x {}".format(*(side or "any" for side in model["image_shape"][:2]))),
             ("parameters", f"{model['parameters']:,}"),
             ("weights on disk", f"{report['bytes']:,} bytes ({report['storage']})"),
-            ("top-1", f"{percent(report['top1'])} of {report['images']:,} validation photos"),
+            ("top-1", f"{percent(report['top1'])} of {report['images']:,} validation images"),
             ("top-5", percent(report["top5"])),
         ]
     )
@@ -366,7 +344,7 @@ def _classifier_comparison(report):
     ]
     return join(
         table(["weights", "top-1", "top-5", "bytes"], rows),
-        f"Both on the {report['images']:,} validation photos. Their numbers of right answers differ by "
+        f"Both on the {report['images']:,} validation images. Their numbers of right answers differ by "
         f"{original['difference']}; up to {original['allowed']} were allowed.",
     )
 
@@ -376,26 +354,26 @@ def _by_class(report):
         [row["name"], f"{row['images']:,}", percent(row["recall"]), percent(row["precision"])]
         for row in report["per_class"]
     ]
-    return table(["class", "photos", "recall", "precision"], rows)
+    return table(["class", "images", "recall", "precision"], rows)
 
 
 def _data(report):
     data, training = report["data"], report["training"]
     classes = data["classes"]
     trained = all(row["train"] is not None for row in classes)
-    header = ["class", *(["training photos"] if trained else []), "validation photos"]
+    header = ["class", *(["training images"] if trained else []), "validation images"]
     keys = [*(["train"] if trained else []), "val"]
     rows = [[row["name"], *(f"{row[key]:,}" for key in keys)] for row in classes]
     rows.append(["all", *(f"{sum(row[key] for row in classes):,}" for key in keys)])
-    lines = [table(header, rows), f"SHA-256 of classes and photos: `{data['sha256']}`."]
+    lines = [table(header, rows), f"SHA-256 of classes and images: `{data['sha256']}`."]
     if data.get("split_by_contents", True):
-        lines.append("The validation photos are a fifth of each class, chosen by the SHA-256 of their bytes.")
+        lines.append("The validation images are a fifth of each class, chosen by the SHA-256 of their bytes.")
     else:
-        lines.append("The data are split already: the validation photos are those of the folder or set itself.")
+        lines.append("The data are split already: the validation images are those of the folder or set itself.")
     if training is not None and not trained:
         lines.append(
-            f"It was trained on other data: {training['train_photos']:,} photos, SHA-256 "
-            f"`{training['train_sha256']}`. None of them is among the validation photos."
+            f"It was trained on other data: {training['train_photos']:,} images, SHA-256 "
+            f"`{training['train_sha256']}`. None of them is among the validation images."
         )
     return "\n\n".join(lines)
 
@@ -404,7 +382,7 @@ def _classifier_training_facts(report):
     training, record = report["training"], report["run"]
     latents = (record or {}).get("data", {}).get("latents")
     if latents is not None:
-        views = f"{sum(views_of(record))} augmented views of each photo"
+        views = f"{sum(views_of(record))} augmented views of each image"
         latents = f"{views}, {latents['store']}, seed {latents['seed']}"
     best = f"of epoch {training['epoch']}, the best validation top-1" if training else None
     return [("weights", best), ("trained on stored latents", latents), *_teacher_facts(record)]
@@ -422,7 +400,7 @@ def _teacher_facts(record):
         ("teacher", teacher["name"]),
         ("teacher's SHA-256", f"`{teacher['sha256']}`"),
         ("teacher's licence", teacher["license"] or "not stated in its file"),
-        ("teacher's own top-1", f"{percent(teacher['val_top1'])} of the run's validation photos"),
+        ("teacher's own top-1", f"{percent(teacher['val_top1'])} of the run's validation images"),
         ("teacher's images", "{} x {}".format(*teacher["image_size"])),
         (
             "imitated",
@@ -436,55 +414,48 @@ COMPRESSOR_TAGS = ["learned-image-compression", "image-compression", "compressai
 
 
 def compressor_card(report, notes):
-    """Markdown of a compressor's report, with the author's `notes`."""
+    """Returns the Markdown of a compressor's report, with the author's `notes`."""
     data, model = report["data"], report["model"]
-    metrics = [("psnr", "PSNR (dB)", report["psnr"]), ("bpp", "bits per pixel", report["bpp"])]
-    evaluate = f'keras-ci2p evaluate . "$DATA" --pictures {report["images"]} --size {report["size"]}'
-    return join(
-        front_matter(report["name"], "image-to-image", COMPRESSOR_TAGS, metrics, data["name"]),
-        f"# {report['name']}",
-        "A learned image compressor of keras_ci2p: an RGB picture in, latents of a sixteenth of its height and width "
-        "out, and back.",
-        facts(
-            [
-                ("architecture", model["architecture"]),
-                ("quality", model["quality"]),
-                ("channels (N, M)", f"{model['num_filters']}, {model['latent_channels']}"),
-                ("parameters", f"{model['parameters']:,}"),
-                ("weights on disk", f"{report['bytes']:,} bytes ({report['storage']})"),
-                ("made from", (model["origin"] or {}).get("name")),
-            ]
-        ),
-        "## Use",
-        "The name below is the path of this directory, or one of `keras_ci2p.list_presets()`.",
-        code(
-            "import keras_ci2p  # KERAS_BACKEND=torch, jax or tensorflow\n\n"
+    return _card(
+        report,
+        notes,
+        task="image-to-image",
+        tags=COMPRESSOR_TAGS,
+        metrics=[("psnr", "PSNR (dB)", report["psnr"]), ("bpp", "bits per pixel", report["bpp"])],
+        about=[
+            "A learned image compressor of keras_ci2p: an RGB image in, latents of a sixteenth of its height and width "
+            "out, and back.",
+            facts(
+                [
+                    ("architecture", model["architecture"]),
+                    ("quality", model["quality"]),
+                    ("channels (N, M)", f"{model['num_filters']}, {model['latent_channels']}"),
+                    ("parameters", f"{model['parameters']:,}"),
+                    ("weights on disk", f"{report['bytes']:,} bytes ({report['storage']})"),
+                    ("made from", (model["origin"] or {}).get("name")),
+                ]
+            ),
+        ],
+        use=[
             f'compressor = keras_ci2p.Compressor.from_preset("{report["name"]}")\n'
             "latents = compressor.encode(images)  # (batch, height, width, 3), RGB in 0..255, multiples of 16\n"
-            "model = keras_ci2p.CI2PViT(compressor=compressor)",
-            "python",
-        ),
-        "## Results",
-        _compressor_comparison(report),
-        measured_on(report),
-        code(f"{assignment(data)}\n{evaluate}", "sh"),
-        "## Data",
-        table(["pictures", "number"], [["training", f"{data['train']:,}"], ["held out", f"{data['val']:,}"]]),
-        f"SHA-256: `{data['sha256']}`. {_split(data)}",
-        data_command(data, "keras_ci2p.data", "scan_images"),
-        "## Training",
-        training_section(report, _compressor_training_facts(report)),
-        "## Notes" if notes else "",
-        notes,
-        "## Licence",
-        f"{LICENSE}.",
+            "model = keras_ci2p.CI2PViT(compressor=compressor)"
+        ],
+        results=[_compressor_comparison(report)],
+        evaluate=f'keras-ci2p evaluate . "$DATA" --images {report["images"]} --size {report["size"]}',
+        data=[
+            table(["images", "number"], [["training", f"{data['train']:,}"], ["validation", f"{data['val']:,}"]]),
+            f"SHA-256: `{data['sha256']}`. {_split(data)}",
+            data_command(data, "scan_images"),
+        ],
+        training_facts=_compressor_training_facts(report),
     )
 
 
 def _split(data):
     if data.get("split_by_contents", True):
-        return "A fifth is held out, chosen by the SHA-256 of the pictures' bytes."
-    return "The data are split already: the pictures held out are those of the folder or set itself."
+        return "A fifth of them are the validation images, chosen by the SHA-256 of the images' bytes."
+    return "The data are split already: the validation images are those of the folder or set itself."
 
 
 def _compressor_comparison(report):
@@ -500,13 +471,13 @@ def _compressor_comparison(report):
         for title, values in (("this preset", report), ("what it was made from", original))
     ]
     return join(
-        table(["weights", "PSNR (dB)", "bits per pixel", "cost", "bytes"], rows),
-        f"Both on the central {report['size']} x {report['size']} pixels of {report['images']:,} held-out pictures; "
-        f"the cost is lambda * 255^2 * MSE + bits per pixel at lambda {report['lmbda']:g}. The costs differ by "
+        table(["weights", "PSNR (dB)", "bits per pixel", "RD loss", "bytes"], rows),
+        f"Both on the central {report['size']} x {report['size']} pixels of {report['images']:,} validation images; "
+        f"the RD loss is lambda * 255^2 * MSE + bits per pixel at lambda {report['lmbda']:g}. The RD losses differ by "
         f"{100 * original['difference']:.2f} %; up to {100 * original['allowed']:g} % were allowed.",
     )
 
 
 def _compressor_training_facts(report):
     training = report["training"]
-    return [("weights", f"of step {training['step']:,}, the lowest cost on held-out pictures" if training else None)]
+    return [("weights", f"of step {training['step']:,}, the lowest RD loss on validation images" if training else None)]

@@ -16,8 +16,8 @@ import numpy as np
 
 from keras_ci2p.data.tfds import PREFIX
 from keras_ci2p.presets import list_presets
-from keras_ci2p.training.efficientnet import TEACHERS
-from keras_ci2p.training.recipes import NO_TEACHER, Recipe
+from keras_ci2p.training.configs import NO_TEACHER, TEACHERS, TrainConfig
+from keras_ci2p.training.recipes import Recipe
 from keras_ci2p.utils import atomic_directory, clean_up, file_sha256, write_json
 
 # Settings, data and environment of a run, and what 0.1.0 called this file.
@@ -126,6 +126,19 @@ def previous_run(run_dir, resume):
     if not isinstance(record, dict):
         raise RunError(f"{path} is damaged: it holds no table. Begin a new run in another directory.")
     return _with_latents(record)
+
+
+def check_config(config, previous):
+    """Raises RunError, saying what differs, unless the previous run (or None) was begun with the same settings.
+
+    Args:
+        config: `Config` of this run.
+        previous: The previous run's record.
+    """
+    different = [] if previous is None else config.differences(previous.get("settings", {}))
+    if different:
+        told = "; ".join(f"{name}: {then!r}, now {now!r}" for name, then, now in different)
+        raise RunError(f"The run was begun with other settings, so it cannot be resumed: {told}.")
 
 
 def check_same(what, now, previous, defaults=None):
@@ -252,10 +265,6 @@ HISTORY = "history.csv"
 CURVES = "curves.png"
 REPORT = "report.json"
 
-# What the commands of a card call things that lie elsewhere on other machines.
-INIT, TEACHER = "$INIT", "$TEACHER"
-_PLACEHOLDERS = {"data": "$DATA", "init": INIT, "compressor": "$COMPRESSOR", "teacher": TEACHER}
-
 
 def read_record(directory):
     """How a model was trained, as `report.json` holds it in "run".
@@ -289,7 +298,7 @@ def recipe_of(record):
     """
     if "recipe" not in record["settings"]:
         return None
-    return Recipe().override(_with_latents(record)["settings"]["recipe"])
+    return Recipe.from_dict(_with_latents(record)["settings"]["recipe"])
 
 
 def _with_latents(record):
@@ -328,7 +337,7 @@ def views_of(record):
 
 def _portable(record):
     settings = dict(record["settings"])
-    for key, placeholder in _PLACEHOLDERS.items():
+    for key, placeholder in TrainConfig.placeholders().items():
         value = settings.get(key)
         if value is not None and not value.startswith(PREFIX) and _is_path(key, value):
             settings[key] = placeholder

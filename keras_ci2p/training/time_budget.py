@@ -56,7 +56,7 @@ def within_budget(run, began, run_dir, verbose):
     """
     if verbose:
         print("Measuring how long an epoch takes ...", flush=True)
-    minutes = run.settings.minutes
+    minutes = run.settings.max_minutes
     run.build()
     measured = _measure(run, minutes * 60, run_dir)
     run.model = run.trained_model = None
@@ -83,7 +83,7 @@ def as_begun(settings, previous):
     """The settings with the epochs that were chosen when the run was begun.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         previous: The record of the run.
     """
     recorded = previous.get("settings", {}).get("recipe", {})

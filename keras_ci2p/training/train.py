@@ -23,6 +23,7 @@ from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST, open_preset, preset_of
 from keras_ci2p.training.cache_latents import cached_compressor
 from keras_ci2p.training.callbacks import ClassifierRecorder, DataTimer, InterruptCallback, SwapEMA
+from keras_ci2p.training.configs import NO_TEACHER
 from keras_ci2p.training.distillation import (
     DistilledClassifier,
     FeatureProjection,
@@ -34,12 +35,13 @@ from keras_ci2p.training.distillation import (
 )
 from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.optim import SoftTargetCrossentropy, balanced_weights, make_optimizer
-from keras_ci2p.training.recipes import NO_TEACHER, RECIPES, TRAIN_FREE_TO_CHANGE, TrainSettings, write_recipe
+from keras_ci2p.training.recipes import RECIPES, write_recipe
 from keras_ci2p.training.run_dir import (
     LAST,
     RUN_RECORD,
     Checkpoints,
     RunError,
+    check_config,
     check_same,
     previous_run,
     recipe_of_latents,
@@ -61,7 +63,7 @@ def train(settings, run_dir, resume=False, verbose=1):
     `resume=True` goes on after the last whole epoch, as if nothing had happened.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         run_dir: Directory of the run.
         resume: Whether to go on with the run in `run_dir`, else it must be new.
         verbose: As in `fit`.
@@ -81,12 +83,13 @@ def train(settings, run_dir, resume=False, verbose=1):
 
     # === Run ===
     cache = open_cache(settings.data) if is_latent_cache(settings.data) else None
+    settings = settings.for_data(cache is not None)
     if cache is not None:
         settings = _fit_to_cache(settings, cache)
     previous = previous_run(run_dir, resume)
-    if settings.minutes is not None and previous is not None:
+    if settings.max_minutes is not None and previous is not None:
         settings = as_begun(settings, previous)
-    check_same("settings", _lasting(settings), previous, _lasting(TrainSettings(settings.data)))
+    check_config(settings, previous)
 
     # === Devices ===
     if settings.deterministic:
@@ -112,11 +115,11 @@ def _train(settings, run_dir, previous, cache, devices, verbose, began):
     builder = ModelBuilder(settings, cache)
     data = load_data(settings, cache, builder.patch_size, devices, run_dir, previous, verbose)
     # Until here nothing but the lock is written, so that all processes have seen the same directory.
-    devices.assert_equal("settings or data", [_lasting(settings), data.record])
+    devices.assert_equal("settings or data", [settings.lasting(), data.record])
 
     # === Model ===
     run = TrainRun(settings, data, builder, devices)
-    if settings.minutes is not None and previous is None:
+    if settings.max_minutes is not None and previous is None:
         within_budget(run, began, run_dir, verbose)
     run.build()
     if devices.is_main_process:
@@ -133,7 +136,7 @@ def _train(settings, run_dir, previous, cache, devices, verbose, began):
     # === Callbacks ===
     recipe, epochs_done = run.settings.recipe, len(record["history"])
     batches = DataTimer(data.train.repeat(epochs_done))
-    ema = SwapEMA() if recipe.ema else None
+    ema = SwapEMA() if recipe.ema_momentum else None
     recorder = ClassifierRecorder(
         run_dir,
         record,
@@ -197,16 +200,12 @@ def _fit_to_cache(settings, cache):
     return replace(settings, recipe=recipe)
 
 
-def _lasting(settings):
-    return {key: value for key, value in settings.as_dict().items() if key not in TRAIN_FREE_TO_CHANGE}
-
-
 def _write_records(run, run_dir):
     """Writes what a new run was told and what it found."""
     if run.data.targets is not None:
         write_bytes(run_dir / PROJECTION, run.data.targets.projection.to_bytes())
     here = {**environment(), "devices": run.devices.describe()}
-    write_json(run_dir / RUN_RECORD, {"settings": run.settings.as_dict(), "data": run.data.record, **here})
+    write_json(run_dir / RUN_RECORD, {"settings": run.settings.to_dict(), "data": run.data.record, **here})
     write_recipe(run_dir / RECIPE, run.settings.recipe)
 
 
@@ -214,7 +213,7 @@ class TrainRun:
     """A model with what it is trained on, and how.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         data: `TrainData`.
         builder: `ModelBuilder`.
         devices: `Devices`.
@@ -296,7 +295,7 @@ class ModelBuilder:
     """Builds the classifier of a run; what that takes is read once.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         cache: The `LatentCache` that is trained on, or None.
 
     Attributes:
@@ -400,7 +399,7 @@ def load_data(settings, cache, patch_size, devices, run_dir, previous, verbose):
     """Opens the `TrainData` of a run.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         cache: The `LatentCache` that is trained on, or None.
         patch_size: Height and width of a token in pixels.
         devices: `Devices`, which tell the part of each training batch to load.
@@ -474,7 +473,7 @@ def find_teacher(settings, images, patch_size, run_dir, previous, verbose):
     """The teacher of a run.
 
     Args:
-        settings: `TrainSettings`.
+        settings: `TrainConfig`.
         images: All images, `ImageManifest` or `LatentCache`.
         patch_size: Height and width of a token in pixels.
         run_dir: Directory of the run.

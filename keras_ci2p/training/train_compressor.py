@@ -20,12 +20,12 @@ from keras_ci2p.training.evaluation import (
     show_reconstructions,
     training_crops,
 )
-from keras_ci2p.training.recipes import COMPRESSOR_FREE_TO_CHANGE
 from keras_ci2p.training.run_dir import (
     LAST,
     RUN_RECORD,
     Checkpoints,
     RunError,
+    check_config,
     check_same,
     previous_run,
     run_lock,
@@ -42,7 +42,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     Whatever ends the process, `resume=True` goes on after the last whole epoch, as if nothing had happened.
 
     Args:
-        settings: `CompressorSettings`.
+        settings: `CompressorTrainConfig`.
         run_dir: Directory of the run.
         resume: Whether to go on with the run in `run_dir`, else it must be new.
         verbose: As in `fit`.
@@ -62,9 +62,14 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     warn_without_matplotlib()
     previous = previous_run(run_dir, resume)
     trained = None if settings.init is None else read_compressor(settings.init)
+    told = previous
     if trained is not None:
         settings = _fit_to_init(settings, trained)
-    check_same("settings", _lasting(settings), previous)
+        if previous is not None:
+            # They are those of `init`; 0.1.0 recorded its defaults instead.
+            own = {"architecture": settings.architecture, "quality": settings.quality}
+            told = {**previous, "settings": {**previous.get("settings", {}), **own}}
+    check_config(settings, told)
     with run_lock(run_dir):
         if previous_run(run_dir, resume) != previous:
             raise RunError(f"Another process has just been at work in {run_dir}.")
@@ -85,12 +90,6 @@ def _fit_to_init(settings, trained):
     return replace(settings, architecture=trained.architecture, quality=trained.quality)
 
 
-def _lasting(settings):
-    # With `init` they are its own, and 0.1.0 recorded its defaults instead.
-    own = () if settings.init is None else ("architecture", "quality")
-    return {key: value for key, value in settings.as_dict().items() if key not in (*COMPRESSOR_FREE_TO_CHANGE, *own)}
-
-
 def _train(settings, trained, run_dir, previous, verbose):
     if settings.deterministic:
         make_deterministic()
@@ -101,12 +100,12 @@ def _train(settings, trained, run_dir, previous, verbose):
     check_same("data", data, previous)
 
     crops = training_crops(images, settings.crop_size, settings.batch_size, settings.seed, settings.num_workers)
-    val_crops = middle_crops(held_out(images, "val", settings.val_pictures), settings.val_size, settings.batch_size)
+    val_crops = middle_crops(held_out(images, "val", settings.val_images), settings.val_size, settings.batch_size)
     clean_up(run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints")
     record = checkpoints.restore(compressor) or {"history": [], "best": None}
     if previous is None:
-        write_json(run_dir / RUN_RECORD, {"settings": settings.as_dict(), "data": data, **environment()})
+        write_json(run_dir / RUN_RECORD, {"settings": settings.to_dict(), "data": data, **environment()})
     else:
         warn_of_other_backend(previous)
 
@@ -130,7 +129,7 @@ def _train(settings, trained, run_dir, previous, verbose):
     compressor.save_to_preset(run_dir / LAST, metadata={"training": record["history"][-1]})
     best = Compressor.from_preset(run_dir / BEST)
     report = evaluate_compressor(
-        best, images, pictures=settings.val_pictures, size=settings.val_size, lmbda=compressor.lmbda
+        best, images, pictures=settings.val_images, size=settings.val_size, lmbda=compressor.lmbda
     )
     write_json(run_dir / "report.json", {**report, "step": record["best"]["step"], **environment()})
     show_reconstructions(run_dir / "reconstructions.png", best, images, size=settings.val_size)
@@ -151,6 +150,6 @@ def _build_compressor(settings, trained):
         for ours, theirs in zip(compressor.weights, trained.weights, strict=True):
             ours.assign(theirs)
     schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps)
-    optimizer = rate_distortion_optimizer(schedule, settings.auxiliary_learning_rate, settings.clip_norm)
+    optimizer = rate_distortion_optimizer(schedule, settings.auxiliary_learning_rate, settings.clip_grad_norm)
     compressor.compile(optimizer, lmbda=settings.lmbda)
     return compressor

@@ -23,7 +23,7 @@ from keras_ci2p.training import evaluate
 from keras_ci2p.training.model_card import classifier_card, training_commands
 from keras_ci2p.training.run_dir import recipe_of
 
-classifier = importlib.import_module("keras_ci2p.training.publish")
+publishing = importlib.import_module("keras_ci2p.training.publish")
 
 FILES = {
     "README.md",
@@ -103,7 +103,7 @@ def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     assert head["license"] == "apache-2.0" and head["library_name"] == "keras"
     (result,) = head["model-index"][0]["results"]
     assert [metric["value"] for metric in result["metrics"]] == [report["top1"], report["top5"]]
-    assert row(text, "top-1") == [f"{100 * report['top1']:.2f} % of 6 validation photos"]
+    assert row(text, "top-1") == [f"{100 * report['top1']:.2f} % of 6 validation images"]
     assert row(text, "this preset, int8")[0] == f"{100 * report['top1']:.2f} %"
     assert row(text, "what it was made from, float32")[0] == f"{100 * report['original']['top1']:.2f} %"
     for entry in report["per_class"]:
@@ -124,7 +124,7 @@ def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(dest)
     assert main(words) == 0
     settings = json.loads((run_dir / "run.json").read_text())["settings"]
-    assert given[0].as_dict() == {**settings, "data": str(photos)}
+    assert given[0].to_dict() == {**settings, "data": str(photos)}
 
 
 def test_a_card_may_be_edited_and_a_preset_published_again(run_dir, photos, tmp_path):
@@ -159,14 +159,14 @@ MEASURED = {
 def test_a_preset_that_comes_from_no_run(nano, photos, tmp_path, monkeypatch):
     stored = {**MEASURED, "top1": 2 / 6, "confusion": [[2, 0, 0], [2, 0, 0], [0, 2, 0]]}
     measurements = iter([MEASURED, stored])
-    monkeypatch.setattr(classifier, "evaluate", lambda *_, **__: next(measurements))
+    monkeypatch.setattr(publishing, "evaluate", lambda *_, **__: next(measurements))
     model = ViT((32, 32, 3), num_classes=3, **nano)
     model.save_to_preset(tmp_path / "preset", metadata={"note": "kept"})
     assert main(["publish", str(tmp_path / "preset"), str(tmp_path / "out"), "--data", str(photos)]) == 0
     assert open_preset(tmp_path / "out").metadata["note"] == "kept"
     _, text = read_card(tmp_path / "out")
     assert "No record of the training" in text
-    assert row(text, "top-1") == ["33.33 % of 6 validation photos"]
+    assert row(text, "top-1") == ["33.33 % of 6 validation images"]
     assert row(text, "this preset, float16")[0] == "33.33 %"
     assert row(text, "what it was made from, float32")[0] == "50.00 %"
     assert "differ by 1; up to 1 were allowed" in text
@@ -195,7 +195,7 @@ def test_the_architecture_in_the_card():
     ]
     assert row(text, "compressor") == ["bmshj2018-factorized, 128 and 192 channels, kept as it was; from a.pth"]
     assert row(text, "image size") == ["any x 128"] and row(text, "parameters") == ["7,654,321"]
-    assert "other data: 1,000 photos, SHA-256 `4567`" in text and "DATA=tfds:animals10\n" in text
+    assert "other data: 1,000 images, SHA-256 `4567`" in text and "DATA=tfds:animals10\n" in text
 
 
 class TestRefused:
@@ -229,8 +229,8 @@ class TestRefused:
             measurements.append(report)
             return {**report, "confusion": np.diag([right, 0, 0]).tolist()}
 
-        monkeypatch.setattr(classifier, "evaluate", measure)
-        message = "3 of 6 photos, of which at most 1" if problem == "worse" else "disk full"
+        monkeypatch.setattr(publishing, "evaluate", measure)
+        message = "3 of 6 images, of which at most 1" if problem == "worse" else "disk full"
         assert message in self.publish(capsys, run_dir, photos, tmp_path / "out")
         assert (tmp_path / "out" / "metadata.json").read_bytes() == before
         assert {path.name for path in tmp_path.iterdir()} == {"out", "photos", "run"}
@@ -245,10 +245,10 @@ def test_a_run_on_stored_latents():
     record = {"settings": settings, "data": {"latents": latents}, "backend": "jax"}
     assert recipe_of(record).image_size == 128 and recipe_of(record).augmentation.flip == 0.25
     assert training_commands(record) == [
-        'KERAS_BACKEND=jax keras-ci2p cache "$DATA" latents --compressor "$COMPRESSOR" --views 4 --store rounded '
-        "--recipe recipe.toml --seed 7",
+        'KERAS_BACKEND=jax keras-ci2p cache "$DATA" latents --compressor "$COMPRESSOR" --recipe recipe.toml --views 4 '
+        "--store rounded --seed 7",
         "KERAS_BACKEND=jax keras-ci2p train latents --recipe recipe.toml --variant tiny "
-        "--class-weights cat=2,dog=1.23456789 --seed 2 --out run",
+        "--seed 2 --class-weights cat=2,dog=1.23456789 --out run",
     ]
 
 
@@ -273,11 +273,11 @@ class TestTeacher:
 
     def test_commands_of_a_run_on_latents_with_more_views(self):
         made, *others = training_commands(self.record(self.TEACHER, views=10))
-        assert made.endswith('--views 4 --store rounded --recipe recipe.toml --seed 7 --teacher "$TEACHER"')
+        assert made.endswith('--recipe recipe.toml --views 4 --store rounded --seed 7 --teacher "$TEACHER"')
         assert others == [
             'KERAS_BACKEND=torch keras-ci2p cache "$DATA" latents --more-views 6 --teacher "$TEACHER"',
             "KERAS_BACKEND=torch keras-ci2p train latents --recipe recipe.toml --variant tiny "
-            "--matmul-precision bfloat16 --seed 2 --out run",
+            "--seed 2 --matmul-precision bfloat16 --out run",
         ]
         small = {**self.TEACHER, "image_size": [160, 160]}
         assert training_commands(self.record(small))[0].endswith('--teacher "$TEACHER" --teacher-size 160')
@@ -285,10 +285,11 @@ class TestTeacher:
     def test_commands_with_a_teacher_of_another_origin(self):
         other = {**self.TEACHER, "name": "resnet", "value_range": [-1.0, 1.0]}
         made, _ = training_commands(self.record(other))
-        asked = '"$TEACHER" --teacher-size 192 --teacher-range -1,1 --teacher-features features_16,features_32'
+        asked = '"$TEACHER" --teacher-size 192 --teacher-range=-1,1 --teacher-features features_16,features_32'
         assert made.endswith(f"--teacher {asked}")
         triples = {**other, "value_range": [[0, 0, 0], [1, 1, 2]], "image_size": [64, 96], "features": []}
-        assert training_commands(self.record(triples))[0].endswith('--seed 7 --teacher "$TEACHER"')
+        asked = "--teacher-range '[[0.0, 0.0, 0.0], [1.0, 1.0, 2.0]]'"
+        assert training_commands(self.record(triples))[0].endswith(f'--seed 7 --teacher "$TEACHER" {asked}')
 
     def test_card_of_a_run_on_latents(self):
         model = {"class": "CI2PViT", "image_shape": [128, 128, 3], "parameters": 1, "compressor": None}
@@ -310,24 +311,24 @@ class TestTeacher:
         text = classifier_card(report, notes="")
         assert (
             "\nCI2P-ViT tiny, trained on 20,865 images while imitating the teacher efficientnet-lite2 (ImageNet's "
-            "features, a linear probe for these classes; top-1 97.50 % itself): an RGB photo in, one of 3 classes out:"
+            "features, a linear probe for these classes; top-1 97.50 % itself): an RGB image in, one of 3 classes out:"
         ) in text
         assert row(text, "teacher") == ["efficientnet-lite2"] and row(text, "teacher's licence") == ["Apache-2.0"]
         assert row(text, "teacher's SHA-256") == ["`89ab`"]
-        assert row(text, "teacher's own top-1") == ["97.50 % of the run's validation photos"]
+        assert row(text, "teacher's own top-1") == ["97.50 % of the run's validation images"]
         assert row(text, "imitated") == [
             "its probabilities at temperature 2, 50 % of the classification loss; its feature maps "
             "features_16 times 8, features_32 times 16"
         ]
-        assert row(text, "trained on stored latents") == ["10 augmented views of each photo, rounded, seed 7"]
+        assert row(text, "trained on stored latents") == ["10 augmented views of each image, rounded, seed 7"]
         assert "distill_alpha = 0.5" in text and row(text, "precision of products") == ["bfloat16"]
         assert "\nTEACHER=...  # the teacher efficientnet-lite2, SHA-256 89ab; or the name efficientnet-lite2" in text
         assert '"knowledge-distillation"' in text
         # Begun with another run, without a teacher.
         del record["data"]["teacher"]
-        record["settings"]["init"] = "$INIT"
+        record["settings"].update(init="$INIT", variant=None)
         text = classifier_card(report, notes="")
-        assert "\nCI2P-ViT tiny, fine-tuned on 20,865 images: an RGB photo in" in text
+        assert "\nCI2P-ViT tiny, fine-tuned on 20,865 images: an RGB image in" in text
         assert row(text, "began with")[0].startswith("the weights of another run or preset, `INIT` below")
         assert "teacher" not in text.lower().replace("distill", "") and "knowledge-distillation" not in text
 
@@ -363,7 +364,7 @@ class TestTeacher:
             command = command.replace(f"${name}", str(value))
         monkeypatch.chdir(tmp_path / "again")
         assert main(shlex.split(command)[2:]) == 0
-        assert given[0].as_dict() == json.loads((run / "run.json").read_text())["settings"]
+        assert given[0].to_dict() == json.loads((run / "run.json").read_text())["settings"]
 
 
 def test_a_compressor(photos, tmp_path, capsys):
@@ -383,5 +384,8 @@ def test_a_compressor(photos, tmp_path, capsys):
     assert row(text, "this preset, int8")[0] == f"{report['psnr']:.2f}"
     assert head["model-index"][0]["results"][0]["metrics"][0]["value"] == report["psnr"]
     command = re.search("KERAS_BACKEND=jax keras-ci2p train-compressor .*", text)[0]
-    assert command.endswith('"$DATA" --lmbda 0.01 --steps 5 --seed 0 --val-pictures 4 --val-size 32 --out run')
+    options = "--quality 5 --lmbda 0.01 --steps 5 --seed 0 --val-images 4 --val-size 32 --out run"
+    assert command.endswith(f'"$DATA" {options}')
     Compressor.from_preset(tmp_path / "out")
+    # What the card prints can be run: public functions alone.
+    assert "from keras_ci2p.data import scan_images; data = scan_images(os.environ['DATA'])" in text

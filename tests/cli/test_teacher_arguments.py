@@ -57,7 +57,7 @@ def test_latents(photos, preset, silent, other, tmp_path, capsys):
     assert "now None" in failed(capsys, *more) and "now None" in failed(capsys, *more, "--teacher", "none")
     assert "Received also: --image-size" in failed(capsys, *more, *teacher, "--image-size", "64")
     assert main([*more, *teacher]) == 0
-    assert "72 latents of 24 training photos" in capsys.readouterr().out
+    assert "72 latents of 24 training images" in capsys.readouterr().out
     assert open_cache(out).views("train") == 3
 
     run = tmp_path / "run"
@@ -95,9 +95,12 @@ def test_photos(photos, other, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--teacher-range=low,high", "two numbers LOW,HIGH are needed, such as 0,1. Received: 'low,high'"),
-        ("--teacher-range=1", "two numbers LOW,HIGH are needed, such as 0,1. Received: '1'"),
-        ("--teacher-size=large", "invalid int value: 'large'"),
+        (
+            "--teacher-range=low,high",
+            "must be two numbers LOW,HIGH, such as 0,1, or [[R,G,B],[R,G,B]]. Received: 'low,high'",
+        ),
+        ("--teacher-range=1", "must be two numbers LOW,HIGH, such as 0,1, or [[R,G,B],[R,G,B]]. Received: '1'"),
+        ("--teacher-size=large", "must be an integer or none. Received: 'large'"),
         ("--matmul-precision=half", "invalid choice: 'half'"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 
 from keras_ci2p import CI2PViT, Compressor
 from keras_ci2p.convert import DownloadError, to_compressai, zoo, zoo_names
+from keras_ci2p.convert.compressai import fetch
 
 NAME = "bmshj2018-factorized-mse-5"
 
@@ -125,15 +126,15 @@ def test_two_processes_with_an_empty_cache_do_not_collide(server, published):
     """As under torchrun: each fetches, the directory is there from the first end on, and stays what it is."""
     failures, first = [], threading.Event()
 
-    def fetch():
+    def work():
         try:
-            directory = zoo.fetch(NAME)
+            directory = fetch(NAME)
             first.set()
             Compressor.from_preset(directory)
         except Exception as error:
             failures.append(error)
 
-    fetchers = [threading.Thread(target=fetch) for _ in range(3)]
+    fetchers = [threading.Thread(target=work) for _ in range(3)]
     for fetcher in fetchers:
         fetcher.start()
     first.wait(60)

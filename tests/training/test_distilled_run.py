@@ -15,7 +15,7 @@ from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.data import CROP_AND_FLIP, DataError, open_cache, open_data
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
-from keras_ci2p.training import RECIPES, CacheSettings, RunError, TrainSettings, cache_latents, evaluate, train
+from keras_ci2p.training import RECIPES, LatentCacheConfig, RunError, TrainConfig, cache_latents, evaluate, train
 from keras_ci2p.training.run_dir import Checkpoints
 from keras_ci2p.training.teacher import open_teacher
 from keras_ci2p.training.train import distilled, find_teacher
@@ -39,7 +39,7 @@ def place(tmp_path_factory):
     compressor = AnalysisTransform(num_filters=8, latent_channels=12)
     compressor.build((None, None, None, 3))
     options = {"compressor": compressor, "verbose": 0}
-    settings = CacheSettings(views=2, image_size=64, augmentation=CROP_AND_FLIP, batch_size=8)
+    settings = LatentCacheConfig(views=2, image_size=64, augmentation=CROP_AND_FLIP, batch_size=8)
     cache_latents(photos, root / "alone", settings=settings, **options)
     for name in ("means", "silent"):
         teacher = open_teacher(root / f"{name}.onnx", NAMES, value_range=(0, 10))
@@ -56,13 +56,13 @@ def nano_variants(monkeypatch):
 @pytest.fixture
 def settings(place):
     def make(data="photos", **kwargs):
-        """Keyword arguments of `TrainSettings` and numbers of the recipe, mixed."""
+        """Keyword arguments of `TrainConfig` and numbers of the recipe, mixed."""
         own = {"data": str(place / data), "variant": "nano", "model": "vit" if data == "photos" else "ci2p"}
         recipe = {"image_size": 32 if data == "photos" else 64, "epochs": 2, "batch_size": 8, "warmup_epochs": 0.5}
-        names = {field.name for field in dataclasses.fields(TrainSettings)}
+        names = {field.name for field in dataclasses.fields(TrainConfig)}
         for key, value in kwargs.items():
             (own if key in names else recipe)[key] = value
-        return TrainSettings(recipe=RECIPES["quick"].override(recipe), **own)
+        return TrainConfig(recipe=RECIPES["quick"].override(recipe), **own)
 
     return make
 

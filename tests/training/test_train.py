@@ -17,16 +17,16 @@ from keras_ci2p.models import CLASSIFIERS
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.training import (
     RECIPES,
-    CacheSettings,
+    LatentCacheConfig,
     RunError,
-    TrainSettings,
+    TrainConfig,
     cache_latents,
     evaluate,
     open_teacher,
     read_recipe,
     train,
 )
-from keras_ci2p.training.recipes import DEFAULT_COMPRESSOR
+from keras_ci2p.training.configs import DEFAULT_COMPRESSOR
 from keras_ci2p.training.run_dir import run_lock
 
 
@@ -35,13 +35,13 @@ def settings(photos, nano, monkeypatch):
     monkeypatch.setitem(VARIANTS, "nano", nano)
 
     def make(**kwargs):
-        """Keyword arguments of `TrainSettings` and numbers of the recipe, mixed."""
+        """Keyword arguments of `TrainConfig` and numbers of the recipe, mixed."""
         own = {"data": str(photos), "variant": "nano", "model": "vit"}
         recipe = {"image_size": 32, "epochs": 2, "batch_size": 8, "warmup_epochs": 0.5}
-        names = {field.name for field in dataclasses.fields(TrainSettings)}
+        names = {field.name for field in dataclasses.fields(TrainConfig)}
         for key, value in kwargs.items():
             (own if key in names else recipe)[key] = value
-        return TrainSettings(recipe=RECIPES["quick"].override(recipe), **own)
+        return TrainConfig(recipe=RECIPES["quick"].override(recipe), **own)
 
     return make
 
@@ -79,13 +79,13 @@ def test_a_run_leaves_its_record(settings, photos, tmp_path):
 def test_which_compressor(settings, tmp_path):
     (tmp_path / "latents").mkdir()
     (tmp_path / "latents" / "latents.json").touch()
-    assert settings(model="ci2p_dual").compressor == DEFAULT_COMPRESSOR
-    assert settings(model="ci2p", compressor="my.pth").compressor == "my.pth"
-    assert settings(model="ci2p", variant=None, init="my_preset").compressor is None
-    assert settings(model="vit").compressor is None
-    assert TrainSettings(str(tmp_path / "latents")).compressor is None
+    assert settings(model="ci2p_dual").for_data(False).compressor == DEFAULT_COMPRESSOR
+    assert settings(model="ci2p", compressor="my.pth").for_data(False).compressor == "my.pth"
+    assert settings(model="ci2p", variant=None, init="my_preset").for_data(False).compressor is None
+    assert settings(model="vit").for_data(False).compressor is None
+    assert TrainConfig(str(tmp_path / "latents")).for_data(True).compressor is None
     with pytest.raises(ValueError, match="that of init or data"):
-        TrainSettings(str(tmp_path / "latents"), compressor="none")
+        train(TrainConfig(str(tmp_path / "latents"), compressor="none"), tmp_path / "no", verbose=0)
     model, _ = train(settings(model="ci2p", compressor="none", epochs=1), tmp_path / "run", verbose=0)
     assert not model.freeze_compressor and model.compressor.origin is None
 
@@ -223,7 +223,7 @@ def small_compressor():
 
 def test_training_on_latents(settings, photos, tmp_path, small_compressor):
     cache, run = tmp_path / "cache", tmp_path / "run"
-    views = CacheSettings(views=2, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
+    views = LatentCacheConfig(views=2, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
     cache_latents(photos, cache, small_compressor, views, verbose=0)
     on_latents = settings(model="ci2p", data=str(cache), mixup=0.8, epochs=2)
     model, history = train(on_latents, run, verbose=0)
@@ -250,7 +250,7 @@ def test_training_on_latents(settings, photos, tmp_path, small_compressor):
 def test_augmentation_on_the_device(settings, tmp_path):
     run = tmp_path / "run"
     options = {"augment": "device", "in_memory": True, "mixup": 0.8, "cutmix": 1.0, "learning_rate": 3e-3, "epochs": 2}
-    options["augmentation"] = Augmentation().as_dict()
+    options["augmentation"] = Augmentation().to_dict()
     model, history = train(settings(**options), run, verbose=0)
     assert history[1]["loss"] < history[0]["loss"]
     last = ViT.from_preset(run / "last")
@@ -314,7 +314,7 @@ class TestFromProbabilities:
             metadata = {"class_names": ["bird", "cat", "dog"], "value_range": [0, 10]}
             onnx_file(tmp_path / "means.onnx", metadata=metadata, size=(48, 48))
             teacher = open_teacher(tmp_path / "means.onnx", ("bird", "cat", "dog"))
-        views = CacheSettings(views=1, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
+        views = LatentCacheConfig(views=1, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
         cache_latents(photos, tmp_path / "cache", small_compressor, views, teacher=teacher, verbose=0)
         options = self.options(softmax, learning_rate=1e-12, data=str(tmp_path / "cache"))
         model, history = train(settings(**options), tmp_path / "run", verbose=0)
@@ -357,7 +357,7 @@ class TestSettledByTheCache:
     @pytest.fixture
     def cache(self, photos, tmp_path, small_compressor):
         with pytest.warns(UserWarning, match="random weights"):
-            views = CacheSettings(views=1, image_size=64, augmentation=Augmentation(flip=0.25), batch_size=8)
+            views = LatentCacheConfig(views=1, image_size=64, augmentation=Augmentation(flip=0.25), batch_size=8)
             cache_latents(photos, tmp_path / "cache", small_compressor, views, verbose=0)
         return str(tmp_path / "cache")
 

@@ -57,9 +57,13 @@ FRAMEWORKS = ("torch", "jax", "tensorflow")
 USES_FRAMEWORKS = ("backend/", "convert/state_dict.py", "export/", "training/efficientnet")
 # Imported inside functions only: not everybody has them, and they are slow to start.
 SLOW = ("grain", "matplotlib", "tensorboardX", "tensorflow_datasets")
-# Files that import one of these at the top, as their classes are made of it, each with its reason. They are themselves
-# imported inside functions only.
+# Files that import one of these at the top, as their classes are made of it, each with its reason. Importing the package
+# imports none of them.
 AT_THE_TOP = {
+    "data/latent_loader.py": "datasets of grain",
+    "data/loader.py": "datasets of grain",
+    "data/workers.py": "datasets of grain",
+    "training/callbacks.py": "a dataset of grain that takes the time of another",
     "data/animals10_builder.py": "a builder of TFDS, which finds it by its module",
     "training/efficientnet_network.py": "a network of torch",
 }

@@ -55,15 +55,11 @@ UPWARDS = {}
 FRAMEWORKS = ("torch", "jax", "tensorflow")
 # Where a framework may be imported, inside functions: to read its files and to write for it.
 USES_FRAMEWORKS = ("backend/", "convert/state_dict.py", "export/", "training/efficientnet")
-# Imported inside functions only: not everybody has them, and they are slow to start.
-SLOW = ("grain", "matplotlib", "tensorboardX", "tensorflow_datasets")
-# Files that import one of these at the top, as their classes are made of it, each with its reason. Importing the package
-# imports none of them.
+# Imported inside functions only: not everybody has them, and they are slow to start. (Classes are made of grain's.)
+SLOW = ("matplotlib", "tensorboardX", "tensorflow_datasets")
+# Files that import one of these at the top, as their classes are made of it, each with its reason. They are themselves
+# imported inside functions only.
 AT_THE_TOP = {
-    "data/latent_loader.py": "datasets of grain",
-    "data/loader.py": "datasets of grain",
-    "data/workers.py": "datasets of grain",
-    "training/callbacks.py": "a dataset of grain that takes the time of another",
     "data/animals10_builder.py": "a builder of TFDS, which finds it by its module",
     "training/efficientnet_network.py": "a network of torch",
 }

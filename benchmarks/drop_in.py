@@ -32,8 +32,8 @@ from keras_ci2p.data import image_folder, scan_folder
 from keras_ci2p.hub import replace_patch_embedding
 from keras_ci2p.models import VARIANTS
 from keras_ci2p.training import RECIPES
+from keras_ci2p.training.configs import DEFAULT_COMPRESSOR
 from keras_ci2p.training.optim import make_optimizer
-from keras_ci2p.training.recipes import DEFAULT_COMPRESSOR
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("16x16 patches", "CI2P")
@@ -50,7 +50,7 @@ def main():
         results = {name: train(name, models[name], manifest, recipe, args) for name in NAMES}
         measure_speed(models, next(iter(images_of(manifest, "train", recipe, args.seed))), args, results)
     settings = {"settings": settings_of(args), **MEMORY_SETTINGS}
-    result = {**settings, "recipe": recipe.as_dict(), **environment(), "models": results}
+    result = {**settings, "recipe": recipe.to_dict(), **environment(), "models": results}
     print_table(result)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"drop_in{'_speed' if args.speed_only else ''}-{result['backend']}.json"

@@ -25,9 +25,9 @@ from common import MEMORY_SETTINGS
 
 from keras_ci2p import CI2PViT, utils
 from keras_ci2p.backend import environment
-from keras_ci2p.cli.model import open_model
 from keras_ci2p.export import FORMATS, export, open_exported
 from keras_ci2p.flops import count_parameters
+from keras_ci2p.models import load_preset
 from keras_ci2p.presets import WEIGHTS
 
 RESULTS = Path(__file__).parent / "results"
@@ -80,7 +80,7 @@ def installed_backends():
 
 def make_model(args):
     if args.preset:
-        return open_model(args.preset)[0]
+        return load_preset(args.preset)
     shape = (args.image_size, args.image_size, 3)
     if args.small:
         return CI2PViT(image_shape=shape, **NANO, compressor={"num_filters": 8, "latent_channels": 12})
@@ -133,7 +133,7 @@ def measure_elsewhere(kind, path, backend, args):
 
 def measure(kind, path, args):
     """Batch size to images a second, by the median time of a batch."""
-    run = open_model(path)[0].predict_on_batch if kind == "keras" else open_exported(path, kind)
+    run = load_preset(path).predict_on_batch if kind == "keras" else open_exported(path, kind)
     speeds = {}
     for batch_size in args.batch_sizes:
         images = noise(batch_size, args.image_size)

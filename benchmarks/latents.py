@@ -30,8 +30,8 @@ from keras_ci2p.data import CROP_AND_FLIP, image_folder, scan_folder
 from keras_ci2p.data.latent_cache import STORES
 from keras_ci2p.data.latent_loader import LatentRecords, latent_folder
 from keras_ci2p.training.cache_latents import cache_latents
+from keras_ci2p.training.configs import LatentCacheConfig
 from keras_ci2p.training.optim import FusedAdamW
-from keras_ci2p.training.recipes import CacheSettings
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).parents[2] / "shared"
@@ -106,7 +106,7 @@ def some_photos(source, root, count):
 
 def measure_store(manifest, compressor, store, out, args):
     """`(cache, dict)` of a new cache."""
-    settings = CacheSettings(VIEWS, args.image_size, CROP_AND_FLIP, store, batch_size=args.batch_size)
+    settings = LatentCacheConfig(VIEWS, args.image_size, CROP_AND_FLIP, store, batch_size=args.batch_size)
     began = time.perf_counter()
     cache = cache_latents(manifest, out, compressor, settings, verbose=0)
     seconds = time.perf_counter() - began

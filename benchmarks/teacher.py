@@ -26,10 +26,10 @@ from common import add_data_argument, noise_photos
 from keras_ci2p import ViT, utils
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import open_data, scan_folder
-from keras_ci2p.training import RECIPES, CacheSettings, TrainSettings, cache_latents, train
+from keras_ci2p.training import RECIPES, LatentCacheConfig, TrainConfig, cache_latents, train
+from keras_ci2p.training.configs import DEFAULT_COMPRESSOR, NO_TEACHER
 from keras_ci2p.training.distillation import load_teacher
 from keras_ci2p.training.efficientnet import TEACHERS
-from keras_ci2p.training.recipes import DEFAULT_COMPRESSOR, NO_TEACHER
 
 KINDS = {"ci2p": "CI2P-ViT", "ci2p-teacher": "CI2P-ViT, teacher", "vit": "ViT", "vit-teacher": "ViT, teacher"}
 # Of the order in which --photos takes them; the runs' own seeds change all else.
@@ -114,7 +114,7 @@ def train_one(kind, seed, directory, args):
     if model == "ci2p" and (args.latents or args.views):
         # Those with the teacher's targets serve both.
         data = args.latents or latents(data, directory / "latents", recipe, args)
-    settings = TrainSettings(
+    settings = TrainConfig(
         str(data),
         model=model,
         variant=args.variant,
@@ -160,7 +160,7 @@ def shares(counts, total):
 
 def latents(data, out, recipe, args):
     photos = open_data(data)
-    settings = CacheSettings(views=args.views, image_size=args.image_size, augmentation=recipe.augmentation)
+    settings = LatentCacheConfig(views=args.views, image_size=args.image_size, augmentation=recipe.augmentation)
     teacher = load_teacher(args.teacher, photos)
     cache_latents(photos, out, read_compressor(DEFAULT_COMPRESSOR), settings, resume=True, verbose=2, teacher=teacher)
     return out
@@ -183,8 +183,10 @@ def report(directory, args):
         history = history_of(run_dir)
         if kind not in KINDS or not history:
             continue
+        # Runs of 0.1.0 call it config.json.
+        record = "run.json" if (run_dir / "run.json").is_file() else "config.json"
         config, preset = (
-            json.loads((run_dir / name).read_text(encoding="utf-8")) for name in ("config.json", "best/metadata.json")
+            json.loads((run_dir / name).read_text(encoding="utf-8")) for name in (record, "best/metadata.json")
         )
         best = max(history, key=lambda row: row["val_top1"])
         runs[run_dir.name] = {

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from keras_ci2p import ViT
-from keras_ci2p.cli.model import open_model
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import center_crop, load_image
 from keras_ci2p.layers import attention_rollout
+from keras_ci2p.models.loading import open_classifier
 from keras_ci2p.plots import plot_confusion
 from keras_ci2p.training import evaluate
 from keras_ci2p.training.evaluation import evaluation_size
@@ -70,7 +70,7 @@ def main():
     parser.add_argument("--out", type=Path, default="inspection.png", help="default: inspection.png")
     args = parser.parse_args()
 
-    model, preset = open_model(args.preset)
+    model, preset = open_classifier(args.preset)
     picture = load_image(args.picture) if args.picture else read_sample(args.sample)
     picture = center_crop(picture, evaluation_size(model))
     batch = picture[None]

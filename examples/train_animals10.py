@@ -19,7 +19,7 @@ from keras_ci2p import CI2PViT
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import open_data
 from keras_ci2p.plots import plot_confusion
-from keras_ci2p.training import RECIPES, CacheSettings, TrainSettings, cache_latents, evaluate, load_teacher, train
+from keras_ci2p.training import RECIPES, LatentCacheConfig, TrainConfig, cache_latents, evaluate, load_teacher, train
 
 
 def main():
@@ -44,7 +44,7 @@ def main():
 
     # The compressor is frozen, so it needs to see each view only once: what it makes of them is stored.
     latents = args.out / "latents"
-    cache_settings = CacheSettings(
+    cache_settings = LatentCacheConfig(
         views=args.views, image_size=args.image_size, augmentation=recipe.augmentation, store="rounded"
     )
     photos = open_data(args.data)
@@ -53,7 +53,7 @@ def main():
     cache_latents(photos, latents, read_compressor(args.compressor), cache_settings, resume=True, teacher=teacher)
 
     # The rest of the model learns from the latents, for as many epochs as fit into the minutes.
-    settings = TrainSettings(str(latents), variant=args.variant, recipe=recipe, minutes=args.minutes)
+    settings = TrainConfig(str(latents), variant=args.variant, recipe=recipe, max_minutes=args.minutes)
     train(settings, args.out / "run", resume=True)
 
     # The weights of the best epoch, with the compressor: from photos to classes.

@@ -16,7 +16,7 @@ from pathlib import Path
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 from keras_ci2p import CI2PViT
-from keras_ci2p.training import CompressorSettings, train_compressor
+from keras_ci2p.training import CompressorTrainConfig, train_compressor
 
 
 def main():
@@ -30,7 +30,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=8, help="default: 8")
     args = parser.parse_args()
 
-    settings = CompressorSettings(
+    settings = CompressorTrainConfig(
         args.pictures,
         quality=args.quality,
         init=args.init,

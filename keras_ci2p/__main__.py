@@ -1,5 +1,5 @@
 import sys
 
-from keras_ci2p.cli.main import main
+from keras_ci2p.cli import main
 
 sys.exit(main())

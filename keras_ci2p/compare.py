@@ -8,7 +8,6 @@ import tempfile
 import textwrap
 import time
 import warnings
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import keras
@@ -31,58 +30,9 @@ from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.backbone import CompressorMixin
 from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.plots import comparison_title, peak_bytes, plot_comparison
+from keras_ci2p.training.configs import CompareConfig  # noqa: F401, its public name is here
 from keras_ci2p.training.optim import FusedAdamW, SoftTargetCrossentropy
-from keras_ci2p.utils import require, write_json
-
-BACKENDS = ("torch", "jax", "tensorflow")
-
-
-@dataclass(frozen=True)
-class CompareSettings:
-    """Settings of `compare`.
-
-    Attributes:
-        backends: Names of Keras's backends, of `BACKENDS`, in the order in which they are measured. The others are
-            compared with the first that works.
-        model: "ci2p", "ci2p_dual" or "vit".
-        variant: Size of the transformer (`keras_ci2p.models.VARIANTS`).
-        image_size: Height and width in pixels.
-        batch_size: Images of a step.
-        steps: Training steps, at least 3: the first compiles.
-        data: Folder with one subfolder of photos per class, or "tfds:NAME"; None for smooth synthetic pictures.
-        dtype: Keras dtype policy.
-        seed: Of weights, photos and augmentation, in 0..2**32-1.
-
-    Raises:
-        ValueError: A value out of its range.
-    """
-
-    backends: tuple = BACKENDS
-    model: str = "ci2p"
-    variant: str = "base"
-    image_size: int = 256
-    batch_size: int = 8
-    steps: int = 10
-    data: str | None = None
-    dtype: str = "float32"
-    seed: int = 0
-
-    def __post_init__(self):
-        object.__setattr__(self, "backends", tuple(self.backends))
-        self._check("backends", 0 < len(self.backends) == len(set(self.backends)), "different ones")
-        self._check("backends", set(self.backends) <= set(BACKENDS), f"of {', '.join(BACKENDS)}")
-        self._check("model", self.model in CLASSIFIERS, f"one of {', '.join(CLASSIFIERS)}")
-        self._check("batch_size", self.batch_size >= 1, "at least 1")
-        self._check("steps", self.steps >= 3, "at least 3: the first compiles, and one tells no spread")
-        self._check("seed", 0 <= self.seed < 2**32, "in 0..2**32-1")
-
-    def _check(self, name, fits, allowed):
-        if not fits:
-            raise ValueError(f"{name} must be {allowed}. Received: {getattr(self, name)!r}")
-
-    def as_dict(self):
-        return {**asdict(self), "backends": list(self.backends)}
-
+from keras_ci2p.utils import renamed_names, require, write_json
 
 REPORT = "comparison.json"
 FIGURE = "comparison.png"
@@ -97,7 +47,7 @@ def compare(settings, out, verbose=1):
     `comparison.json` (the result) and `comparison.png`; nothing where no backend works.
 
     Args:
-        settings: `CompareSettings`.
+        settings: `CompareConfig`.
         out: Directory.
         verbose: 0 for no progress.
 
@@ -123,7 +73,7 @@ def compare(settings, out, verbose=1):
             if verbose:
                 print(f"{backend} ...", flush=True)
             backends[backend] = _measure(backend, directory)
-    report = {"settings": settings.as_dict(), **counts, **_compared(backends, settings.batch_size)}
+    report = {"settings": settings.to_dict(), **counts, **_compared(backends, settings.batch_size)}
     if report["reference"] is not None:
         write_json(Path(out) / REPORT, report)
         plot_comparison(Path(out) / FIGURE, report)
@@ -226,7 +176,7 @@ _WAVES = 6
 
 
 def make_pictures(settings):
-    """What is trained on and predicted for, as `CompareSettings` say.
+    """What is trained on and predicted for, as `CompareConfig` say.
 
     Returns:
         dict of arrays: `images`, uint8 `(steps, batch, height, width, 3)`, RGB in 0..255, augmented; `labels`, float32
@@ -374,3 +324,7 @@ class StepClock(keras.callbacks.Callback):
         now = time.perf_counter()
         self.seconds.append(now - self._last)
         self._last = now
+
+
+# A name of 0.1.0.
+__getattr__ = renamed_names(__name__, {"CompareSettings": "CompareConfig"})

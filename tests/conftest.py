@@ -20,6 +20,14 @@ def pytest_ignore_collect(collection_path):
     return None
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leaves to torch, which compiles nothing, the tests that are marked as the same on every backend."""
+    if keras.backend.backend() != "torch":
+        once = [item for item in items if item.get_closest_marker("once")]
+        items[:] = [item for item in items if not item.get_closest_marker("once")]
+        config.hook.pytest_deselected(items=once)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     keras.utils.set_random_seed(0)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.backend import arithmetic, peak_device_memory, peak_memory
-from keras_ci2p.compare import BatchLoss, CompareSettings, _compared, compare, make_pictures, measure, table
+from keras_ci2p.compare import BatchLoss, CompareConfig, _compared, compare, make_pictures, measure, table
 from keras_ci2p.data import DataError
 from keras_ci2p.flops import count_parameters
 from keras_ci2p.plots import plot_comparison
@@ -22,11 +22,11 @@ from keras_ci2p.plots import plot_comparison
 )
 def test_settings(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be .* Received"):
-        CompareSettings(**wrong)
+        CompareConfig(**wrong)
 
 
 def test_synthetic_pictures():
-    settings = CompareSettings(image_size=128, batch_size=2, steps=3)
+    settings = CompareConfig(image_size=128, batch_size=2, steps=3)
     pictures = make_pictures(settings)
     assert pictures["images"].shape == (3, 2, 128, 128, 3) and pictures["images"].dtype == "uint8"
     assert pictures["held_out"].shape == (2, 128, 128, 3)
@@ -40,7 +40,7 @@ def test_synthetic_pictures():
 
 
 def test_photos(photos):
-    settings = CompareSettings(image_size=32, batch_size=4, steps=8, data=str(photos))
+    settings = CompareConfig(image_size=32, batch_size=4, steps=8, data=str(photos))
     pictures = make_pictures(settings)
     assert pictures["images"].shape == (8, 4, 32, 32, 3) and pictures["labels"].shape == (8, 4, 3)
     # More steps than an epoch has: the photos come again, augmented anew.
@@ -48,7 +48,7 @@ def test_photos(photos):
     again = make_pictures(settings)
     assert (pictures["images"] == again["images"]).all() and (pictures["held_out"] == again["held_out"]).all()
     with pytest.raises(DataError, match="fewer than a batch"):
-        make_pictures(CompareSettings(image_size=32, batch_size=25, data=str(photos)))
+        make_pictures(CompareConfig(image_size=32, batch_size=25, data=str(photos)))
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def report():
         }
 
     backends = {"torch": {"error": "not installed"}, "jax": row(0, 0.5), "tensorflow": row(1e-3, 2.0)}
-    settings = CompareSettings(steps=3, batch_size=4).as_dict()
+    settings = CompareConfig(steps=3, batch_size=4).to_dict()
     return {"settings": settings, "parameters": 1_234_567, **_compared(backends, 4)}
 
 
@@ -155,5 +155,5 @@ def test_figure(tmp_path):
 def test_no_photos_no_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", None)
     with pytest.raises(DataError, match="There is no folder"):
-        compare(CompareSettings(data=str(tmp_path / "absent")), tmp_path / "out")
+        compare(CompareConfig(data=str(tmp_path / "absent")), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -44,7 +44,8 @@ def test_the_papers_reduction(without_weights):
     assert sum(part.macs for part in dual.parts.values()) == dual.macs
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's own counter")
+# PyTorch's own counter.
+@pytest.mark.once
 @pytest.mark.parametrize("model_class", [CI2PViT, CI2PViTDualScale, ViT])
 def test_as_pytorch_counts(model_class, nano):
     from torch.utils.flop_counter import FlopCounterMode

@@ -37,7 +37,8 @@ MOST_IMPORT_LINES = 550
 
 # Who imports whom: only what stands to the left. Modules of one level import none of another of it.
 LEVELS = (
-    ("utils", "config", "version", "codec"),
+    ("utils", "setting", "version", "codec"),
+    ("config",),
     ("backend", "weight_storage", "plots"),
     ("layers", "presets"),
     ("data", "flops"),
@@ -54,8 +55,8 @@ UPWARDS = {}
 FRAMEWORKS = ("torch", "jax", "tensorflow")
 # Where a framework may be imported, inside functions: to read its files and to write for it.
 USES_FRAMEWORKS = ("backend/", "convert/state_dict.py", "export/", "training/efficientnet")
-# Imported inside functions only: not everybody has them, and they are slow to start.
-SLOW = ("grain", "matplotlib", "tensorboardX", "tensorflow_datasets")
+# Imported inside functions only: not everybody has them, and they are slow to start. (Classes are made of grain's.)
+SLOW = ("matplotlib", "tensorboardX", "tensorflow_datasets")
 # Files that import one of these at the top, as their classes are made of it, each with its reason. They are themselves
 # imported inside functions only.
 AT_THE_TOP = {
@@ -593,10 +594,12 @@ def count_tests(checkout):
         path = file.relative_to(root).as_posix()
         kind = "plain" if path.startswith("plain/") or path in once else "backends"
         tree = ast.parse(file.read_text(encoding="utf-8"))
+        marks = [node.value for node in tree.body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)]
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
                 counts[kind]["functions"] += file.name.startswith("test_")
-                counts[kind]["once"] += any("mark.once" in ast.unparse(mark) for mark in node.decorator_list)
+                marked = any("mark.once" in ast.unparse(mark) for mark in [*marks, *node.decorator_list])
+                counts[kind]["once"] += marked
             elif isinstance(node, ast.Assert):
                 counts[kind]["assert statements"] += 1
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

@@ -201,13 +201,13 @@ def keep_freed_memory():
     Afterwards large blocks come from one heap that does not shrink. Call it before the first computation. It holds for
     the whole process, which is why `import keras_ci2p` does not do it; the command line does.
 
-    Only under TensorFlow: PyTorch's steps gain nothing (they took 1.03 times as long). JAX takes the memory of a step
-    as one block, which soon no longer fits between the others, so that the heap grows to twice the size; there
-    `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` in the environment makes new pages cheap.
+    Not under JAX: it takes the memory of a step as one block, which soon no longer fits between the others, so that
+    the heap grows to twice the size. There `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` in the environment makes new pages
+    cheap.
 
     Returns:
-        Whether it was done: on Linux with glibc, under TensorFlow, unless the environment sets `MALLOC_...` or
-        `GLIBC_TUNABLES`.
+        Whether it was done: on Linux with glibc, under PyTorch or TensorFlow, unless the environment sets
+        `MALLOC_...` or `GLIBC_TUNABLES`.
     """
     if not _of_the_backend("gains_by_kept_memory"):
         return False

@@ -53,7 +53,7 @@ def adamw_step(
 
 # === Settings and facts ===
 
-# A step of tiny with 256 px took 1.36 times as long without (`benchmarks/optimizations.py`).
+# A step of base in batches of 8 at 256 px took 1.36 times as long without (`benchmarks/optimizations.py`).
 gains_by_kept_memory = True
 
 

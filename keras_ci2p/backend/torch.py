@@ -163,6 +163,9 @@ def _without_waiting(parameters, iterations, learning_rate, weight_decay, beta_1
 
 # === Settings and facts ===
 
+# CPU time of a step at 256 px: 0.86 of that without for tiny in batches of 4, 0.88 for base in batches of 2; for base
+# in batches of 8 no difference beyond the scatter of a few percent.
+gains_by_kept_memory = True
 # The words of JAX (`keras_ci2p.backend.MATMUL_PRECISIONS`) in those of torch.
 _MATMUL_PRECISIONS = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from keras_ci2p.utils import require
+from keras_ci2p.utils import atomic_file, require
 
 
 class CheckpointError(ValueError):
@@ -34,6 +34,20 @@ def read_state_dict(checkpoint):
     if isinstance(stored.get("state_dict"), dict):
         stored = stored["state_dict"]
     return {key: _as_array(key, value) for key, value in stored.items()}
+
+
+def write_state_dict(path, state):
+    """Writes a dict of numpy arrays as a safetensors file, or for another suffix as PyTorch does; whole or not at all.
+
+    Raises:
+        ImportError: safetensors, or torch, is not installed.
+    """
+    with atomic_file(path) as temporary:
+        if Path(path).suffix == ".safetensors":
+            require("safetensors.numpy", extra="convert").save_file(state, temporary)
+        else:
+            torch = require("torch", extra="torch")
+            torch.save({key: torch.tensor(value) for key, value in state.items()}, temporary)
 
 
 def _read_file(path):

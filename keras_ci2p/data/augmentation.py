@@ -1,12 +1,13 @@
 """Settings of augmentation, and the parameters that are sampled from them for an image or a batch."""
 
 import math
-from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from keras_ci2p.config import Config
 from keras_ci2p.layers.constants import COLOR_OPERATIONS
+from keras_ci2p.setting import setting
 
 # mmpretrain RandomResizedCrop.
 CROP_TRIES = 10
@@ -33,75 +34,50 @@ OP_RANGES = {
 }
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Sets the augmentation of training images, in this order. The defaults are the paper's (section 4.1,
-    `mmbase_cfg.py`).
+class Augmentation(Config):
+    """What happens to each training image, in this order. The defaults are the paper's (section 4.1, `mmbase_cfg.py`).
 
     Probabilities are in 0..1; 0 switches a step off. Ranges are `(least, most)`.
-
-    Attributes:
-        crop_area: Share of the image's area that the random crop covers; (1, 1) with `crop_aspect` (1, 1) for the
-            central square.
-        crop_aspect: Width over height of the crop, log-uniform.
-        flip: Probability of a left-right flip.
-        randaugment_ops: Operations sampled for each image, with replacement; 0 for none.
-        randaugment_probability: Probability of carrying out each sampled operation.
-        randaugment_magnitude: Mean magnitude, 0..10.
-        randaugment_std: Standard deviation of the magnitude, which is sampled for each operation.
-        grayscale: Probability of making the image grey.
-        blur: Probability of a Gaussian blur.
-        blur_radius: Its standard deviation in pixels.
-        solarize: Probability of inverting the values from `solarize_threshold` (0..255) on.
-        erasing: Probability of filling one rectangle with Gaussian noise of ImageNet's mean and deviation.
-        erasing_area, erasing_aspect: Share of the area, and height over width, log-uniform.
 
     Raises:
         ValueError: A value out of its range.
     """
 
-    crop_area: tuple = (0.08, 1.0)
-    crop_aspect: tuple = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    randaugment_ops: int = 2
-    randaugment_probability: float = 0.5
-    randaugment_magnitude: float = 9.0
-    randaugment_std: float = 0.5
-    grayscale: float = 0.2
-    blur: float = 0.1
-    blur_radius: tuple = (0.1, 2.0)
-    solarize: float = 0.2
-    solarize_threshold: int = 128
-    erasing: float = 0.25
-    erasing_area: tuple = (0.02, 1 / 3)
-    erasing_aspect: tuple = (0.3, 10 / 3)
+    crop_area: tuple[float, float] = setting(
+        (0.08, 1.0),
+        "share of the image's area that the random crop covers; (1, 1), with `crop_aspect` too, for the central square",
+        above=0,
+        at_most=1,
+    )
+    crop_aspect: tuple[float, float] = setting((3 / 4, 4 / 3), "width over height of the crop, log-uniform", above=0)
+    flip: float = setting(0.5, "probability of a left-right flip", at_least=0, at_most=1)
+    randaugment_ops: int = setting(2, "operations sampled for each image, with replacement; 0 for none", at_least=0)
+    randaugment_probability: float = setting(
+        0.5, "probability of carrying out each sampled operation", at_least=0, at_most=1
+    )
+    randaugment_magnitude: float = setting(9.0, "mean magnitude", at_least=0, at_most=MAX_MAGNITUDE)
+    randaugment_std: float = setting(0.5, "standard deviation of the magnitude, sampled for each operation", at_least=0)
+    grayscale: float = setting(0.2, "probability of making the image grey", at_least=0, at_most=1)
+    blur: float = setting(0.1, "probability of a Gaussian blur", at_least=0, at_most=1)
+    blur_radius: tuple[float, float] = setting((0.1, 2.0), "its standard deviation in pixels", above=0)
+    solarize: float = setting(
+        0.2, "probability of inverting the values from `solarize_threshold` on", at_least=0, at_most=1
+    )
+    solarize_threshold: int = setting(128, "a value of a pixel, 256 for none", at_least=0, at_most=256)
+    erasing: float = setting(
+        0.25,
+        "probability of filling one rectangle with Gaussian noise of ImageNet's mean and deviation",
+        at_least=0,
+        at_most=1,
+    )
+    erasing_area: tuple[float, float] = setting((0.02, 1 / 3), "share of the area, log-uniform", above=0, at_most=1)
+    erasing_aspect: tuple[float, float] = setting((0.3, 10 / 3), "height over width, log-uniform", above=0)
 
-    def __post_init__(self):
-        for name in ("flip", "randaugment_probability", "grayscale", "blur", "solarize", "erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a probability, 0..1. Received: {getattr(self, name)}")
+    def _check(self):
         for name in ("crop_area", "crop_aspect", "blur_radius", "erasing_area", "erasing_aspect"):
-            pair = tuple(getattr(self, name))
-            if len(pair) != 2 or not 0 < pair[0] <= pair[1]:
-                raise ValueError(f"{name} is a pair of positive numbers (least, most). Received: {pair}")
-            object.__setattr__(self, name, pair)
-        for name in ("crop_area", "erasing_area"):
-            if getattr(self, name)[1] > 1:
-                raise ValueError(f"{name} is a share of the area, at most 1. Received: {getattr(self, name)}")
-        if self.randaugment_ops < 0:
-            raise ValueError(f"randaugment_ops must not be negative. Received: {self.randaugment_ops}")
-        if not 0 <= self.randaugment_magnitude <= MAX_MAGNITUDE:
-            raise ValueError(
-                f"randaugment_magnitude must be in 0..{MAX_MAGNITUDE}. Received: {self.randaugment_magnitude}"
-            )
-        if self.randaugment_std < 0:
-            raise ValueError(f"randaugment_std must not be negative. Received: {self.randaugment_std}")
-        if not 0 <= self.solarize_threshold <= 256:
-            raise ValueError(f"solarize_threshold must be in 0..256. Received: {self.solarize_threshold}")
-
-    def as_dict(self):
-        """Returns the settings as JSON holds them."""
-        return asdict(self)
+            least, most = getattr(self, name)
+            if least > most:
+                raise ValueError(f"{name} must be (least, most). Received: {getattr(self, name)}")
 
 
 CROP_AND_FLIP = Augmentation(randaugment_ops=0, grayscale=0.0, blur=0.0, solarize=0.0, erasing=0.0)

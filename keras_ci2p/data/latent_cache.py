@@ -277,9 +277,7 @@ class LatentCache:
 
     def check_compressor(self, transform):
         """Raises DataError unless the latents are of this built `AnalysisTransform`."""
-        from keras_ci2p.layers.compression_transforms import fingerprint
-
-        given = fingerprint(transform)
+        given = transform.weights_hash()
         if given != self.fingerprint:
             raise DataError(
                 f"The latents in {self.root} were made with another compressor: its fingerprint is {self.fingerprint}, "

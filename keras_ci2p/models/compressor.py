@@ -8,6 +8,7 @@ from keras import ops
 from keras_ci2p.layers.compression_layers import EntropyBottleneck
 from keras_ci2p.layers.compression_transforms import AnalysisTransform, SynthesisTransform, check_images
 from keras_ci2p.models.rate_distortion import RateDistortionModel
+from keras_ci2p.models.variants import FACTORIZED
 from keras_ci2p.presets import WEIGHTS, PresetError, open_preset, preset_name, save_preset, serialize_model
 
 
@@ -29,8 +30,6 @@ CHANNELS = {
     "cheng2020-anchor": _CHENG,
     "cheng2020-attn": _CHENG,
 }
-# Their prior is the entropy bottleneck alone; the others' priors are not part of this package.
-FACTORIZED = ("bmshj2018-factorized", "bmshj2018-factorized-relu")
 WITHOUT_SYNTHESIS = ("cheng2020-anchor", "cheng2020-attn")
 
 

@@ -5,13 +5,13 @@ import math
 import keras
 from keras import ops
 
+from keras_ci2p.models.variants import AUXILIARY_LEARNING_RATE, CLIP_NORM
+
 # CompressAI's weights of the squared error, by quality.
 LAMBDAS = {1: 0.0018, 2: 0.0035, 3: 0.0067, 4: 0.0130, 5: 0.0250, 6: 0.0483, 7: 0.0932, 8: 0.1800}
 
 # CompressAI's `examples/train.py`.
 LEARNING_RATE = 1e-4
-AUXILIARY_LEARNING_RATE = 1e-3
-CLIP_NORM = 1.0
 
 
 def rate_distortion_optimizer(
@@ -73,13 +73,13 @@ class RateDistortionModel(keras.Model):
         return [*super().metrics, *self.__dict__.get("_means", {}).values()]
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        mse, bits = _distortion_and_rate(_images(x), y_pred)
+        mse, bits = distortion_and_rate(_images(x), y_pred)
         return self.lmbda * ops.mean(mse) + ops.mean(bits) + self.entropy_bottleneck.auxiliary_loss()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         images = _images(x)
-        mse, bits = _distortion_and_rate(images, y_pred)
-        clipped, _ = _distortion_and_rate(images, {**y_pred, "x_hat": ops.clip(y_pred["x_hat"], 0, 255)})
+        mse, bits = distortion_and_rate(images, y_pred)
+        clipped, _ = distortion_and_rate(images, {**y_pred, "x_hat": ops.clip(y_pred["x_hat"], 0, 255)})
         values = {"cost": self.lmbda * mse + bits, "bpp": bits, "psnr": psnr(clipped)}
         for name, mean in self.__dict__["_means"].items():
             mean.update_state(values[name])
@@ -106,7 +106,7 @@ def _images(x):
     return x["images"] if isinstance(x, dict) else x
 
 
-def _distortion_and_rate(images, outputs):
+def distortion_and_rate(images, outputs):
     """Mean squared error, in 0..255^2, and bits per pixel of each image: both `(batch,)`, float32."""
     error = ops.cast(outputs["x_hat"], "float32") - ops.cast(images, "float32")
     _, height, width, _ = ops.shape(images)

@@ -1,4 +1,4 @@
-"""Names of the models, and sizes of their transformers. Imports no Keras."""
+"""Names of the models, sizes of their transformers, and what compressors can be trained. Imports no Keras."""
 
 # Classes of `keras_ci2p.models` by the names of the command line's `--model`.
 MODELS = {"ci2p": "CI2PViT", "ci2p_dual": "CI2PViTDualScale", "vit": "ViT"}
@@ -22,13 +22,9 @@ DUAL_SCALE_VARIANTS = {
     "base_8": {**VARIANTS["base_8"], "early_dim": 192, "merge_at": 4},
 }
 
-
-def transformer_sizes(variant, variants=VARIANTS, **overrides):
-    """The sizes of `variant` in the table `variants`, with those of `overrides` that are not None in their place.
-
-    Raises:
-        ValueError: Unknown variant.
-    """
-    if variant not in variants:
-        raise ValueError(f"`variant` must be one of {', '.join(variants)}. Received: variant={variant!r}")
-    return {**variants[variant], **{key: value for key, value in overrides.items() if value is not None}}
+# CompressAI's architectures whose prior is the entropy bottleneck alone: those that can be trained here.
+FACTORIZED = ("bmshj2018-factorized", "bmshj2018-factorized-relu")
+QUALITIES = range(1, 9)
+# CompressAI's `examples/train.py`.
+AUXILIARY_LEARNING_RATE = 1e-3
+CLIP_NORM = 1.0

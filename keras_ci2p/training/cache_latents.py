@@ -38,8 +38,8 @@ from keras_ci2p.layers.compression_transforms import AnalysisTransform, fingerpr
 from keras_ci2p.layers.embedding import PATCH_SIZE, compressor_config
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.presets import WEIGHTS, open_preset, save_preset
+from keras_ci2p.training.configs import LatentCacheConfig
 from keras_ci2p.training.distillation import FIT_VIEWS, FeatureProjection, TeacherTargets, teacher_top1
-from keras_ci2p.training.recipes import CacheSettings
 from keras_ci2p.utils import atomic_file, clean_up, file_sha256, num_cpus, require, write_bytes, write_json
 
 
@@ -58,7 +58,7 @@ def cache_latents(
         out: Directory of the cache.
         compressor: `Compressor` or `AnalysisTransform`; it is stored with the latents. None with `more_views`, for that
             of the cache.
-        settings: `CacheSettings`; None for its defaults, with `more_views` for those of the cache.
+        settings: `LatentCacheConfig`; None for its defaults, with `more_views` for those of the cache.
         resume: Whether to go on with the cache in `out`, else it must be new.
         num_threads: Threads that decode and augment; None for one per CPU of this process.
         verbose: 0 for silence, 1 for a progress bar, 2 for one line per shard.
@@ -84,9 +84,9 @@ def cache_latents(
     previous = _previous(out, resume) if more_views is None else open_cache(out)
     if more_views is not None:
         clean_up(out)
-        settings = settings or CacheSettings.from_dict(previous.manifest["settings"])
+        settings = settings or LatentCacheConfig.from_dict(previous.manifest["settings"])
         compressor = compressor or cached_compressor(previous)
-    settings = settings or CacheSettings()
+    settings = settings or LatentCacheConfig()
     photos = open_data(photos)
     splits = {split: photos.split(split) for split in SPLITS}
     targets = None if teacher is None else TeacherTargets(teacher)
@@ -144,7 +144,7 @@ def _manifest(photos, splits, encoder, settings, targets):
     transform = encoder.transform
     return {
         "format_version": FORMAT_VERSION,
-        "settings": settings.as_dict(),
+        "settings": settings.to_dict(),
         "latent_shape": list(encoder.latent_shape),
         "compressor": {"fingerprint": fingerprint(transform), **compressor_config(transform)},
         "data": {
@@ -360,7 +360,7 @@ class LatentEncoder:
 
     Args:
         transform: `AnalysisTransform`.
-        settings: `CacheSettings`.
+        settings: `LatentCacheConfig`.
         num_threads: Threads that decode and augment; None for one per CPU of this process.
         targets: `TeacherTargets`, or None.
     """

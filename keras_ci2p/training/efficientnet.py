@@ -15,9 +15,9 @@ from keras_ci2p.data.manifest import DataError, in_threads
 from keras_ci2p.data.transforms import augment, center_crop
 from keras_ci2p.export.formats import open_network
 from keras_ci2p.export.metadata import CENTER_CROP, to_onnx
+from keras_ci2p.training.configs import TEACHERS
 from keras_ci2p.utils import atomic_file, require
 
-TEACHERS = ("efficientnet-lite2",)
 DEFAULT_SIZE = 192
 LICENSE = "Apache-2.0"
 # Part of the files' names: what it computes, and how the probe is fitted.

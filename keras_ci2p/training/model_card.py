@@ -2,13 +2,22 @@
 
 import json
 import shlex
-from dataclasses import fields
 
+from keras_ci2p.config import shell_words
 from keras_ci2p.data.tfds import PREFIX
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
-from keras_ci2p.training.efficientnet import DEFAULT_SIZE, TEACHERS
-from keras_ci2p.training.recipes import CompressorSettings, TrainSettings
-from keras_ci2p.training.run_dir import CURVES, HISTORY, INIT, TEACHER, recipe_of, teacher_of, views_of
+from keras_ci2p.training.configs import (
+    COMPRESSOR,
+    DATA,
+    INIT,
+    TEACHER,
+    TEACHERS,
+    CompressorTrainConfig,
+    LatentCacheConfig,
+    TrainConfig,
+)
+from keras_ci2p.training.efficientnet import DEFAULT_SIZE
+from keras_ci2p.training.run_dir import CURVES, HISTORY, recipe_of, teacher_of, views_of
 
 LICENSE = "Apache-2.0"
 PAPER = "[arXiv 2502.10120](https://arxiv.org/abs/2502.10120)"
@@ -150,41 +159,8 @@ def join(*parts):
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
-# Options of `train` and `train-compressor` by the setting that they give.
-_TRAIN = {
-    "model": "--model",
-    "variant": "--variant",
-    "init": "--init",
-    "compressor": "--compressor",
-    "freeze_compressor": "--freeze-compressor",
-    "teacher": "--teacher",
-    "teacher_size": "--teacher-size",
-    "teacher_range": "--teacher-range",
-    "teacher_features": "--teacher-features",
-    "dtype": "--dtype",
-    "matmul_precision": "--matmul-precision",
-    "augment": "--augment",
-    "class_weights": "--class-weights",
-    "seed": "--seed",
-    "deterministic": "--deterministic",
-}
-_TRAIN_COMPRESSOR = {
-    "architecture": "--architecture",
-    "quality": "--quality",
-    "lmbda": "--lmbda",
-    "steps": "--steps",
-    "steps_per_epoch": "--steps-per-epoch",
-    "crop_size": "--crop-size",
-    "batch_size": "--batch-size",
-    "learning_rate": "--lr",
-    "clip_norm": "--clip-norm",
-    "seed": "--seed",
-    "init": "--init",
-    "val_pictures": "--val-pictures",
-    "val_size": "--val-size",
-    "dtype": "--dtype",
-    "deterministic": "--deterministic",
-}
+# What the commands of a card leave out: it changes where a run is computed, or is told by the recipe.
+_NOT_IN_CARDS = ("devices", "in_memory", "num_workers", "tensorboard", "max_minutes", "recipe")
 
 
 def training_commands(record):
@@ -193,73 +169,52 @@ def training_commands(record):
     Args:
         record: What `read_record` returns.
     """
-    settings = record["settings"]
-    backend = f"KERAS_BACKEND={record['backend']}"
+    settings = {"data": DATA, **record["settings"]}
+    program = f"KERAS_BACKEND={record['backend']} keras-ci2p"
     if "recipe" not in settings:
-        options = _options(settings, CompressorSettings, _TRAIN_COMPRESSOR, always=("quality", "steps", "seed"))
-        return [f'{backend} keras-ci2p train-compressor "$DATA" {options} --out run']
-    options = _options(settings, TrainSettings, _TRAIN, always=("variant", "seed"))
-    train = f"--recipe recipe.toml {options} --out run"
+        config = CompressorTrainConfig.from_dict(settings)
+        words = config.command_line(always=("quality", "steps", "seed"), without=_NOT_IN_CARDS)
+        return [f"{program} train-compressor {_shell(words)} --out run"]
+    config = TrainConfig.from_dict(settings)
+    data, *words = config.command_line(always=("variant", "seed"), without=_NOT_IN_CARDS)
+    train = f"--recipe recipe.toml {_shell(words)} --out run"
     latents = record["data"].get("latents")
     if latents is None:
-        return [f'{backend} keras-ci2p train "$DATA" {train}']
+        return [f"{program} train {_shell([data])} {train}"]
+    cache, teacher = f"{program} cache {_shell([DATA])} latents", _cache_teacher(record)
     views, more_views = views_of(record)
-    cache, teacher = f'{backend} keras-ci2p cache "$DATA" latents', _cache_teacher(record)
-    options = f"--views {views} --store {latents['store']} --recipe recipe.toml --seed {latents['seed']}"
+    config = LatentCacheConfig.from_dict({**latents, "views": views})
+    height, width = config.image_size
+    # A square one stands in the recipe.
+    without = ("augmentation", "image_size") if height == width else ("augmentation",)
+    words = config.command_line(always=("views", "store", "seed"), without=without)
     return [
-        f'{cache} --compressor "$COMPRESSOR" {options}{teacher}',
-        *([f"{cache} --more-views {more_views}{teacher}"] if more_views else []),
-        f"{backend} keras-ci2p train latents {train}",
+        f"{cache} --compressor {_shell([COMPRESSOR])} --recipe recipe.toml {_shell(words + teacher)}",
+        *([f"{cache} {_shell(['--more-views', str(more_views), *teacher])}"] if more_views else []),
+        f"{program} train latents {train}",
     ]
 
 
+def _shell(words):
+    return shell_words(words, placeholders=TrainConfig.placeholders().values())
+
+
 def _cache_teacher(record):
-    """The options that name the teacher of a latent cache; empty without one."""
+    """The words that name the teacher of a latent cache; none without one."""
     teacher = teacher_of(record)
     if teacher is None:
-        return ""
-    words = ["--teacher", _word(TEACHER)]
+        return []
     height, width = teacher["image_size"]
     if teacher["name"] in TEACHERS:
         # They know the rest, and take no other.
-        return " ".join(["", *words, *(["--teacher-size", str(height)] if height != DEFAULT_SIZE else [])])
-    if height == width:
-        words += ["--teacher-size", str(height)]
-    if not any(isinstance(value, list) for value in teacher["value_range"]):
-        words += ["--teacher-range", _word(teacher["value_range"])]
-    if teacher["features"]:
-        words += ["--teacher-features", _word([row["name"] for row in teacher["features"]])]
-    return " ".join(["", *words])
-
-
-def _options(settings, settings_class, flags, always):
-    """The options of all settings that are not the default, and of those that are `always` given."""
-    defaults = {field.name: field.default for field in fields(settings_class)}
-    words = []
-    for name, flag in flags.items():
-        value = settings.get(name)
-        if value is None or (value == defaults[name] and name not in always):
-            continue
-        if value is True:
-            words.append(flag)
-        elif value is False:
-            words.append(f"--no-{flag.removeprefix('--')}")
-        else:
-            words += [flag, _word(value)]
-    return " ".join(words)
-
-
-def _word(value):
-    if isinstance(value, dict):
-        value = [f"{key}={_number(number)}" for key, number in value.items()]
-    if isinstance(value, (list, tuple)):
-        value = ",".join(map(_number, value))
-    text = str(value)
-    return f'"{text}"' if text.startswith("$") else shlex.quote(text)
-
-
-def _number(value):
-    return str(value).removesuffix(".0")
+        options = {"teacher_size": height} if height != DEFAULT_SIZE else {}
+    else:
+        features = tuple(row["name"] for row in teacher["features"])
+        options = {"teacher_range": teacher["value_range"], "teacher_features": features or None}
+        if height == width:
+            options["teacher_size"] = height
+    config = TrainConfig(DATA, teacher=TEACHER, **options)
+    return config.command_line(without=set(config.to_dict()) - {"teacher", *options})
 
 
 # Of a class: its name in the papers, and its sizes by name.
@@ -487,7 +442,7 @@ def compressor_card(report, notes):
             "model = keras_ci2p.CI2PViT(compressor=compressor)"
         ],
         results=[_compressor_comparison(report)],
-        evaluate=f'keras-ci2p evaluate . "$DATA" --pictures {report["images"]} --size {report["size"]}',
+        evaluate=f'keras-ci2p evaluate . "$DATA" --images {report["images"]} --size {report["size"]}',
         data=[
             table(["images", "number"], [["training", f"{data['train']:,}"], ["validation", f"{data['val']:,}"]]),
             f"SHA-256: `{data['sha256']}`. {_split(data)}",

@@ -178,9 +178,9 @@ def make_optimizer(recipe, steps_per_epoch):
         steps_per_epoch,
         warmup_epochs,
         recipe.cosine_epochs or recipe.epochs - warmup_epochs,
-        warmup_start=recipe.warmup_start,
-        final=recipe.final_learning_rate,
-        by_epoch=recipe.cosine_steps == "epoch",
+        warmup_start=recipe.warmup_init_ratio,
+        final=recipe.min_lr_ratio,
+        by_epoch=recipe.lr_update == "epoch",
     )
     return FusedAdamW(
         schedule,
@@ -188,9 +188,9 @@ def make_optimizer(recipe, steps_per_epoch):
         beta_1=recipe.beta_1,
         beta_2=recipe.beta_2,
         epsilon=recipe.epsilon,
-        global_clipnorm=recipe.clip_norm,
-        gradient_accumulation_steps=recipe.accumulate if recipe.accumulate > 1 else None,
-        use_ema=recipe.ema > 0,
+        global_clipnorm=recipe.clip_grad_norm,
+        gradient_accumulation_steps=recipe.grad_accum_steps if recipe.grad_accum_steps > 1 else None,
+        use_ema=recipe.ema_momentum > 0,
         # Keras averages after every batch, also where only each n-th changes the weights.
-        ema_momentum=recipe.ema ** (1 / recipe.accumulate) if recipe.ema else 0.99,
+        ema_momentum=recipe.ema_momentum ** (1 / recipe.grad_accum_steps) if recipe.ema_momentum else 0.99,
     )

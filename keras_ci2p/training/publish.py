@@ -16,6 +16,7 @@ from keras_ci2p.layers.embedding import compressor_config
 from keras_ci2p.models.loading import is_compressor, load_preset
 from keras_ci2p.plots import plot_confusion
 from keras_ci2p.presets import check_destination, open_preset
+from keras_ci2p.training.configs import DATA, CompressorTrainConfig
 from keras_ci2p.training.evaluation import check_classes, evaluate, evaluate_compressor
 from keras_ci2p.training.model_card import classifier_card, compressor_card
 from keras_ci2p.training.run_dir import CURVES, HISTORY, REPORT, read_record, recipe_of
@@ -207,12 +208,8 @@ def _publish_compressor(preset, record, data, directory, storage, batch_size, ve
     """
     model = load_preset(preset)
     images = scan_images(data)
-    settings = record["settings"] if record else {}
-    options = {
-        key: settings[name]
-        for key, name in (("pictures", "val_pictures"), ("size", "val_size"), ("lmbda", "lmbda"))
-        if name in settings
-    }
+    config = CompressorTrainConfig.from_dict({"data": DATA, **(record["settings"] if record else {})})
+    options = {"pictures": config.val_images, "size": config.val_size, "lmbda": config.lmbda}
     options |= {"split": "val", "batch_size": batch_size, "verbose": verbose}
     original = evaluate_compressor(model, images, **options)
     model.save_to_preset(directory, **{**preset.carried(), "storage": storage})

@@ -61,12 +61,12 @@ def test_matmul_precision(precision, rng, restored):
 
 def test_of_a_run(restored, photos, nano, tmp_path, monkeypatch):
     from keras_ci2p.models.variants import VARIANTS
-    from keras_ci2p.training import RECIPES, TrainSettings, train
+    from keras_ci2p.training import RECIPES, TrainConfig, train
 
     monkeypatch.setitem(VARIANTS, "nano", nano)
     recipe = RECIPES["quick"].override({"image_size": 32, "epochs": 1, "batch_size": 8})
     options = {"model": "vit", "variant": "nano", "recipe": recipe}
-    settings = TrainSettings(str(photos), matmul_precision="bfloat16", **options)
+    settings = TrainConfig(str(photos), matmul_precision="bfloat16", **options)
     run = tmp_path / "run"
     if BACKEND == "tensorflow":
         with pytest.raises(ValueError, match="no float32 products in bfloat16"):
@@ -76,4 +76,4 @@ def test_of_a_run(restored, photos, nano, tmp_path, monkeypatch):
     train(settings, run, verbose=0)
     assert state() == {"torch": "medium", "jax": "bfloat16"}[BACKEND]
     with pytest.raises(ValueError, match="matmul_precision: 'bfloat16', now None"):
-        train(TrainSettings(str(photos), **options), run, resume=True, verbose=0)
+        train(TrainConfig(str(photos), **options), run, resume=True, verbose=0)

@@ -90,6 +90,20 @@ def test_it_ends_with_the_one_that_waits(tmp_path):
         waiting.kill()
 
 
+def test_deterministic_gpus(tmp_path, monkeypatch):
+    """What GPUs need is in the environment before they are used; what was there stays."""
+    current = keras.backend.backend()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    backend.run_in_process(current, "process_jobs", ["deterministic", tmp_path / "set.npz"], timeout=300)
+    found = dict(np.load(tmp_path / "set.npz"))
+    flags = ["--xla_backend_optimization_level=0", *["--xla_gpu_deterministic_ops=true"] * (current == "jax")]
+    assert str(found["XLA_FLAGS"]).split() == flags
+    assert found["CUBLAS_WORKSPACE_CONFIG"] == (":4096:8" if current == "torch" else "")
+    # Nor has JAX refused its flags.
+    np.testing.assert_array_equal(found["product"], 2)
+
+
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory):
     """Path of images and weights, and what this backend makes of them."""

@@ -5,7 +5,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from conftest import NANO
@@ -15,9 +14,7 @@ from keras_ci2p.models.variants import VARIANTS
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="one backend is enough, and torch compiles nothing"
-)
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture

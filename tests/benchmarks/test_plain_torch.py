@@ -9,7 +9,7 @@ import pytest
 from keras_ci2p import CI2PViT, Compressor
 from keras_ci2p.convert import to_mmpretrain
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch")
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture

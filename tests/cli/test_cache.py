@@ -35,7 +35,7 @@ def test_cache(photos, preset, tmp_path, capsys):
     more = ["--views", "3", "--store", "rounded", "--recipe", "paper", "--set", "augmentation.flip=0.25", "--seed", "7"]
     assert main(command(photos, out, preset, *more)) == 0
     printed = capsys.readouterr().out
-    assert "72 latents of 24 training photos, 6 of validation" in printed and "bytes each" in printed
+    assert "72 latents of 24 training images, 6 of validation" in printed and "bytes each" in printed
     settings = open_cache(out).manifest["settings"]
     assert settings["views"] == 3 and settings["store"] == "rounded" and settings["seed"] == 7
     assert Augmentation(**settings["augmentation"]) == Augmentation(flip=0.25)
@@ -57,7 +57,9 @@ def test_the_compressor_of_a_classifier(photos, tmp_path, capsys):
 
 def test_errors(photos, preset, tmp_path, capsys):
     out = tmp_path / "cache"
-    assert "multiples of 32" in failed(capsys, *command(photos, out, preset, "--image-size", "40"))
+    with pytest.raises(SystemExit):
+        main(command(photos, out, preset, "--image-size", "40"))
+    assert "multiples of 32" in capsys.readouterr().err
     assert "views" in failed(capsys, *command(photos, out, preset, "--views", "0"))
     assert "no folder" in failed(capsys, *command(tmp_path / "absent", out, preset))
     assert "Unknown preset" in failed(capsys, *command(photos, out, "absent"))

@@ -37,7 +37,7 @@ def failed(capsys, *arguments):
 def test_evaluate(run_dir, photos, capsys):
     assert main(["evaluate", str(run_dir), str(photos)]) == 0
     captured = capsys.readouterr()
-    assert "of 6 photos (val)" in captured.out and "trained on" not in captured.err
+    assert "of 6 images (val)" in captured.out and "trained on" not in captured.err
     assert "bird" in captured.out
     report = json.loads((run_dir / "evaluation" / "report.json").read_text())
     assert report["images"] == 6 and report["backend"] == keras.backend.backend()
@@ -45,7 +45,7 @@ def test_evaluate(run_dir, photos, capsys):
 
     assert main(["evaluate", str(run_dir / "best"), str(photos), "--split", "all", "--out", "elsewhere"]) == 0
     captured = capsys.readouterr()
-    assert "24 of these 30 photos were trained on" in captured.err
+    assert "24 of these 30 images were trained on" in captured.err
     assert json.loads((run_dir.parent / "elsewhere" / "report.json").read_text())["images"] == 30
 
 
@@ -68,7 +68,7 @@ def test_evaluate_without_copies_and_the_worst(run_dir, tmp_path, capsys):
 
     assert main([*arguments, "--without-copies"]) == 0
     printed = capsys.readouterr().out
-    assert "1 of the 7 photos left out: near-copies of training photos" in printed and "worst.png" in printed
+    assert "1 of the 7 images left out: near-copies of training images" in printed and "worst.png" in printed
     report = json.loads((run_dir / "evaluation" / "report.json").read_text())
     assert report["images"] == 6 and report["copies"] == {"left_out": 1, "max_distance": 4}
     assert report["data_sha256"] == whole["data_sha256"]
@@ -84,7 +84,9 @@ def test_evaluate_without_copies_and_the_worst(run_dir, tmp_path, capsys):
 
     for options, message in (
         (["--without-copies", "--split", "all"], "left out of val or test"),
-        (["--worst", "-1"], "must not be negative"),
+        (["--pictures", "5"], "--images does not apply"),
+        (["--size", "256"], "--size does not apply"),
+        (["--lmbda", "0.1"], "--lmbda does not apply"),
     ):
         assert message in failed(capsys, "evaluate", str(run_dir), str(tmp_path / "split"), *options)
 
@@ -173,6 +175,7 @@ def run_python(code, **environment):
     )
 
 
+@pytest.mark.once
 def test_missing_backend_is_one_sentence():
     done = run_python(["-m", "keras_ci2p", "info", "tiny"], KERAS_BACKEND="absent")
     assert done.returncode == 2

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import subprocess
 
-import keras
 import pytest
 from conftest import NANO
 from PIL import Image
@@ -12,7 +11,8 @@ from PIL import Image
 from keras_ci2p.cli import main
 from keras_ci2p.models.variants import VARIANTS
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "torch", reason="it runs all backends by itself")
+# It runs all backends by itself.
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture

@@ -123,8 +123,8 @@ def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     words = shlex.split(command.replace("$DATA", str(photos)))[2:]
     monkeypatch.chdir(dest)
     assert main(words) == 0
-    settings = json.loads((run_dir / "config.json").read_text())["settings"]
-    assert given[0].as_dict() == {**settings, "data": str(photos)}
+    settings = json.loads((run_dir / "run.json").read_text())["settings"]
+    assert given[0].to_dict() == {**settings, "data": str(photos)}
 
 
 def test_a_card_may_be_edited_and_a_preset_published_again(run_dir, photos, tmp_path):
@@ -245,10 +245,10 @@ def test_a_run_on_stored_latents():
     record = {"settings": settings, "data": {"latents": latents}, "backend": "jax"}
     assert recipe_of(record).image_size == 128 and recipe_of(record).augmentation.flip == 0.25
     assert training_commands(record) == [
-        'KERAS_BACKEND=jax keras-ci2p cache "$DATA" latents --compressor "$COMPRESSOR" --views 4 --store rounded '
-        "--recipe recipe.toml --seed 7",
+        'KERAS_BACKEND=jax keras-ci2p cache "$DATA" latents --compressor "$COMPRESSOR" --recipe recipe.toml --views 4 '
+        "--store rounded --seed 7",
         "KERAS_BACKEND=jax keras-ci2p train latents --recipe recipe.toml --variant tiny "
-        "--class-weights cat=2,dog=1.23456789 --seed 2 --out run",
+        "--seed 2 --class-weights cat=2,dog=1.23456789 --out run",
     ]
 
 
@@ -273,11 +273,11 @@ class TestTeacher:
 
     def test_commands_of_a_run_on_latents_with_more_views(self):
         made, *others = training_commands(self.record(self.TEACHER, views=10))
-        assert made.endswith('--views 4 --store rounded --recipe recipe.toml --seed 7 --teacher "$TEACHER"')
+        assert made.endswith('--recipe recipe.toml --views 4 --store rounded --seed 7 --teacher "$TEACHER"')
         assert others == [
             'KERAS_BACKEND=torch keras-ci2p cache "$DATA" latents --more-views 6 --teacher "$TEACHER"',
             "KERAS_BACKEND=torch keras-ci2p train latents --recipe recipe.toml --variant tiny "
-            "--matmul-precision bfloat16 --seed 2 --out run",
+            "--seed 2 --matmul-precision bfloat16 --out run",
         ]
         small = {**self.TEACHER, "image_size": [160, 160]}
         assert training_commands(self.record(small))[0].endswith('--teacher "$TEACHER" --teacher-size 160')
@@ -285,10 +285,11 @@ class TestTeacher:
     def test_commands_with_a_teacher_of_another_origin(self):
         other = {**self.TEACHER, "name": "resnet", "value_range": [-1.0, 1.0]}
         made, _ = training_commands(self.record(other))
-        asked = '"$TEACHER" --teacher-size 192 --teacher-range -1,1 --teacher-features features_16,features_32'
+        asked = '"$TEACHER" --teacher-size 192 --teacher-range=-1,1 --teacher-features features_16,features_32'
         assert made.endswith(f"--teacher {asked}")
         triples = {**other, "value_range": [[0, 0, 0], [1, 1, 2]], "image_size": [64, 96], "features": []}
-        assert training_commands(self.record(triples))[0].endswith('--seed 7 --teacher "$TEACHER"')
+        asked = "--teacher-range '[[0.0, 0.0, 0.0], [1.0, 1.0, 2.0]]'"
+        assert training_commands(self.record(triples))[0].endswith(f'--seed 7 --teacher "$TEACHER" {asked}')
 
     def test_card_of_a_run_on_latents(self):
         model = {"class": "CI2PViT", "image_shape": [128, 128, 3], "parameters": 1, "compressor": None}
@@ -325,7 +326,7 @@ class TestTeacher:
         assert '"knowledge-distillation"' in text
         # Begun with another run, without a teacher.
         del record["data"]["teacher"]
-        record["settings"]["init"] = "$INIT"
+        record["settings"].update(init="$INIT", variant=None)
         text = classifier_card(report, notes="")
         assert "\nCI2P-ViT tiny, fine-tuned on 20,865 images: an RGB image in" in text
         assert row(text, "began with")[0].startswith("the weights of another run or preset, `INIT` below")
@@ -343,7 +344,7 @@ class TestTeacher:
         assert main(["publish", str(dest), str(tmp_path / "again"), "--data", str(photos), "--storage", "int8"]) == 0
         report = json.loads((tmp_path / "again" / "report.json").read_text())
         teacher = report["run"]["data"]["teacher"]
-        assert teacher["sha256"] == json.loads((run / "config.json").read_text())["data"]["teacher"]["sha256"]
+        assert teacher["sha256"] == json.loads((run / "run.json").read_text())["data"]["teacher"]["sha256"]
         head, text = read_card(tmp_path / "again")
         assert "knowledge-distillation" in head["tags"]
         itself = f"top-1 {100 * teacher['val_top1']:.2f} % itself"
@@ -363,7 +364,7 @@ class TestTeacher:
             command = command.replace(f"${name}", str(value))
         monkeypatch.chdir(tmp_path / "again")
         assert main(shlex.split(command)[2:]) == 0
-        assert given[0].as_dict() == json.loads((run / "config.json").read_text())["settings"]
+        assert given[0].to_dict() == json.loads((run / "run.json").read_text())["settings"]
 
 
 def test_a_compressor(photos, tmp_path, capsys):
@@ -372,7 +373,7 @@ def test_a_compressor(photos, tmp_path, capsys):
     compressor.save_to_preset(run / "best", metadata={"training": {"step": 5}})
     settings = {"data": str(photos), "lmbda": 0.01, "steps": 5, "quality": None, "val_pictures": 4, "val_size": 32}
     config = {"settings": {**settings, "seed": 0, "dtype": "float32"}, "backend": "jax", "cores": 2, "versions": {}}
-    (run / "config.json").write_text(json.dumps({**config, "data": {}}))
+    (run / "run.json").write_text(json.dumps({**config, "data": {}}))
     (run / "history.csv").write_text("step,seconds\n5,36\n")
     (run / "curves.png").write_bytes(b"picture")
     assert main(["publish", str(run), str(tmp_path / "out"), "--data", str(photos), "--storage", "int8"]) == 0
@@ -383,7 +384,8 @@ def test_a_compressor(photos, tmp_path, capsys):
     assert row(text, "this preset, int8")[0] == f"{report['psnr']:.2f}"
     assert head["model-index"][0]["results"][0]["metrics"][0]["value"] == report["psnr"]
     command = re.search("KERAS_BACKEND=jax keras-ci2p train-compressor .*", text)[0]
-    assert command.endswith('"$DATA" --lmbda 0.01 --steps 5 --seed 0 --val-pictures 4 --val-size 32 --out run')
+    options = "--quality 5 --lmbda 0.01 --steps 5 --seed 0 --val-images 4 --val-size 32 --out run"
+    assert command.endswith(f'"$DATA" {options}')
     Compressor.from_preset(tmp_path / "out")
     # What the card prints can be run: public functions alone.
     assert "from keras_ci2p.data import scan_images; data = scan_images(os.environ['DATA'])" in text

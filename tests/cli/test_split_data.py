@@ -9,7 +9,7 @@ from PIL import Image
 from test_cli import failed
 
 from keras_ci2p.cli import main
-from keras_ci2p.compare import CompareSettings, make_pictures
+from keras_ci2p.compare import CompareConfig, make_pictures
 from keras_ci2p.data import image_folder
 from keras_ci2p.data.manifest import NAMES_FILE
 from keras_ci2p.data.overlap import TRAIN_HASHES_FILE
@@ -125,7 +125,7 @@ def test_a_run_that_knows_no_names_learns_them_when_it_is_published(trained, tmp
 
 def test_compare_takes_the_split(trained):
     photos, *_ = trained
-    settings = CompareSettings(model="vit", data=str(photos), image_size=32, batch_size=6, steps=3)
+    settings = CompareConfig(model="vit", data=str(photos), image_size=32, batch_size=6, steps=3)
     held_out = make_pictures(settings)["held_out"]
     expected, _ = next(iter(image_folder(photos / "val", split="all", image_size=32, batch_size=6)))
     assert (held_out == expected.astype("uint8")).all() and len(held_out) == 6

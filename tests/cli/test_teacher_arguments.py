@@ -57,7 +57,7 @@ def test_latents(photos, preset, silent, other, tmp_path, capsys):
     assert "now None" in failed(capsys, *more) and "now None" in failed(capsys, *more, "--teacher", "none")
     assert "Received also: --image-size" in failed(capsys, *more, *teacher, "--image-size", "64")
     assert main([*more, *teacher]) == 0
-    assert "72 latents of 24 training photos" in capsys.readouterr().out
+    assert "72 latents of 24 training images" in capsys.readouterr().out
     assert open_cache(out).views("train") == 3
 
     run = tmp_path / "run"
@@ -68,7 +68,7 @@ def test_latents(photos, preset, silent, other, tmp_path, capsys):
     learned = ["--set", "distill_features=4,4,16", "--set", "distill_alpha=0.5"]
     assert main(["train", out, "--out", str(run), "--teacher", silent, *learned, *TRAIN]) == 0
     assert "Learning from the teacher silent" in capsys.readouterr().out
-    settings = json.loads((run / "config.json").read_text())["settings"]
+    settings = json.loads((run / "run.json").read_text())["settings"]
     assert settings["recipe"]["distill_features"] == [4, 4, 16] and settings["teacher"] == silent
     assert "features_0_loss" in (run / "history.csv").read_text()
 
@@ -80,7 +80,7 @@ def test_photos(photos, other, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Looking at the teacher other ..." in said and "Learning from the teacher other, top-1 100.00%" in said
     assert "from the labels alone" not in said
-    assert json.loads((run / "config.json").read_text())["data"]["teacher"]["features"] == []
+    assert json.loads((run / "run.json").read_text())["data"]["teacher"]["features"] == []
     for more, message in (
         (["--augment", "device"], "augmented on the host"),
         (["--workers", "1"], "threads of this process"),
@@ -95,9 +95,12 @@ def test_photos(photos, other, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--teacher-range=low,high", "two numbers LOW,HIGH are needed, such as 0,1. Received: 'low,high'"),
-        ("--teacher-range=1", "two numbers LOW,HIGH are needed, such as 0,1. Received: '1'"),
-        ("--teacher-size=large", "invalid int value: 'large'"),
+        (
+            "--teacher-range=low,high",
+            "must be two numbers LOW,HIGH, such as 0,1, or [[R,G,B],[R,G,B]]. Received: 'low,high'",
+        ),
+        ("--teacher-range=1", "must be two numbers LOW,HIGH, such as 0,1, or [[R,G,B],[R,G,B]]. Received: '1'"),
+        ("--teacher-size=large", "must be an integer or none. Received: 'large'"),
         ("--matmul-precision=half", "invalid choice: 'half'"),
     ],
 )

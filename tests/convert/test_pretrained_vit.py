@@ -208,7 +208,8 @@ def test_what_does_not_fit_changes_nothing(timm_state, nano):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="timm runs on torch")
+# Timm runs on torch.
+@pytest.mark.once
 def test_each_block_of_timm():
     """The same tokens through timm's ViT-B/16 and ours: every block within 2e-4."""
     import torch

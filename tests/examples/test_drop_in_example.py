@@ -5,7 +5,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import keras
 import pytest
 
 from keras_ci2p import Compressor
@@ -13,7 +12,7 @@ from keras_ci2p import Compressor
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "drop_in_patch_embedding.py"
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="one backend is enough, and torch compiles nothing")
+@pytest.mark.once
 @pytest.mark.parametrize("has_compressor", [True, False])
 def test_it_compares_both_embeddings(has_compressor, photos, tmp_path, monkeypatch, capsys):
     Compressor(quality=None, channels=(8, 12)).save_to_preset(tmp_path / "compressor")

@@ -6,7 +6,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 from conftest import NANO
@@ -17,9 +16,7 @@ from keras_ci2p.models.variants import VARIANTS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="one backend is enough, and torch compiles nothing"
-)
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture

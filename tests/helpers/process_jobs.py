@@ -59,3 +59,16 @@ def make_model(image_shape):
     compressor = {"num_filters": 4, "latent_channels": 6}
     sizes = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 48}
     return keras_ci2p.CI2PViT(image_shape, num_classes=3, compressor=compressor, **sizes)
+
+
+def deterministic(path):
+    """What the switch sets, called twice."""
+    import keras
+
+    from keras_ci2p.backend import make_deterministic
+
+    make_deterministic()
+    make_deterministic()
+    x = keras.ops.ones((2, 2))
+    variables = {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "CUBLAS_WORKSPACE_CONFIG")}
+    np.savez(path, product=keras.ops.convert_to_numpy(keras.ops.matmul(x, x)), **variables)

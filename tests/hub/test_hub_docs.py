@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import keras
 import pytest
 from nano_models import our_model
 
@@ -12,7 +11,7 @@ from keras_ci2p import CI2PViT, Compressor
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "kerashub.md"
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="one backend is enough, and torch compiles nothing")
+@pytest.mark.once
 def test_recipes(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     our_model().save_to_preset("my_preset")

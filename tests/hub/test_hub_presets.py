@@ -8,7 +8,7 @@ import pytest
 from keras_hub.src.utils import preset_utils
 from nano_models import DUAL, PLAIN, assert_same_weights, our_model, to_numpy
 
-from keras_ci2p import CI2PViT, CI2PViTDualScale, hub
+from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, hub
 from keras_ci2p.presets import PresetError, open_preset
 from keras_ci2p.utils import file_sha256 as sha256
 from keras_ci2p.weight_storage import STORAGES
@@ -199,3 +199,14 @@ def test_dual_scale_positions_are_not_resized_by_kerashub(tmp_path):
     larger.save_to_preset(tmp_path / "larger")
     theirs = keras_hub.models.Backbone.from_preset(str(tmp_path / "larger"))
     assert theirs.image_shape == (96, 96, 3) and theirs.early_dim == DUAL["early_dim"]
+
+
+def test_compressor(tmp_path):
+    """KerasHub's models warn of a random compressor and have a latent classifier, as ours."""
+    Compressor(quality=None, channels=(8, 12)).save_to_preset(tmp_path / "compressor")
+    backbone = hub.CI2PViTBackbone(**{**PLAIN, "compressor": str(tmp_path / "compressor")})
+    theirs = hub.CI2PViTImageClassifier(backbone, num_classes=np.int64(3))
+    latents = theirs.compressor.encode(IMAGES)
+    np.testing.assert_allclose(to_numpy(theirs.latent_classifier(latents)), to_numpy(theirs(IMAGES)), atol=1e-5)
+    with pytest.warns(UserWarning, match="random weights"):
+        theirs.make_train_function()

@@ -37,7 +37,7 @@ def test_weights_of_the_size_of_a_pretrained_vit():
     np.testing.assert_array_equal(positions[:, 1:], resize_position_embedding(rows[:, 1:], (14, 14), (7, 7)))
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="one backend is enough, and torch compiles nothing")
+@pytest.mark.once
 def test_it_computes_what_the_vit_does_from_the_same_tokens():
     """Patches of 32 pixels, so that no position is resized: the new embedding gets the old one's tokens."""
     vit = make_vit(patch_size=32)

@@ -59,7 +59,8 @@ def test_config():
     assert "axis" not in config and BatchNormalization.from_config(config).get_config() == config
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the kernel is PyTorch's")
+# The kernel is PyTorch's.
+@pytest.mark.once
 def test_torch_keeps_one_copy_of_the_input(rng):
     import torch
 

@@ -1,4 +1,3 @@
-import keras
 import numpy as np
 import pytest
 
@@ -6,7 +5,8 @@ from keras_ci2p.layers import PositionEmbedding
 from keras_ci2p.layers.embedding import cubic_resize_matrix, resize_position_embedding
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="numpy against torch, once is enough")
+# Numpy against torch, once is enough.
+@pytest.mark.once
 @pytest.mark.parametrize("new_grid", [(16, 16), (24, 12), (8, 20), (5, 7)])
 def test_resizing_is_that_of_torch(new_grid, rng):
     import torch

@@ -22,7 +22,8 @@ def test_files_of_0_1_0(name):
     np.testing.assert_allclose(keras.ops.convert_to_numpy(model(EXPECTED["images"])), EXPECTED[name], atol=1e-5)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Python's imports are the same on every backend")
+# Python's imports are the same on every backend.
+@pytest.mark.once
 @pytest.mark.parametrize(
     "imports",
     [
@@ -42,7 +43,8 @@ def test_order_of_imports(imports):
     assert done.stdout.strip() == "['Functional', 'CI2PViTDualScale']", done.stderr
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Python's imports are the same on every backend")
+# Python's imports are the same on every backend.
+@pytest.mark.once
 def test_importing_the_package_imports_no_keras():
     code = "import sys, keras_ci2p, keras_ci2p.models; print('keras' in sys.modules, 'load_preset' in dir(keras_ci2p))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

@@ -191,8 +191,8 @@ def test_the_seed_determines_the_draws():
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"flip": 1.1}, "flip is a probability"),
-        ({"randaugment_probability": -0.1}, "randaugment_probability is a probability"),
+        ({"flip": 1.1}, r"flip must be in \[0, 1\]"),
+        ({"randaugment_probability": -0.1}, r"randaugment_probability must be in \[0, 1\]"),
         ({"grayscale": 2}, "grayscale"),
         ({"blur": -1}, "blur"),
         ({"solarize": 1.5}, "solarize"),
@@ -217,7 +217,7 @@ def test_wrong_numbers(numbers, message):
 
 def test_numbers_survive_json():
     augmentation = Augmentation(crop_area=(0.2, 0.9), randaugment_ops=3)
-    assert Augmentation(**json.loads(json.dumps(augmentation.as_dict()))) == augmentation
+    assert Augmentation(**json.loads(json.dumps(augmentation.to_dict()))) == augmentation
 
 
 class TestScaled:

@@ -24,8 +24,8 @@ def test_data(animals, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"prepared: {tmp_path / 'sets' / 'animals10' / '1.1.0'}\n" in out
     assert "\nbutterfly  farfalla         5      2,112\n" in out
-    assert "\nall                        50     26,179\n26,129 photos fewer than the published 26,179" in out
-    assert "50 photos of 10 classes: 40 for training, 10 for validation\n" in out
+    assert "\nall                        50     26,179\n26,129 images fewer than the published 26,179" in out
+    assert "50 images of 10 classes: 40 for training, 10 for validation\n" in out
     assert f"next: TFDS_DATA_DIR={tmp_path / 'sets'} keras-ci2p train tfds:animals10 " in out
 
     shutil.rmtree(animals)
@@ -76,7 +76,7 @@ def test_data_as_a_folder(animals, lists, tmp_path, capsys, monkeypatch):
     assert lines[12:] == [
         "train: 20 of the 20 listed names are there, 0 missing",
         "val: 10 of the 20 listed names are there, 10 missing",
-        "test: 10 new photos, in neither list",
+        "test: 10 new images, in neither list",
         "left out: 1 file",
         f"written: {out}",
         f"next: keras-ci2p train {out} --out run",
@@ -91,7 +91,7 @@ def test_data_by_the_lists(animals, lists, tmp_path, capsys):
     """As a set of TFDS; one that an earlier version has prepared is told of, and stays beside the new one."""
     command = ["data", "animals10", "--data-dir", str(tmp_path / "sets")]
     assert main([*command, "--from", str(animals)]) == 0
-    assert "40 photos of 10 classes: 20 for training, 10 for validation, 10 for test\n" in capsys.readouterr().out
+    assert "40 images of 10 classes: 20 for training, 10 for validation, 10 for test\n" in capsys.readouterr().out
     current = tmp_path / "sets" / "animals10" / "1.1.0"
     old = current.rename(current.with_name("1.0.0"))
     info = (old / "dataset_info.json").read_text()

@@ -124,7 +124,7 @@ def test_names_twice(checkout):
         ("export__x", "import torch\n", "imports torch outside a function"),
         ("convert__state_dict", "def late():\n    from torch import load\n", None),
         ("convert__other", "def late():\n    from torch import load\n", "imports torch; only"),
-        ("data__x", "from grain import Sampler\n", "imports grain outside a function"),
+        ("data__x", "from matplotlib import figure\n", "imports matplotlib outside a function"),
         ("data__x", "class A:\n    import matplotlib.pyplot\n", "imports matplotlib outside a function"),
         (
             "data__x",
@@ -229,13 +229,14 @@ def test_counts_of_tests(checkout, capsys):
         "plain/test_a.py": "def test_a():\n    assert 1\n",
         "layers/test_b.py": "class TestB:\n    def test_b(self):\n        np.testing.assert_allclose(1, 1)\n\n\n"
         "@pytest.mark.once\ndef test_c():\n    with pytest.raises(ValueError):\n        assert 2\n",
+        "layers/test_d.py": "pytestmark = pytest.mark.once\n\n\ndef test_d():\n    assert 4\n",
         "helpers/help.py": "def test_no():\n    assert 3\n",
     }.items():
         (checkout / "tests" / path).parent.mkdir(parents=True, exist_ok=True)
         (checkout / "tests" / path).write_text(text)
     assert house.main(["--package", str(checkout), "--tests"]) == 0
     numbers = [int(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
-    assert numbers == [3, 1, 1, 1, 5, 3, 2]
+    assert numbers == [4, 1, 2, 1, 6, 4, 2]
 
 
 def test_files_entered(tmp_path):

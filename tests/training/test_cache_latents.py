@@ -13,7 +13,7 @@ from keras_ci2p.data.latent_loader import LatentRecords, latent_folder
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.layers.compression_transforms import fingerprint
 from keras_ci2p.training.cache_latents import cache_latents, cached_compressor
-from keras_ci2p.training.recipes import CacheSettings
+from keras_ci2p.training.configs import LatentCacheConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:The latents are made with a compressor of random weights")
 
@@ -32,7 +32,7 @@ def transform(seed=0):
 
 
 def settings(**changed):
-    return CacheSettings(**{"views": 2, "image_size": SIZE, "batch_size": 8, "shard_records": 16, **changed})
+    return LatentCacheConfig(**{"views": 2, "image_size": SIZE, "batch_size": 8, "shard_records": 16, **changed})
 
 
 def write(photos, out, compressor=None, resume=False, **changed):
@@ -112,7 +112,7 @@ class TestLatents:
 class TestDirectory:
     def test_the_manifest_says_what_was_done(self, cache, photos):
         manifest = json.loads((cache.root / "latents.json").read_text())
-        assert manifest["settings"] == settings().as_dict()
+        assert manifest["settings"] == settings().to_dict()
         assert manifest["settings"]["augmentation"]["erasing"] == 0.25
         assert manifest["compressor"]["fingerprint"] == fingerprint(transform())
         assert manifest["compressor"]["latent_channels"] == 12
@@ -128,11 +128,11 @@ class TestDirectory:
         cache.verify()
 
     def test_shards_become_larger_rather_than_many(self):
-        plain = CacheSettings(views=3, batch_size=32)
+        plain = LatentCacheConfig(views=3, batch_size=32)
         assert plain.batch_images == 30
         assert plain.records_per_shard(1000) == 1050, "1024, rounded up to whole batches"
         assert -(-5_000_000 // plain.records_per_shard(5_000_000)) <= 256
-        assert CacheSettings(views=50, batch_size=32).batch_images == 50
+        assert LatentCacheConfig(views=50, batch_size=32).batch_images == 50
 
     @pytest.mark.parametrize("kind", ["analysis", "compressor"])
     def test_the_compressor_is_in_it(self, photos, tmp_path, kind, nano):

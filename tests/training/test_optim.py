@@ -164,7 +164,8 @@ def test_the_kernels_are_used(monkeypatch):
     assert calls == [1] and float(keras.ops.max(variable)) < 1
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch keeps gradients with the weights")
+# PyTorch keeps gradients with the weights.
+@pytest.mark.once
 def test_the_gradients_are_freed_with_the_step():
     variable = keras.Variable(np.ones(3, "float32"))
     optimizer = FusedAdamW(0.1)

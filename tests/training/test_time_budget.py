@@ -10,7 +10,7 @@ import pytest
 
 from keras_ci2p.cli import main
 from keras_ci2p.models.variants import VARIANTS
-from keras_ci2p.training import RECIPES, RunError, TrainSettings, read_recipe, train
+from keras_ci2p.training import RECIPES, RunError, TrainConfig, read_recipe, train
 from keras_ci2p.training import time_budget as budget
 from keras_ci2p.training.time_budget import EpochTime
 
@@ -22,7 +22,7 @@ def settings(photos, nano, monkeypatch):
 
     def make(minutes=None, **recipe):
         recipe = RECIPES["quick"].override({**small, **recipe})
-        return TrainSettings(str(photos), model="vit", variant="nano", recipe=recipe, minutes=minutes)
+        return TrainConfig(str(photos), model="vit", variant="nano", recipe=recipe, minutes=minutes)
 
     return make
 
@@ -75,8 +75,8 @@ def test_the_run_is_the_one_that_those_epochs_would_have_been(settings, measured
     for ours, theirs in zip(in_budget.weights, by_epochs.weights, strict=True):
         np.testing.assert_allclose(keras.ops.convert_to_numpy(ours), keras.ops.convert_to_numpy(theirs), atol=1e-5)
     assert len(measured) == 1, "only with minutes"
-    config = json.loads((tmp_path / "budget" / "config.json").read_text())["settings"]
-    assert config["minutes"] == 10
+    config = json.loads((tmp_path / "budget" / "run.json").read_text())["settings"]
+    assert config["max_minutes"] == 10
     assert config["recipe"]["epochs"] == 3 and config["recipe"]["warmup_epochs"] == pytest.approx(0.6)
     assert read_recipe(tmp_path / "budget" / "recipe.toml").epochs == 3
     rows = list(csv.DictReader((tmp_path / "budget" / "history.csv").open()))

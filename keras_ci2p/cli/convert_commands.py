@@ -1,0 +1,363 @@
+"""Commands that make files of others: `convert`, `export`, `publish`, `quantize` and `data`."""
+
+import collections
+import shlex
+import sys
+from pathlib import Path
+
+from keras_ci2p.cli.evaluate_commands import MODEL_HELP, refuse_given
+from keras_ci2p.export.formats import FORMATS
+from keras_ci2p.setting import integer
+from keras_ci2p.weight_storage import STORAGES
+
+CONVERT = """\
+Convert weights between PyTorch checkpoints and presets.
+
+SOURCE is a checkpoint of CompressAI or of the paper's code (.pth.tar, .pth, .safetensors; which one is read off its
+keys), or a preset. DEST is a new preset directory, or with --to compressai or mmpretrain a file (.pth or .safetensors).
+No code in a file is executed. A file can be checked first against a published checksum (--sha256): only that finds a
+flipped bit in a safetensors file."""
+
+EXPORT = """\
+Write a model for another runtime: onnx (.onnx), tf_saved_model (directory), openvino (directory), torch (.pt2) or
+litert (.tflite). It takes float32 images (batch, height, width, 3), RGB in 0..255, in batches of any size.
+
+The file is run by its runtime and must give the model's logits within 1e-4; otherwise nothing is written. What Keras's
+backend cannot write, another one that is installed writes."""
+
+PUBLISH = """\
+Turn a training run into a preset to ship: compact weights, measured again on the validation images of DATA, with a
+model card.
+
+DEST gets the preset and README.md (the card), report.json, confusion.png, and of a run history.csv, curves.png and
+recipe.toml. It is refused where the compact weights are not as good as the run's, or where DATA has validation images
+that were trained on. Compressors can be published too."""
+
+QUANTIZE = """\
+Quantise the transformer's products to int8, without training. DEST is a preset like any other; `keras-ci2p evaluate
+DEST DATA` tells what it has lost."""
+
+DATA = """\
+Prepare a data set of TensorFlow Datasets for `train tfds:NAME`. TensorFlow itself is not needed, except by sets whose
+builders call it.
+
+animals10 is the paper's: 26,179 images of ten kinds of animals. It is prepared from Kaggle's archive or a folder
+(--from), else from what is in TFDS's manual directory (DIR/downloads/manual), else downloaded by the package
+kagglehub, if that is installed. With --out, TensorFlow Datasets is not needed: the images are copied as they are to
+OUT/train, OUT/val and OUT/test, with a subfolder per class, for `train OUT`.
+
+Both split it by lists of names that come with this package, those that the preset animals10 is made with; images in
+neither list are the split test."""
+
+KINDS = ("preset", "compressai", "mmpretrain")
+_REPLACED = "directory of the preset; one that is there is replaced"
+
+
+def add_convert(add):
+    parser = add("convert", "convert weights from and to PyTorch", CONVERT, convert)
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint, training run, preset or its name")
+    parser.add_argument("dest", metavar="DEST", help="what to write; it must not exist")
+    parser.add_argument("--to", choices=KINDS, default=KINDS[0], help=f"default: {KINDS[0]}")
+    parser.add_argument(
+        "--quality", type=integer(at_least=1), metavar="N", help="quality of a CompressAI checkpoint, if known"
+    )
+    parser.add_argument(
+        "--image-size", type=integer(at_least=1), metavar="N", help="of the paper's models; default: 256"
+    )
+    parser.add_argument(
+        "--sha256", metavar="HEX", help="first digits that the SHA-256 of a checkpoint SOURCE must have"
+    )
+
+
+def convert(args):
+    from keras_ci2p import utils
+
+    source, dest = Path(args.source), Path(args.dest)
+    if dest.exists():
+        raise FileExistsError(f"{dest} exists already; choose another name.")
+    sha256, mapped, ignored, further = None, [], {}, {}
+    if source.is_file():
+        sha256 = utils.file_sha256(source)
+        if args.sha256 and not sha256.startswith(args.sha256.lower()):
+            raise ValueError(f"{source} is not the expected file: its SHA-256 does not begin with {args.sha256}.")
+        model, mapped, ignored = _read_checkpoint(source, sha256, args)
+    else:
+        model, further = _read_preset(args)
+    if args.to == "preset":
+        model.save_to_preset(dest, **further)
+    else:
+        mapped = _write_checkpoint(model, dest, args.to)
+    print(f"{type(model).__name__}, {len(mapped) or len(model.weights)} weights")
+    for part, count in collections.Counter(_part(key) for key in mapped).items():
+        print(f"converted: {part} ({count} entries)")
+    for reason, keys in sorted(ignored.items()):
+        parts = collections.Counter(map(_part, keys))
+        print(f"left out, {reason}: " + ", ".join(f"{part} ({count})" for part, count in parts.items()))
+    if sha256:
+        print(f"SHA-256 of {source}: {sha256}")
+    print(f"written: {dest}")
+
+
+def _read_checkpoint(path, sha256, args):
+    """`(model, keys used, {reason: keys left out})`."""
+    from keras_ci2p.convert import compressai
+    from keras_ci2p.convert.compressai import from_compressai
+    from keras_ci2p.convert.mmpretrain import from_mmpretrain, mmpretrain_entries
+    from keras_ci2p.convert.state_dict import CheckpointError, read_state_dict
+
+    state = read_state_dict(path)
+    ignored = {}
+    if any(key.removeprefix("module.").startswith("g_a.") for key in state):
+        refuse_given(args, ["image_size"], f"{path} is a checkpoint of CompressAI, which takes images of any size")
+        model = from_compressai(state, quality=args.quality, origin={"name": path.name, "sha256": sha256})
+        for key in sorted(compressai.normalise_keys(state)):
+            if reason := compressai.unused_reason(key, model.architecture):
+                ignored.setdefault(reason, []).append(key)
+        return model, [entry.key for entry in compressai.compressai_entries(model)], ignored
+    if "head.fc.weight" in state:
+        refuse_given(args, ["quality"], f"{path} is a checkpoint of the paper's code, not of CompressAI")
+        size = args.image_size
+        model = from_mmpretrain(state, image_shape=size and (size, size, 3))
+        used = [entry.key for entry in mmpretrain_entries(model)]
+        left = sorted(state.keys() - set(used))
+        return model, used, {"constant": left} if left else {}
+    raise CheckpointError(
+        f"{path} is neither of CompressAI (g_a. ...) nor of the paper's code (head.fc. ...). It begins with "
+        f"{', '.join(sorted(state)[:3])}."
+    )
+
+
+def _part(key):
+    """The part of the model that an entry belongs to: `g_a`, or `backbone.transformer` and the like."""
+    parts = key.removeprefix("module.").split(".")
+    return ".".join(parts[: 2 if parts[0] == "backbone" else 1])
+
+
+def _read_preset(args):
+    """The model, and what else of its preset `save_to_preset` is to write again."""
+    from keras_ci2p.models.loading import open_preset_model
+    from keras_ci2p.presets import open_preset
+
+    preset = open_preset(args.source)
+    reason = f"{args.source} is a preset, not a checkpoint file"
+    refuse_given(args, ["sha256"], f"{reason}, and is checked by the checksums in it")
+    refuse_given(args, ["quality", "image_size"], reason)
+    model, preset = open_preset_model(preset)
+    return model, preset.carried()
+
+
+def _write_checkpoint(model, dest, kind):
+    """Writes a checkpoint and returns its keys."""
+    from keras_ci2p.convert.compressai import to_compressai
+    from keras_ci2p.convert.mmpretrain import to_mmpretrain
+    from keras_ci2p.convert.state_dict import write_state_dict
+    from keras_ci2p.models.compressor import Compressor
+
+    if isinstance(model, Compressor) != (kind == "compressai"):
+        raise ValueError(f"A {type(model).__name__} cannot be written as a checkpoint of {kind}.")
+    state = to_compressai(model) if kind == "compressai" else to_mmpretrain(model)
+    write_state_dict(dest, state)
+    return list(state)
+
+
+def add_export(add):
+    parser = add("export", "write a model for ONNX Runtime, TensorFlow, OpenVINO, PyTorch or LiteRT", EXPORT, export)
+    parser.add_argument("model", metavar="RUN|PRESET", help=MODEL_HELP)
+    parser.add_argument("dest", metavar="DEST", help="file or directory to write")
+    parser.add_argument("--format", required=True, choices=tuple(FORMATS))
+    parser.add_argument(
+        "--image-size", type=integer(at_least=1), metavar="N", help="height and width; default: the model's"
+    )
+    parser.add_argument(
+        "--opset", type=integer(at_least=1), metavar="N", help="version of ONNX's operators, at least 18"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an exported model at DEST")
+
+
+def export(args):
+    import keras
+
+    from keras_ci2p.export.export import export
+    from keras_ci2p.models.loading import open_classifier
+    from keras_ci2p.presets import preset_name
+
+    arguments = {"image_shape": (args.image_size, args.image_size, 3)} if args.image_size else {}
+    model, preset = open_classifier(args.model, **arguments)
+    known = {"name": preset_name(preset.directory), "license": preset.metadata.get("license")}
+    metadata = {key: value for key, value in known.items() if value}
+    args.on_interrupt = f"Nothing is written to {args.dest}."
+    report = export(model, args.dest, args.format, opset=args.opset, overwrite=args.overwrite, metadata=metadata)
+    backend = keras.backend.backend()
+    elsewhere = "" if report.backend == backend else f", in a process of its own, since {backend} cannot"
+    opset = f", opset {report.opset}" if report.opset else ""
+    height, width, _ = model.image_shape
+    print(f"images: float32 (batch, {height}, {width}, 3), RGB in 0..255")
+    print(f"written by {report.backend}{elsewhere}{opset}: {report.num_bytes:,} bytes")
+    print(f"largest difference from the model on {backend}: {report.difference:.1e}")
+    print(f"written: {args.dest}")
+
+
+def add_publish(add):
+    parser = add("publish", "make a small preset with a model card of a training run", PUBLISH, publish)
+    parser.add_argument("source", metavar="RUN|PRESET", help=MODEL_HELP)
+    parser.add_argument("dest", metavar="DEST", help=_REPLACED)
+    parser.add_argument("--data", required=True, metavar="DATA", help="the images of the training, as in train")
+    parser.add_argument(
+        "--storage",
+        choices=STORAGES,
+        default="float16",
+        help="of the weights: 32-bit, 16-bit (default), or 8-bit integers times a power of two for each channel",
+    )
+    parser.add_argument("--name", metavar="NAME", help="title of the card; default: the name of DEST")
+    parser.add_argument("--notes", metavar="FILE", help="Markdown for the card: limits, what it is not good for")
+    parser.add_argument("--batch-size", type=integer(at_least=1), default=32, metavar="N", help="default: 32")
+
+
+def publish(args):
+    from keras_ci2p.training.publish import publish
+
+    notes = Path(args.notes).read_text(encoding="utf-8") if args.notes else ""
+    args.on_interrupt = f"Nothing is written to {args.dest}."
+    report = publish(
+        args.source,
+        args.dest,
+        args.data,
+        storage=args.storage,
+        name=args.name,
+        notes=notes,
+        batch_size=args.batch_size,
+        verbose=int(sys.stdout.isatty()),
+    )
+    original = report["original"]
+    print(f"weights: {report['bytes']:,} bytes ({report['storage']}), before {original['bytes']:,}")
+    for key, label, form in (("top1", "top-1", ".2%"), ("psnr", "PSNR in dB", ".2f"), ("bpp", "bits per pixel", ".4f")):
+        if key in report:
+            print(f"{label}: {report[key]:{form}}, before {original[key]:{form}}")
+    print(f"written: {args.dest}")
+
+
+def add_quantize(add):
+    parser = add("quantize", "store and multiply a transformer's weights as 8-bit integers", QUANTIZE, quantize)
+    parser.add_argument("model", metavar="RUN|PRESET", help=MODEL_HELP)
+    parser.add_argument("dest", metavar="DEST", help=_REPLACED)
+
+
+def quantize(args):
+    from keras_ci2p.models.loading import open_classifier
+    from keras_ci2p.presets import WEIGHTS, check_destination
+
+    check_destination(args.dest)
+    model, preset = open_classifier(args.model)
+    model.quantize("int8")
+    model.save_to_preset(args.dest, **preset.carried())
+    count = sum(layer.quantization_mode is not None for layer in model._flatten_layers())
+    before, after = ((Path(path) / WEIGHTS).stat().st_size for path in (preset.directory, args.dest))
+    print(f"quantised: {count} products of the transformer")
+    print(f"weights: {after:,} bytes, before {before:,}")
+    print(f"written: {args.dest}")
+
+
+def add_data(add):
+    parser = add("data", "prepare a data set: animals10, or any image classification set of TFDS", DATA, data)
+    parser.add_argument("name", metavar="NAME", help="animals10, or NAME[/CONFIG][:VERSION] of TFDS")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="FOLDER|ZIP",
+        help="the archive, or the folder it was unpacked to; of other sets, TFDS's manual directory",
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="where sets are kept; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
+    )
+    parser.add_argument(
+        "--out", metavar="OUT", help="of animals10: a new directory to copy the images to, in folders for each split"
+    )
+
+
+def data(args):
+    from keras_ci2p.data.tfds import PREFIX
+
+    name = args.name.removeprefix(PREFIX)
+    if args.out is None:
+        _prepare(name, args)
+    elif name == "animals10" and args.data_dir is None:
+        _lay_out(args)
+    else:
+        raise ValueError(
+            "--out lays out animals10 as a folder, without --data-dir; other sets are prepared for TFDS. Received: "
+            f"{args.name}{'' if args.data_dir is None else f' --data-dir {args.data_dir}'}"
+        )
+
+
+def _lay_out(args):
+    from keras_ci2p.data.animals10 import CLASSES, lay_out, read_lists
+
+    args.on_interrupt = "Nothing is kept; the same command begins anew."
+    layout = lay_out(args.source, args.out)
+    totals = {split: sum(counts.values()) for split, counts in layout.counts.items()}
+    print(f"{'class':<11}" + "".join(f"{split:>8}" for split in totals))
+    for name in CLASSES:
+        print(f"{name:<11}" + "".join(f"{counts[name]:>8,}" for counts in layout.counts.values()))
+    print(f"{'all':<11}" + "".join(f"{total:>8,}" for total in totals.values()))
+    for split, names in read_lists().items():
+        missing = layout.missing[split]
+        print(f"{split}: {len(names) - missing:,} of the {len(names):,} listed names are there, {missing:,} missing")
+    print(f"test: {totals['test']:,} new images, in neither list")
+    if layout.skipped:
+        print(f"left out: {len(layout.skipped):,} file{'s' if len(layout.skipped) > 1 else ''}")
+    print(f"written: {args.out}")
+    print(f"next: keras-ci2p train {shlex.quote(args.out)} --out run")
+
+
+def _prepare(name, args):
+    from keras_ci2p.data.sources import open_data
+    from keras_ci2p.data.tfds import OWN_SETS, PREFIX, find_builder, prepare_tfds, prepared_directory
+    from keras_ci2p.utils import require
+
+    directory = prepared_directory(name, args.data_dir)
+    if directory and name in OWN_SETS:
+        # Versions of our sets differ in their splits.
+        version = str(find_builder(name, args.data_dir).version)
+        if directory.name != version and args.source is not None:
+            directory = None
+        elif directory.name != version:
+            print(f"{name} has a newer version, {version}, with other splits: --from prepares it.")
+    if directory:
+        print(f"{name} is prepared already: {directory}. To prepare it anew, delete that directory.")
+    else:
+        args.on_interrupt = "Nothing is kept; the same command begins anew."
+        print(f"Preparing {name} ...", flush=True)
+        if not sys.stderr.isatty():
+            # TFDS's bars are for terminals.
+            require("tensorflow_datasets", extra="tfds").disable_progress_bar()
+        directory = prepare_tfds(name, args.source, args.data_dir)
+        print(f"prepared: {directory}")
+    manifest = open_data(PREFIX + name, args.data_dir)
+    if directory.parent.name == "animals10":
+        print(_animals10_table(manifest))
+    counted = f"{len(manifest):,} images of {len(manifest.class_names)} classes"
+    train, val, test = (manifest.sizes().get(split, 0) for split in ("train", "val", "test"))
+    rest = f", {test:,} for test" if test else ""
+    print(f"{counted}: {train:,} for training, {val:,} for validation{rest}")
+    variable = f"TFDS_DATA_DIR={args.data_dir} " if args.data_dir else ""
+    print(f"next: {variable}keras-ci2p train {PREFIX}{name} --out run")
+
+
+def _animals10_table(manifest):
+    """Images by class against the published numbers."""
+    from keras_ci2p.data.animals10 import CLASSES, PUBLISHED
+
+    lines = [f"{'class':<11}{'Italian':<11}{'images':>7}{'published':>11}"]
+    for name, count in manifest.counts().items():
+        italian, published = CLASSES[name]
+        lines.append(f"{name:<11}{italian:<11}{count:>7,}{published:>11,}")
+    lines.append(f"{'all':<22}{len(manifest):>7,}{PUBLISHED:>11,}")
+    difference = len(manifest) - PUBLISHED
+    if difference:
+        lines.append(
+            f"{abs(difference):,} images {'more' if difference > 0 else 'fewer'} than the published {PUBLISHED:,}: "
+            "results do not compare with the paper's."
+        )
+    else:
+        lines.append(f"All of the published {PUBLISHED:,} images are there.")
+    return "\n".join(lines)

@@ -183,8 +183,10 @@ def report(directory, args):
         history = history_of(run_dir)
         if kind not in KINDS or not history:
             continue
+        # Runs of 0.1.0 call it config.json.
+        record = "run.json" if (run_dir / "run.json").is_file() else "config.json"
         config, preset = (
-            json.loads((run_dir / name).read_text(encoding="utf-8")) for name in ("config.json", "best/metadata.json")
+            json.loads((run_dir / name).read_text(encoding="utf-8")) for name in (record, "best/metadata.json")
         )
         best = max(history, key=lambda row: row["val_top1"])
         runs[run_dir.name] = {

@@ -39,18 +39,26 @@ def plot_curves(path, rows, title):
 
     Args:
         path: PNG to write.
-        rows: One dict per epoch of `epoch`, `loss`, `top1`, `val_loss` and `val_top1` (shares in 0..1).
+        rows: One dict per epoch of `epoch`, `loss`, `top1`, `val_loss` and `val_top1` (shares in 0..1), and perhaps of
+            `features_0_loss`, ..., the losses of a teacher's feature maps, which are drawn apart.
         title: Of the figure.
     """
     if not _has_matplotlib():
         return
-    figure = _figure(10, 4)
+    both = {"": "training", "val_": "validation"}
+    # Label, factor, and the lines by their keys.
+    panels = [
+        ("loss", 1, {f"{prefix}loss": name for prefix, name in both.items()}),
+        ("top-1 (%)", 100, {f"{prefix}top1": name for prefix, name in both.items()}),
+    ]
+    features = {key: f"map {key.split('_')[1]}" for key in rows[0] if key.startswith("features_")}
+    if features:
+        panels.append(("loss of feature maps, training", 1, features))
+    figure = _figure(5 * len(panels), 4)
     epochs = [row["epoch"] for row in rows]
-    for axes, key, label, scale in zip(
-        figure.subplots(1, 2), ("loss", "top1"), ("loss", "top-1 (%)"), (1, 100), strict=True
-    ):
-        for prefix, name in (("", "training"), ("val_", "validation")):
-            values = [row[prefix + key] * scale for row in rows]
+    for axes, (label, scale, lines) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for key, name in lines.items():
+            values = [row[key] * scale for row in rows]
             axes.plot(epochs, values, label=name, marker="o" if len(rows) < 30 else None, markersize=3)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)

@@ -73,13 +73,13 @@ class RateDistortionModel(keras.Model):
         return [*super().metrics, *self.__dict__.get("_means", {}).values()]
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        mse, bits = _distortion_and_rate(_images(x), y_pred)
+        mse, bits = distortion_and_rate(_images(x), y_pred)
         return self.lmbda * ops.mean(mse) + ops.mean(bits) + self.entropy_bottleneck.auxiliary_loss()
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         images = _images(x)
-        mse, bits = _distortion_and_rate(images, y_pred)
-        clipped, _ = _distortion_and_rate(images, {**y_pred, "x_hat": ops.clip(y_pred["x_hat"], 0, 255)})
+        mse, bits = distortion_and_rate(images, y_pred)
+        clipped, _ = distortion_and_rate(images, {**y_pred, "x_hat": ops.clip(y_pred["x_hat"], 0, 255)})
         values = {"cost": self.lmbda * mse + bits, "bpp": bits, "psnr": psnr(clipped)}
         for name, mean in self.__dict__["_means"].items():
             mean.update_state(values[name])
@@ -106,7 +106,7 @@ def _images(x):
     return x["images"] if isinstance(x, dict) else x
 
 
-def _distortion_and_rate(images, outputs):
+def distortion_and_rate(images, outputs):
     """Mean squared error, in 0..255^2, and bits per pixel of each image: both `(batch,)`, float32."""
     error = ops.cast(outputs["x_hat"], "float32") - ops.cast(images, "float32")
     _, height, width, _ = ops.shape(images)

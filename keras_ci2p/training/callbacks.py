@@ -1,4 +1,4 @@
-"""Callbacks of runs: records, best presets, averaged weights, interruption, throughput."""
+"""Callbacks of runs: records, best presets, averaged weights, interruption, time spent on data."""
 
 import contextlib
 import functools
@@ -7,192 +7,254 @@ import signal
 import threading
 import time
 
-import grain
 import keras
 
 from keras_ci2p.data.manifest import NAMES_FILE
 from keras_ci2p.data.overlap import TRAIN_HASHES_FILE, encode_hashes, encode_names
 from keras_ci2p.plots import plot_compressor_curves, plot_curves
 from keras_ci2p.presets import BEST
-from keras_ci2p.training.run_dir import RunError
+from keras_ci2p.training.run_dir import CURVES, HISTORY, RunError
 from keras_ci2p.utils import require, write_csv
 
-_LOGS = ("loss", "top1", "top5", "val_loss", "val_top1", "val_top5")
+grain = require("grain", extra="train")
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes presets, history, curves and checkpoint after each epoch; the checkpoint comes last, since it makes the
+    """Writes preset, history, curves and checkpoint after each epoch; the checkpoint comes last, since it makes the
     epoch count.
 
+    Base class; subclasses have `make_row`, `is_better`, `summary`, `write_best` and `plot`.
+
     Args:
-        run_dir: Directory of the run.
-        model: The classifier; what is trained may be a part of it, or wrap it.
+        run_dir: `Path` of the run.
         record: dict with `history` (a list of rows) and `best`, as the checkpoint holds it.
         checkpoints: `Checkpoints`, or None in a process that writes nothing.
-        train_data: `TimedDataset` that is trained on.
-        manifest: The photos that are trained on.
-        data: All images, `ImageManifest` or `LatentCache`.
-        averaging: `AveragedWeights` whose averages are saved, or None.
-        settings: `TrainConfig`.
+    """
+
+    # Keras then calls `on_train_batch_end` in threads of its own, which wait for the loss while this one goes on.
+    async_safe = True
+    advice = "a lower learning rate"
+
+    def __init__(self, run_dir, record, checkpoints):
+        super().__init__()
+        self.run_dir = run_dir
+        self.record = record
+        self.history = record["history"]
+        self.checkpoints = checkpoints
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._began = time.perf_counter()
+        self._trained = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise RunError(
+                f"The loss is no longer finite: {logs['loss']} in step {batch + 1} of epoch {len(self.history) + 1}. "
+                f"The weights of the last good epoch are kept in {self.run_dir}. Begin a new run with {self.advice}."
+            )
+
+    def on_test_begin(self, logs=None):
+        # Validation within `fit`: the epoch's training has ended, once the device has made its last step.
+        keras.ops.convert_to_numpy(self.model.trainable_variables[-1])
+        self._trained = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        now = time.perf_counter()
+        row = self.make_row(epoch, logs, now - self._began, (self._trained or now) - self._began)
+        self.history.append(row)
+        best = self.record["best"]
+        if best is None or self.is_better(row, best):
+            self.record["best"] = self.summary(row)
+            if self.checkpoints is not None:
+                self.write_best()
+        if self.checkpoints is not None:
+            self.write_history()
+            self.checkpoints.save(epoch + 1, self.model, self.record)
+
+    def write_history(self):
+        """Writes table and curves of the epochs so far."""
+        write_csv(self.run_dir / HISTORY, self.history)
+        self.plot(self.run_dir / CURVES)
+
+    def make_row(self, epoch, logs, seconds, training_seconds):
+        """The row of the history: a dict of plain values."""
+        raise NotImplementedError
+
+    def is_better(self, row, best):
+        """Whether an epoch beats the best one, as `summary` told of it."""
+        raise NotImplementedError
+
+    def summary(self, row):
+        """What the record says of the best epoch."""
+        raise NotImplementedError
+
+    def write_best(self):
+        """Writes the preset of the best epoch so far."""
+        raise NotImplementedError
+
+    def plot(self, path):
+        """Writes the curves of the history."""
+        raise NotImplementedError
+
+
+class ClassifierRecorder(Recorder):
+    """The `Recorder` of a classifier's run.
+
+    Args:
+        run_dir, record, checkpoints: As in `Recorder`.
+        model: The classifier; what is trained may be a part of it, or wrap it.
+        recipe: `Recipe`.
+        title: Of the curves.
+        batches: `DataTimer` that is trained on.
+        batch_size: Images of each of its batches, over all processes.
+        images: All images, `ImageManifest` or `LatentCache`.
+        ema: `SwapEMA` whose averages are saved, or None.
+        tensorboard: Whether to write scalars for TensorBoard too.
         reduce_logs: Function from a dict of numbers to their means over all processes.
         verbose: Whether to print a line on the speed after each epoch.
     """
 
+    advice = "a lower learning rate, a smaller clip_grad_norm or, in place of mixed_float16, mixed_bfloat16"
+    _logs = ("loss", "top1", "top5", "val_loss", "val_top1", "val_top5")
+
     def __init__(
-        self, run_dir, model, record, checkpoints, train_data, manifest, data, averaging, settings, reduce_logs, verbose
+        self,
+        run_dir,
+        record,
+        checkpoints,
+        model,
+        recipe,
+        title,
+        batches,
+        batch_size,
+        images,
+        ema=None,
+        tensorboard=False,
+        reduce_logs=dict,
+        verbose=0,
     ):
-        super().__init__()
-        self._run_dir = run_dir
+        super().__init__(run_dir, record, checkpoints)
         self._classifier = model
-        self._record = record
-        self._checkpoints = checkpoints
-        self._train_data = train_data
-        self._manifest = manifest
-        self._data = data
-        self._averaging = averaging
-        self._settings = settings
+        self._recipe = recipe
+        self._title = title
+        self._batches = batches
+        self._batch_size = batch_size
+        self._images = images
+        self._ema = ema
+        self._scalars = ScalarWriter(run_dir / "tensorboard") if tensorboard and checkpoints is not None else None
         self._reduce_logs = reduce_logs
         self._verbose = verbose
 
     @property
     def patience_is_over(self):
         """Whether the run has ended before its last epoch."""
-        patience, best = self._settings.recipe.patience, self._record["best"]
-        return patience is not None and best is not None and len(self._record["history"]) - best["epoch"] >= patience
+        patience, best = self._recipe.patience, self.record["best"]
+        return patience is not None and best is not None and len(self.history) - best["epoch"] >= patience
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.perf_counter()
-        self._trained = None
-        self._train_data.reset()
-
-    def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            raise RunError(
-                f"The loss is no longer finite: {logs['loss']} in step {batch + 1} of epoch {self._epoch() + 1}. The "
-                f"weights of the last good epoch are kept in {self._run_dir}. Begin a new run with a lower learning "
-                "rate, a smaller clip_norm or, in place of mixed_float16, mixed_bfloat16."
-            )
-
-    def on_test_begin(self, logs=None):
-        # Validation within `fit`: the epoch's training has ended.
-        self._trained = time.perf_counter()
+        super().on_epoch_begin(epoch, logs)
+        self._batches.reset()
 
     def on_epoch_end(self, epoch, logs=None):
-        now = time.perf_counter()
-        seconds = (self._trained or now) - self._began
-        taught = sorted(key for key in logs if key.endswith("_loss") and not key.startswith("val_"))
-        logs = self._reduce_logs({key: float(logs[key]) for key in (*_LOGS, *taught)})
-        row = {"epoch": epoch + 1, **logs}
-        row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        row["seconds"] = round(now - self._began, 1)
-        row["images_per_second"] = round(self._train_data.batches * self._settings.recipe.batch_size / seconds, 1)
-        row["waiting"] = round(self._train_data.seconds / seconds, 3)
-        self._record["history"].append(row)
-        best = self._record["best"]
-        if best is None or row["val_top1"] > best["val_top1"]:
-            self._record["best"] = {"epoch": epoch + 1, "val_top1": row["val_top1"]}
-            self._write_best()
+        super().on_epoch_end(epoch, logs)
+        row = self.history[-1]
         if self._verbose:
-            print(
-                f"{row['images_per_second']:g} images/s, {row['waiting']:.0%} of the time waiting for data", flush=True
-            )
-        if self._checkpoints is not None:
-            write_csv(self._run_dir / "history.csv", self._record["history"])
-            plot_curves(self._run_dir / "curves.png", self._record["history"], self._title())
-            if self._settings.tensorboard:
-                write_scalars(self._run_dir / "tensorboard", row)
-            self._checkpoints.save(epoch + 1, self.model, self._record)
+            speed = f"{row['images_per_second']:g} images/s"
+            print(f"{speed}, {row['waiting']:.0%} of the time waiting for data", flush=True)
         if self.patience_is_over:
             self.model.stop_training = True
 
-    def _epoch(self):
-        return len(self._record["history"])
+    def write_history(self):
+        super().write_history()
+        if self._scalars is not None:
+            self._scalars.write(self.history[-1])
 
-    def _title(self):
-        s = self._settings
-        return f"{s.model} {s.variant or s.init}, {s.recipe.image_size} px"
+    def on_train_end(self, logs=None):
+        if self._scalars is not None:
+            self._scalars.close()
 
-    def _write_best(self):
-        if self._averaging is None:
+    def make_row(self, epoch, logs, seconds, training_seconds):
+        # A teacher's.
+        more = sorted(key for key in logs if key.endswith("_loss") and not key.startswith("val_"))
+        logs = self._reduce_logs({key: float(logs[key]) for key in (*self._logs, *more)})
+        images = self._batches.batches * self._batch_size
+        return {
+            "epoch": epoch + 1,
+            **logs,
+            "learning_rate": float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
+            "seconds": round(seconds, 1),
+            "images_per_second": round(images / training_seconds, 1),
+            "waiting": round(self._batches.seconds / training_seconds, 3),
+        }
+
+    def is_better(self, row, best):
+        return row["val_top1"] > best["val_top1"]
+
+    def summary(self, row):
+        return {"epoch": row["epoch"], "val_top1": row["val_top1"]}
+
+    def write_best(self):
+        with contextlib.nullcontext() if self._ema is None else self._ema.swapped():
             self.write_preset(BEST)
-        else:
-            with self._averaging.swapped():
-                self.write_preset(BEST)
 
     def write_preset(self, name):
         """Writes the classifier as it is."""
-        if self._checkpoints is None:
+        if self.checkpoints is None:
             return
-        row = self._record["history"][-1]
-        training = {
-            "epoch": row["epoch"],
-            "val_top1": row["val_top1"],
-            "train_photos": len(self._manifest),
-            "train_sha256": self._manifest.sha256,
-        }
-        self._classifier.save_to_preset(
-            self._run_dir / name,
-            metadata={"training": training},
-            files=self._training_images,
-        )
+        count, sha256, files = self._training_images
+        training = {**self.summary(self.history[-1]), "train_photos": count, "train_sha256": sha256}
+        self._classifier.save_to_preset(self.run_dir / name, metadata={"training": training}, files=files)
 
     @functools.cached_property
     def _training_images(self):
-        """Files of a preset that tell what it was trained on; hashing a million names takes seconds."""
-        return {TRAIN_HASHES_FILE: encode_hashes(self._manifest.hashes), NAMES_FILE: encode_names(self._data)}
+        """Number, SHA-256 and hashes of the training images, for all presets: of a million they take seconds."""
+        images = self._images.split("train")
+        return (
+            len(images),
+            images.sha256,
+            {TRAIN_HASHES_FILE: encode_hashes(images.hashes), NAMES_FILE: encode_names(self._images)},
+        )
+
+    def plot(self, path):
+        plot_curves(path, self._comparable_history(), self._title)
+
+    def _comparable_history(self):
+        """The history with losses of the classes alone: of a teacher's feature maps validation knows nothing."""
+        keys = [key for key in self.history[0] if key.startswith("features_")]
+        weights = self._recipe.distill_features[len(self._recipe.distill_features) - len(keys) :]
+        return [
+            {**row, "loss": row["loss"] - sum(w * row[key] for w, key in zip(weights, keys, strict=True))}
+            for row in self.history
+        ]
 
 
-_COMPRESSOR_LOGS = ("cost", "bpp", "psnr", "val_cost", "val_bpp", "val_psnr")
+class CompressorRecorder(Recorder):
+    """The `Recorder` of a compressor's run, whose epochs have `steps_per_epoch` steps."""
+
+    _logs = ("cost", "bpp", "psnr", "val_cost", "val_bpp", "val_psnr")
+
+    def __init__(self, run_dir, record, checkpoints, steps_per_epoch):
+        super().__init__(run_dir, record, checkpoints)
+        self._steps_per_epoch = steps_per_epoch
+
+    def make_row(self, epoch, logs, seconds, training_seconds):
+        measured = {key: round(float(logs[key]), 5) for key in self._logs}
+        return {"step": (epoch + 1) * self._steps_per_epoch, **measured, "seconds": round(seconds, 1)}
+
+    def is_better(self, row, best):
+        return row["val_cost"] < best["val_cost"]
+
+    def summary(self, row):
+        return row
+
+    def write_best(self):
+        self.model.save_to_preset(self.run_dir / BEST, metadata={"training": self.history[-1]})
+
+    def plot(self, path):
+        plot_compressor_curves(path, self.history, f"{self.model.architecture}, lambda {self.model.lmbda:g}")
 
 
-class CompressorRecorder(keras.callbacks.Callback):
-    """Writes the best preset, history, curves and checkpoint after each epoch; the checkpoint comes last, since it
-    makes the epoch count.
-
-    Args:
-        run_dir: Directory of the run.
-        record: dict with `history` (a list of rows) and `best`, as the checkpoint holds it.
-        checkpoints: `Checkpoints`.
-        settings: `CompressorTrainConfig`.
-    """
-
-    def __init__(self, run_dir, record, checkpoints, settings):
-        super().__init__()
-        self._run_dir = run_dir
-        self._record = record
-        self._checkpoints = checkpoints
-        self._settings = settings
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.perf_counter()
-
-    def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            raise RunError(
-                f"The loss is no longer finite: {logs['loss']} after step {self._steps() + batch + 1}. The weights of "
-                f"the last good epoch are kept in {self._run_dir}. Begin a new run with a lower learning rate."
-            )
-
-    def on_epoch_end(self, epoch, logs=None):
-        history = self._record["history"]
-        row = {"step": self._steps() + self._settings.steps_per_epoch}
-        row.update({key: round(float(logs[key]), 5) for key in _COMPRESSOR_LOGS})
-        row["seconds"] = round(time.perf_counter() - self._began, 1)
-        history.append(row)
-        best = self._record["best"]
-        if best is None or row["val_cost"] < best["val_cost"]:
-            self._record["best"] = row
-            self.model.save_to_preset(self._run_dir / BEST, metadata={"training": row})
-        write_csv(self._run_dir / "history.csv", history)
-        title = f"{self.model.architecture}, lambda {self.model.lmbda:g}"
-        plot_compressor_curves(self._run_dir / "curves.png", history, title)
-        self._checkpoints.save(epoch + 1, self.model, self._record)
-
-    def _steps(self):
-        return len(self._record["history"]) * self._settings.steps_per_epoch
-
-
-class AveragedWeights(keras.callbacks.Callback):
+class SwapEMA(keras.callbacks.Callback):
     """Validates with the averages; `swapped()` puts them into the model for a while."""
 
     @contextlib.contextmanager
@@ -220,8 +282,8 @@ class AveragedWeights(keras.callbacks.Callback):
             average.assign(value)
 
 
-class RaiseInterrupt(keras.callbacks.Callback):
-    """Ends `fit` after the batch in which Ctrl-C was pressed, should the exception itself have been swallowed.
+class InterruptCallback(keras.callbacks.Callback):
+    """Ends `fit` before the batch that follows Ctrl-C, should the exception itself have been swallowed.
 
     Keras drops whatever is raised while it fetches the logs, and there it waits most of the time.
     """
@@ -251,27 +313,47 @@ class RaiseInterrupt(keras.callbacks.Callback):
         if self._pressed:
             raise KeyboardInterrupt
 
-    def on_train_batch_end(self, batch, logs=None):
+    # Not at the end of a batch, where Keras would fetch the logs for it.
+    def on_train_batch_begin(self, batch, logs=None):
         self._check()
 
-    def on_test_batch_end(self, batch, logs=None):
+    def on_test_batch_begin(self, batch, logs=None):
         self._check()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._check()
 
 
-def write_scalars(directory, row):
-    """Adds a row of the history, as scalars of its epoch."""
-    writer = require("tensorboardX", extra="tensorboard").SummaryWriter(str(directory))
-    for key, value in row.items():
-        if key != "epoch" and value is not None:
-            kind, name = ("validation", key[4:]) if key.startswith("val_") else ("training", key)
-            writer.add_scalar(f"{name}/{kind}", value, row["epoch"])
-    writer.close()
+class ScalarWriter:
+    """Writes the rows of a history for TensorBoard, into one file a run, or one each time that it is taken up.
+
+    Args:
+        directory: `Path` of the files.
+    """
+
+    def __init__(self, directory):
+        self._directory = directory
+        self._writer = None
+
+    def write(self, row):
+        """Adds a row, as scalars of its epoch; they are on the disk a second or two later."""
+        if self._writer is None:
+            writer = require("tensorboardX", extra="tensorboard").SummaryWriter
+            # Files are named by the second, and a run may be taken up within one.
+            suffix = f".{row['epoch']}"
+            # Its `flush` does not wait for the thread that writes, which goes by `flush_secs`.
+            self._writer = writer(str(self._directory), flush_secs=1, filename_suffix=suffix)
+        for key, value in row.items():
+            if key != "epoch" and value is not None:
+                kind, name = ("validation", key[4:]) if key.startswith("val_") else ("training", key)
+                self._writer.add_scalar(f"{name}/{kind}", value, row["epoch"])
+
+    def close(self):
+        if self._writer is not None:
+            self._writer.close()
 
 
-class TimedDataset(grain.IterDataset):
+class DataTimer(grain.IterDataset):
     """The batches of another dataset; counts them and the time that passes until each is there.
 
     Attributes:
@@ -288,10 +370,10 @@ class TimedDataset(grain.IterDataset):
         self.seconds, self.batches = 0.0, 0
 
     def __iter__(self):
-        return _TimedIterator(self, iter(self._dataset))
+        return _DataTimerIterator(self, iter(self._dataset))
 
 
-class _TimedIterator(grain.DatasetIterator):
+class _DataTimerIterator(grain.DatasetIterator):
     def __init__(self, dataset, iterator):
         super().__init__()
         self._dataset = dataset

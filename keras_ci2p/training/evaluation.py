@@ -9,7 +9,7 @@ from keras_ci2p.data.manifest import DataError
 from keras_ci2p.data.overlap import MAX_DISTANCE, without_near_copies
 from keras_ci2p.data.sources import open_data, scan_images
 from keras_ci2p.data.transforms import center_crop, native_center_crop, random_crop
-from keras_ci2p.models.rate_distortion import psnr
+from keras_ci2p.models.rate_distortion import LAMBDAS, distortion_and_rate, psnr
 from keras_ci2p.plots import plot_reconstructions
 
 # Pictures in a row.
@@ -90,7 +90,7 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
     scores, labels = [], []
     progress = keras.utils.Progbar(images.steps_per_epoch, verbose=verbose, unit_name="batch")
     for batch, one_hot in images:
-        scores.append(model.predict_on_batch(batch))
+        scores.append(_predict_filled(model, batch, images.batch_size))
         labels.append(one_hot.argmax(-1))
         progress.add(1)
     scores, labels = np.concatenate(scores), np.concatenate(labels)
@@ -120,6 +120,17 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         **copies,
         **({"worst": _worst(model, scores, labels, files, class_names, worst)} if worst else {}),
     }
+
+
+def _predict_filled(model, batch, batch_size):
+    """`predict_on_batch` of a batch that is filled up with its last image: another size would be compiled anew.
+
+    Returns:
+        The outputs of the batch's own images, arrays as the model nests them.
+    """
+    count = len(batch)
+    outputs = model.predict_on_batch(batch[np.minimum(np.arange(batch_size), count - 1)])
+    return keras.tree.map_structure(lambda array: array[:count], outputs)
 
 
 def _files_read(manifest, count):
@@ -185,6 +196,8 @@ def _share(part, whole):
 def evaluate_compressor(compressor, data, split="val", pictures=100, size=256, lmbda=None, batch_size=8, verbose=0):
     """Bits, errors and cost of a compressor, on pictures that `train_compressor` keeps aside.
 
+    The compressor stays compiled as it was, or not compiled.
+
     Args:
         compressor: `Compressor` with a factorized prior and a synthesis transform.
         data: Folder of pictures at any depth, "tfds:NAME" or an `ImageManifest`.
@@ -202,20 +215,38 @@ def evaluate_compressor(compressor, data, split="val", pictures=100, size=256, l
         DataError: Data that cannot be used.
         ValueError: A compressor that cannot decode, or whose quality is unknown without `lmbda`.
     """
-    if not compressor.compiled or (lmbda is not None and lmbda != compressor.lmbda):
-        compressor.compile(lmbda=lmbda)
+    if compressor.entropy_bottleneck is None or compressor.synthesis is None:
+        raise ValueError(
+            f"{compressor.name} has no factorized prior and synthesis transform: it cannot be measured here."
+        )
+    if lmbda is None and compressor.quality is None:
+        raise ValueError("Give `lmbda`: the compressor has no quality that would tell it.")
+    lmbda = float(LAMBDAS[compressor.quality] if lmbda is None else lmbda)
     everything = scan_images(data)
     chosen = held_out(everything, split, pictures)
     crops = middle_crops(chosen, size, batch_size)
-    # By `repeated` and steps: Keras would warn that the data ran out.
-    means = compressor.evaluate(crops.repeat(), steps=crops.steps_per_epoch, verbose=verbose, return_dict=True)
+    rows = []
+    progress = keras.utils.Progbar(crops.steps_per_epoch, verbose=verbose, unit_name="batch")
+    for batch, _ in crops:
+        rows.append(_measure_images(batch, _predict_filled(compressor, batch, crops.batch_size)))
+        progress.add(1)
+    mse, bpp, decibels = np.concatenate(rows, axis=1).astype("float64")
     return {
-        **{name: float(means[name]) for name in ("psnr", "bpp", "cost")},
-        "lmbda": compressor.lmbda,
-        "images": len(chosen),
+        "psnr": float(decibels.mean()),
+        "bpp": float(bpp.mean()),
+        "cost": float((lmbda * mse + bpp).mean()),
+        "lmbda": lmbda,
+        "images": len(mse),
         "size": size,
         "data_sha256": everything.sha256,
     }
+
+
+def _measure_images(images, outputs):
+    """Squared error in 0..255^2, bits per pixel and PSNR in dB, clipped, of each image: float32 `(3, batch)`."""
+    mse, bpp = distortion_and_rate(images, outputs)
+    clipped, _ = distortion_and_rate(images, {**outputs, "x_hat": np.clip(outputs["x_hat"], 0, 255)})
+    return np.stack([keras.ops.convert_to_numpy(values) for values in (mse, bpp, psnr(clipped))])
 
 
 def training_crops(pictures, size, batch_size, seed, num_workers=0):

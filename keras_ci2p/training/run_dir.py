@@ -1,10 +1,14 @@
-"""The directory of a run: its record, checkpoints, and resuming."""
+"""The directory of a run: lock, record, checkpoints; taking a run up again, and reading what it was told."""
 
+import contextlib
 import csv
+import errno
 import json
 import os
+import platform
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import keras
@@ -16,29 +20,125 @@ from keras_ci2p.training.configs import NO_TEACHER, TEACHERS, TrainConfig
 from keras_ci2p.training.recipes import Recipe
 from keras_ci2p.utils import atomic_directory, clean_up, file_sha256, write_json
 
-CONFIG = "config.json"
+# Settings, data and environment of a run, and what 0.1.0 called this file.
+RUN_RECORD = "run.json"
+_RUN_RECORDS = (RUN_RECORD, "config.json")
+LAST = "last"
+_LOCK = "run.lock"
+
+
+class RunError(ValueError):
+    """A run that cannot be begun, taken up or ended as asked."""
+
+
+@contextlib.contextmanager
+def run_lock(run_dir, is_main=True):
+    """Keeps other processes out of a run while it lasts; makes the directory, and deletes it where it stays empty.
+
+    The operating system ends the lock with its process, however that ends, so a run that was killed is free at once.
+    Where there are no such locks (Windows, some network file systems), nothing is kept out.
+
+    Args:
+        run_dir: `Path` of the run.
+        is_main: Whether this is the process of the run that writes; the others lock nothing.
+
+    Raises:
+        RunError: Another process, or another call in this one, has the run.
+    """
+    if not is_main:
+        yield
+        return
+    is_new = not run_dir.exists()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = _open_locked(run_dir / _LOCK)
+    try:
+        yield
+    finally:
+        # First deleted, then closed: whoever waits for this very file notices.
+        with contextlib.suppress(OSError):
+            (run_dir / _LOCK).unlink()
+        file.close()
+        if is_new:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()
+
+
+def _open_locked(path):
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+        if not _lock(file):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise RunError(f"{path.parent} is in use by {holder}. Wait until it has ended, or end it.")
+        try:
+            is_current = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except FileNotFoundError:
+            is_current = False
+        if is_current:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            return file
+        # Its last holder deleted it after it was opened here.
+        file.close()
+
+
+def _lock(file):
+    """Whether the open file could be locked, or no file can be."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def previous_run(run_dir, resume):
-    """The stored configuration of the run to take up, None for a new one.
+    """Reads the record of the run to take up.
+
+    Args:
+        run_dir: `Path` of the run.
+        resume: Whether there may be one.
+
+    Returns:
+        dict, as `run.json` holds it; None for a new run.
 
     Raises:
         RunError: An existing directory without `resume`; with it, one that is no run, or a damaged one.
     """
-    config = run_dir / CONFIG
-    if resume:
-        if not config.is_file():
-            # Killed before its first epoch: nothing to go on from, and nothing lost.
-            if not run_dir.exists() or not any(run_dir.iterdir()):
-                return None
-            raise RunError(f"{run_dir} is no training run (it has no {CONFIG}); it cannot be resumed.")
-        try:
-            return json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(f"{config} is damaged: {error}. Begin a new run in another directory.") from error
-    if run_dir.exists() and any(run_dir.iterdir()):
+    # A lock alone: killed before its first epoch, or about to begin; nothing to go on from, and nothing lost.
+    is_empty = not run_dir.exists() or all(path.name == _LOCK for path in run_dir.iterdir())
+    if is_empty:
+        return None
+    if not resume:
         raise RunError(f"{run_dir} exists already: go on with it by --resume, or choose another directory.")
-    return None
+    path = next((run_dir / name for name in _RUN_RECORDS if (run_dir / name).is_file()), None)
+    if path is None:
+        raise RunError(f"{run_dir} is no training run (it has no {RUN_RECORD}); it cannot be resumed.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}. Begin a new run in another directory.") from error
+    if not isinstance(record, dict):
+        raise RunError(f"{path} is damaged: it holds no table. Begin a new run in another directory.")
+    return _with_latents(record)
+
+
+def check_config(config, previous):
+    """Raises RunError, saying what differs, unless the previous run (or None) was begun with the same settings.
+
+    Args:
+        config: `Config` of this run.
+        previous: The previous run's record.
+    """
+    different = [] if previous is None else config.differences(previous.get("settings", {}))
+    if different:
+        told = "; ".join(f"{name}: {then!r}, now {now!r}" for name, then, now in different)
+        raise RunError(f"The run was begun with other settings, so it cannot be resumed: {told}.")
 
 
 def check_same(what, now, previous, defaults=None):
@@ -56,24 +156,21 @@ def check_same(what, now, previous, defaults=None):
         raise RunError(f"The run was begun with other {what}, so it cannot be resumed: {'; '.join(different)}.")
 
 
-def check_config(config, previous):
-    """Raises RunError, saying what differs, unless the previous run (or None) was begun with the same settings.
-
-    Args:
-        config: `Config` of this run.
-        previous: The previous run's record.
-    """
-    different = [] if previous is None else config.differences(previous.get("settings", {}))
-    if different:
-        told = "; ".join(f"{name}: {then!r}, now {now!r}" for name, then, now in different)
-        raise RunError(f"The run was begun with other settings, so it cannot be resumed: {told}.")
-
-
 def _flat(values, prefix=""):
     flat = {}
     for key, value in values.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return flat
+
+
+def warn_of_other_backend(previous):
+    """Warns where a run goes on with another backend than it was begun on."""
+    if previous.get("backend") != keras.backend.backend():
+        warnings.warn(
+            f"This run was begun on {previous.get('backend')} and goes on with {keras.backend.backend()}: "
+            "the result will differ from one made on one backend.",
+            stacklevel=4,
+        )
 
 
 _STATE = "state.npz"
@@ -89,10 +186,15 @@ class Checkpoints:
 
     Each holds the model's weights, the optimizer's variables, the state of every random generator (Keras leaves it
     out of its weight files), and a record of plain values (epoch, history, best value).
+
+    Args:
+        directory: Where they are.
+        is_main: Whether this is the process of the run that writes, and cleans up after one that was killed.
     """
 
-    def __init__(self, directory):
+    def __init__(self, directory, is_main=True):
         self.directory = Path(directory)
+        self._is_main = is_main
 
     def save(self, epoch, model, record):
         """Writes the state after `epoch` epochs aside, renames it, then deletes the older ones."""
@@ -113,7 +215,8 @@ class Checkpoints:
         Raises:
             CheckpointCorrupt: The files were changed or are of another model. Nothing is assigned then.
         """
-        clean_up(self.directory)
+        if self._is_main:
+            clean_up(self.directory)
         existing = self._all()
         if not existing:
             return None
@@ -136,7 +239,9 @@ class Checkpoints:
         return record
 
     def _all(self):
-        return sorted(path for path in self.directory.glob("epoch-*") if path.name[6:].isdigit())
+        """Directories of the checkpoints, the oldest first."""
+        paths = [path for path in self.directory.glob("epoch-*") if path.name[6:].isdigit()]
+        return sorted(paths, key=lambda path: int(path.name[6:]))
 
 
 def _variables(model):
@@ -168,21 +273,22 @@ def read_record(directory):
         directory: `Path` of a training run, or of a preset.
 
     Returns:
-        dict: the run's `config.json`, with names such as "$DATA" in place of paths, and `hours` of training. None for a
+        dict: the run's `run.json`, with names such as "$DATA" in place of paths, and `hours` of training. None for a
         preset that was published from no run.
 
     Raises:
         RunError: A file that is missing or damaged.
     """
-    config = _read_json(directory / CONFIG)
-    is_run = "settings" in config
-    record = config if is_run else _read_json(directory / REPORT).get("run")
+    stored = [_read_json(directory / name) for name in _RUN_RECORDS]
+    # A preset has a config.json of its own.
+    run = next((record for record in stored if "settings" in record), None)
+    record = _read_json(directory / REPORT).get("run") if run is None else run
     if record is None:
         return None
     for name in (HISTORY, CURVES):
         if not (directory / name).is_file():
             raise RunError(f"{directory} has no {name}, which a run writes after its first epoch.")
-    return {**_portable(record), "hours": _hours(directory / HISTORY)} if is_run else record
+    return record if run is None else {**_portable(_with_latents(run)), "hours": _hours(directory / HISTORY)}
 
 
 def recipe_of(record):
@@ -192,13 +298,29 @@ def recipe_of(record):
     """
     if "recipe" not in record["settings"]:
         return None
-    recipe = Recipe.from_dict(record["settings"]["recipe"])
-    latents = record["data"].get("latents")
-    if latents is None:
-        return recipe
+    return Recipe.from_dict(_with_latents(record)["settings"]["recipe"])
+
+
+def _with_latents(record):
+    """The record with the image size and augmentation of the latent cache, if any: 0.1.0 wrote those of the recipe."""
+    latents, settings = record.get("data", {}).get("latents"), record.get("settings", {})
+    if latents is None or "recipe" not in settings:
+        return record
+    return {**record, "settings": {**settings, "recipe": {**settings["recipe"], **recipe_of_latents(latents)}}}
+
+
+def recipe_of_latents(latents):
+    """The entries of a recipe that a latent cache has settled.
+
+    Args:
+        latents: Settings of the cache, as its `latents.json` and the record of a run on it hold them.
+
+    Returns:
+        dict with `augmentation`, and with `image_size` where height and width are the same.
+    """
     height, width = latents["image_size"]
     size = {"image_size": height} if height == width else {}
-    return recipe.override({**size, "augmentation": latents["augmentation"]})
+    return {**size, "augmentation": latents["augmentation"]}
 
 
 def teacher_of(record):
@@ -243,10 +365,3 @@ def _read_json(path):
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}.") from error
     return value if isinstance(value, dict) else {}
-
-
-LAST = "last"
-
-
-class RunError(ValueError):
-    """A run that cannot be begun, taken up or ended as asked."""

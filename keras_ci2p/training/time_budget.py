@@ -10,7 +10,6 @@ from pathlib import Path
 import keras
 
 from keras_ci2p.plots import plot_curves
-from keras_ci2p.training.callbacks import RaiseInterrupt
 from keras_ci2p.training.run_dir import Checkpoints
 
 # Of the budget, training is measured for this share, but for so many seconds at least and at most; validation for a
@@ -44,44 +43,40 @@ class EpochTime:
         return max(1, int((seconds - self.starting) / self.seconds))
 
 
-def within_budget(settings, began, make_learner, train_data, val_data, devices, run_dir, verbose):
-    """The settings with as many epochs as fit into `settings.max_minutes`; the warm-up keeps its share of them.
+def within_budget(run, began, run_dir, verbose):
+    """Gives a run as many epochs as fit into its minutes; the warm-up keeps its share of them.
 
     What is measured is a model of its own, so that the run itself begins as if nothing had been measured.
 
     Args:
-        settings: `TrainConfig`.
+        run: `TrainRun`; its `settings` are replaced, and its model is to be built again.
         began: `time.perf_counter()` when the minutes began.
-        make_learner: Function from a `Recipe` to `(classifier, compiled model to fit)`.
-        train_data, val_data: `DataLoader`.
-        devices: `Devices`.
         run_dir: Directory of the run to come; what is written to measure goes beside it, and is deleted.
         verbose: Whether to print what was measured and chosen.
     """
     if verbose:
         print("Measuring how long an epoch takes ...", flush=True)
-    measured = _measure(
-        *make_learner(settings.recipe), settings.max_minutes * 60, train_data, val_data, devices, run_dir
-    )
+    minutes = run.settings.max_minutes
+    run.build()
+    measured = _measure(run, minutes * 60, run_dir)
+    run.model = run.trained_model = None
     # Keras models are cycles of references, which would keep the device's memory.
     gc.collect()
-    left = max(
-        0.0, devices.all_reduce_mean({"seconds": began + settings.max_minutes * 60 - time.perf_counter()})["seconds"]
-    )
+    left = max(0.0, run.devices.all_reduce_mean({"seconds": began + minutes * 60 - time.perf_counter()})["seconds"])
     epochs = measured.epochs_within(left)
     if verbose:
         print(
             f"An epoch takes about {measured.seconds:.1f} s (training {measured.training:.1f}, validation "
             f"{measured.validation:.1f}, saving {measured.saving:.1f}), the first {measured.starting:.1f} s more. "
-            f"{left / 60:.1f} of {settings.max_minutes:g} minutes are left: {epochs} epoch{'s' if epochs > 1 else ''}.",
+            f"{left / 60:.1f} of {minutes:g} minutes are left: {epochs} epoch{'s' if epochs > 1 else ''}.",
             flush=True,
         )
     if measured.starting + measured.seconds > left:
         warnings.warn(
-            f"One epoch takes longer than the {settings.max_minutes:g} minutes given. It is trained all the same.",
+            f"One epoch takes longer than the {minutes:g} minutes given. It is trained all the same.",
             stacklevel=4,
         )
-    return _with_epochs(settings, epochs)
+    run.settings = _with_epochs(run.settings, epochs)
 
 
 def as_begun(settings, previous):
@@ -89,7 +84,7 @@ def as_begun(settings, previous):
 
     Args:
         settings: `TrainConfig`.
-        previous: Contents of the run's `config.json`.
+        previous: The record of the run.
     """
     recorded = previous.get("settings", {}).get("recipe", {})
     return _with_epochs(settings, recorded.get("epochs", settings.recipe.epochs))
@@ -99,41 +94,31 @@ def _with_epochs(settings, epochs):
     return replace(settings, recipe=settings.recipe.override({"epochs": epochs}))
 
 
-def _measure(model, learner, budget, train_data, val_data, devices, run_dir):
-    """`EpochTime`, the same in all processes."""
-    devices.prepare(learner)
+def _measure(run, budget, run_dir):
+    """`EpochTime` of a run whose model is built, the same in all processes."""
+    train_data, val_data, devices = run.data.train, run.data.val, run.devices
+    devices.prepare(run.trained_model)
     stopwatch = _Stopwatch(min(max(_SHARE * budget, _SHORTEST), _LONGEST), devices.all_reduce_mean)
-    interrupt = RaiseInterrupt()
-    with interrupt.watching():
-        history = learner.fit(
-            train_data.repeat(),
-            steps_per_epoch=train_data.steps_per_epoch,
-            validation_data=devices.validation(val_data.repeat(), len(val_data.manifest)),
-            validation_steps=val_data.steps_per_epoch,
-            epochs=2,
-            callbacks=[stopwatch, interrupt],
-            shuffle=False,
-            verbose=0,
-        ).history
+    history = run.fit(train_data.repeat(), [stopwatch], epochs=2, verbose=0).history
     first_training, first_validation, training, validation = stopwatch.laps
     seconds = {
         "training": training.seconds_for(train_data.steps_per_epoch),
         "validation": validation.seconds_for(val_data.steps_per_epoch),
-        "saving": _saving_seconds(model, learner, history, run_dir),
+        "saving": _saving_seconds(run, history, run_dir),
         "starting": first_training.seconds_beyond(training) + first_validation.seconds_beyond(validation),
     }
     return EpochTime(**devices.all_reduce_mean(seconds))
 
 
-def _saving_seconds(model, learner, history, run_dir):
+def _saving_seconds(run, history, run_dir):
     """What the files of an epoch take that is the best so far."""
     rows = [{"epoch": i + 1, **{key: values[i] for key, values in history.items()}} for i in range(2)]
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=run_dir.parent, prefix=f".{run_dir.name}-") as directory:
         began = time.perf_counter()
-        model.save_to_preset(Path(directory, "preset"))
+        run.model.save_to_preset(Path(directory, "preset"))
         plot_curves(Path(directory, "curves.png"), rows, "measured")
-        Checkpoints(directory).save(1, learner, {})
+        Checkpoints(directory).save(1, run.trained_model, {})
         return time.perf_counter() - began
 
 
@@ -165,7 +150,7 @@ class _Stopwatch(keras.callbacks.Callback):
 
     Args:
         seconds: Length of the second one's training; its validation, and the first one's training, get a quarter.
-        mean: `Devices.mean`, so that all processes stop after the same batch.
+        mean: `Devices.all_reduce_mean`, so that all processes stop after the same batch.
 
     Attributes:
         laps: `_Lap`s: training and validation of the first epoch, then of the second.
@@ -196,7 +181,7 @@ class _Stopwatch(keras.callbacks.Callback):
         self.model.stop_training = False
 
     def _is_enough(self, logs):
-        # Waits for the device, as a run does for each step's loss.
+        # Waits for the device: what is only queued has taken no time yet.
         float(logs["loss"])
         lap, number = self.laps[-1], len(self.laps)
         lap.add_batch()

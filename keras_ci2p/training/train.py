@@ -1,7 +1,8 @@
-"""A training run: a directory from which it can be taken up again."""
+"""A training run of a classifier: a directory from which it can be taken up again."""
 
+import inspect
 import time
-import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -10,16 +11,17 @@ from keras_ci2p.backend import environment, make_deterministic, open_devices, se
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data.latent_cache import PROJECTION, LatentCache, is_latent_cache, open_cache
 from keras_ci2p.data.latent_loader import latent_folder
-from keras_ci2p.data.loader import image_folder
-from keras_ci2p.data.manifest import DataError, summarize
+from keras_ci2p.data.loader import DataLoader, image_folder
+from keras_ci2p.data.manifest import DataError, ImageManifest, summarize
 from keras_ci2p.data.sources import open_data
+from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier
-from keras_ci2p.models.backbone import CI2PClassifier
+from keras_ci2p.models.backbone import CompressorMixin
 from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.plots import warn_without_matplotlib
-from keras_ci2p.presets import BEST
+from keras_ci2p.presets import BEST, open_preset, preset_of
 from keras_ci2p.training.cache_latents import cached_compressor
-from keras_ci2p.training.callbacks import AveragedWeights, RaiseInterrupt, Recorder
+from keras_ci2p.training.callbacks import ClassifierRecorder, DataTimer, InterruptCallback, SwapEMA
 from keras_ci2p.training.configs import NO_TEACHER
 from keras_ci2p.training.distillation import (
     DistilledClassifier,
@@ -32,8 +34,19 @@ from keras_ci2p.training.distillation import (
 )
 from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.optim import SoftTargetCrossentropy, balanced_weights, make_optimizer
-from keras_ci2p.training.recipes import write_recipe
-from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, RunError, check_config, check_same, previous_run
+from keras_ci2p.training.recipes import RECIPES, write_recipe
+from keras_ci2p.training.run_dir import (
+    LAST,
+    RUN_RECORD,
+    Checkpoints,
+    RunError,
+    check_config,
+    check_same,
+    previous_run,
+    recipe_of_latents,
+    run_lock,
+    warn_of_other_backend,
+)
 from keras_ci2p.training.teacher import teacher_sha256
 from keras_ci2p.training.time_budget import as_begun, within_budget
 from keras_ci2p.utils import clean_up, require, write_bytes, write_json
@@ -45,7 +58,7 @@ def train(settings, run_dir, resume=False, verbose=1):
     """Trains a model as `settings` say and records the run.
 
     `run_dir` gets `best/` and `last/` (presets: the weights of the best validation top-1 and the last), `history.csv`,
-    `curves.png`, `config.json` (settings, data, versions), `recipe.toml` and `checkpoints/`. Whatever ends the process,
+    `curves.png`, `run.json` (settings, data, versions), `recipe.toml` and `checkpoints/`. Whatever ends the process,
     `resume=True` goes on after the last whole epoch, as if nothing had happened.
 
     Args:
@@ -58,22 +71,26 @@ def train(settings, run_dir, resume=False, verbose=1):
         `(model, history)`: the model with its last weights, and a list of one dict per epoch.
 
     Raises:
-        RunError: An existing directory without `resume`, or one of other settings or data; a loss that is not finite.
+        RunError: An existing directory without `resume`, one of other settings or data, or one in use by another
+            process; a loss that is not finite.
         DataError: Data that cannot be used.
-        ValueError: An image size or variant that the model does not take.
+        ValueError: An image size or variant that the model does not take; settings that do not fit a latent cache.
     """
     began = time.perf_counter()
     run_dir = Path(run_dir)
-    settings = settings.for_data(is_latent_cache(settings.data))
-    # Before hours of work, not after the first epoch.
-    require("grain", extra="train")
-    warn_without_matplotlib()
-    if settings.tensorboard:
-        require("tensorboardX", extra="tensorboard")
+    _require_packages(settings)
+
+    # === Run ===
+    cache = open_cache(settings.data) if is_latent_cache(settings.data) else None
+    settings = settings.for_data(cache is not None)
+    if cache is not None:
+        settings = _fit_to_cache(settings, cache)
     previous = previous_run(run_dir, resume)
     if settings.max_minutes is not None and previous is not None:
         settings = as_begun(settings, previous)
     check_config(settings, previous)
+
+    # === Devices ===
     if settings.deterministic:
         make_deterministic()
     if settings.matmul_precision is not None:
@@ -85,150 +102,338 @@ def train(settings, run_dir, resume=False, verbose=1):
             "augment='device' does not go with several devices of TensorFlow, which take apart what is drawn for a "
             "whole batch. Augment on the host."
         )
-    with devices.scope():
-        return _train(settings, run_dir, previous, devices, verbose if devices.is_main_process else 0, began)
+    with run_lock(run_dir, devices.is_main_process), devices.scope():
+        if devices.is_main_process and previous_run(run_dir, resume) != previous:
+            raise RunError(f"Another process has just been at work in {run_dir}.")
+        return _train(settings, run_dir, previous, cache, devices, verbose if devices.is_main_process else 0, began)
 
 
-def _train(settings, run_dir, previous, devices, verbose, began):
-    from keras_ci2p.training.callbacks import TimedDataset
+def _train(settings, run_dir, previous, cache, devices, verbose, began):
+    # === Data ===
+    # What the model is built from first: a wrong size or variant should not wait for the images.
+    builder = ModelBuilder(settings, cache)
+    data = load_data(settings, cache, builder.patch_size, devices, run_dir, previous, verbose)
+    # Until here nothing but the lock is written, so that all processes have seen the same directory.
+    devices.assert_equal("settings or data", [settings.lasting(), data.record])
 
-    # The model first: a wrong size or variant should not wait for the photos.
-    parts = ModelParts(settings)
-    size_multiple = parts.make(("a", "b")).size_multiple
-    photos = open_data(settings.data) if parts.cache is None else parts.cache
-    if verbose:
-        print(summarize(photos), flush=True)
-    data = {"sha256": photos.sha256, "photos": photos.counts()}
-    if parts.cache is not None:
-        data.update(latents=parts.cache.manifest["settings"], compressor=parts.cache.fingerprint)
-    check_same("data", data, previous)
-    targets, teacher = find_teacher(settings, photos, size_multiple, run_dir, previous, verbose)
-    if teacher is not None:
-        data["teacher"] = _in_short(teacher)
-    if parts.cache is not None:
-        # More of them may have been made since.
-        data["views"] = parts.cache.views("train")
-        if verbose and previous is not None and previous["data"].get("views", data["views"]) != data["views"]:
-            print(f"The cache has {data['views']} views of each photo by now, all of which are used.", flush=True)
-    # Until here nothing is written, so that all processes have seen the same directory.
-    devices.assert_equal("settings or data", [settings.lasting(), data])
-    class_weights = _class_weights(settings.class_weights, photos)
-
-    train_data, val_data = make_inputs(settings, photos, size_multiple, devices, targets, teacher)
-
-    def make_learner(recipe):
-        """`(classifier, compiled model to fit)`, each time the same."""
-        keras.utils.set_random_seed(settings.seed)
-        model = parts.make(photos.class_names)
-        learner = parts.learner(model, teacher, recipe)
-        learner.compile(
-            optimizer=make_optimizer(recipe, train_data.steps_per_epoch),
-            loss=SoftTargetCrossentropy(recipe.label_smoothing, class_weights),
-            # Weighted, since several devices fill up the last batch of the validation with examples of weight 0.
-            weighted_metrics=[
-                keras.metrics.CategoricalAccuracy(name="top1"),
-                keras.metrics.TopKCategoricalAccuracy(min(5, model.num_classes), name="top5"),
-            ],
-        )
-        return model, learner
-
+    # === Model ===
+    run = TrainRun(settings, data, builder, devices)
     if settings.max_minutes is not None and previous is None:
-        settings = within_budget(settings, began, make_learner, train_data, val_data, devices, run_dir, verbose)
-    recipe = settings.recipe
-    model, learner = make_learner(recipe)
+        within_budget(run, began, run_dir, verbose)
+    run.build()
     if devices.is_main_process:
-        run_dir.mkdir(parents=True, exist_ok=True)
         clean_up(run_dir)
-    checkpoints = Checkpoints(run_dir / "checkpoints")
-    record = checkpoints.restore(learner) or {"history": [], "best": None}
+    checkpoints = Checkpoints(run_dir / "checkpoints", devices.is_main_process)
+    record = checkpoints.restore(run.trained_model) or {"history": [], "best": None}
     devices.assert_equal("the checkpoint", record)
-    devices.prepare(learner)
-    if previous is None:
-        if devices.is_main_process:
-            here = {**environment(), "devices": devices.describe()}
-            if targets is not None:
-                write_bytes(run_dir / PROJECTION, targets.projection.to_bytes())
-            write_json(run_dir / CONFIG, {"settings": settings.to_dict(), "data": data, **here})
-            write_recipe(run_dir / RECIPE, recipe)
-    elif previous.get("backend") != keras.backend.backend():
-        warnings.warn(
-            f"This run was begun on {previous.get('backend')} and goes on with {keras.backend.backend()}: "
-            "the result will differ from one made on one backend.",
-            stacklevel=3,
-        )
-    averaging = AveragedWeights() if recipe.ema_momentum else None
-    epochs_done = len(record["history"])
-    timed = TimedDataset(train_data.repeat(epochs_done))
-    recorder = Recorder(
+    devices.prepare(run.trained_model)
+    if previous is not None:
+        warn_of_other_backend(previous)
+    elif devices.is_main_process:
+        _write_records(run, run_dir)
+
+    # === Callbacks ===
+    recipe, epochs_done = run.settings.recipe, len(record["history"])
+    batches = DataTimer(data.train.repeat(epochs_done))
+    ema = SwapEMA() if recipe.ema_momentum else None
+    recorder = ClassifierRecorder(
         run_dir,
-        model,
         record,
         checkpoints if devices.is_main_process else None,
-        timed,
-        train_data.manifest,
-        photos,
-        averaging,
-        settings,
+        run.model,
+        recipe,
+        run.title,
+        batches,
+        data.train.batch_size,
+        data.images,
+        ema=ema,
+        tensorboard=settings.tensorboard,
         reduce_logs=devices.all_reduce_mean,
         verbose=verbose,
     )
+
+    # === Training ===
     if epochs_done < recipe.epochs and not recorder.patience_is_over:
-        interrupt = RaiseInterrupt()
-        with interrupt.watching():
-            learner.fit(
-                timed,
-                steps_per_epoch=train_data.steps_per_epoch,
-                validation_data=devices.validation(val_data.repeat(), len(val_data.manifest)),
-                validation_steps=val_data.steps_per_epoch,
-                initial_epoch=epochs_done,
-                epochs=recipe.epochs,
-                callbacks=[*([averaging] if averaging else []), recorder, interrupt],
-                # The dataset shuffles by itself.
-                shuffle=False,
-                verbose=verbose,
-            )
-    elif averaging:
+        callbacks = [*([ema] if ema else []), recorder]
+        run.fit(batches, callbacks, initial_epoch=epochs_done, epochs=recipe.epochs, verbose=verbose)
+    elif ema:
         # As `fit` does at its end.
-        learner.optimizer.finalize_variable_values(learner.trainable_variables)
+        run.trained_model.optimizer.finalize_variable_values(run.trained_model.trainable_variables)
     recorder.write_preset(LAST)
     if verbose:
         best = max(record["history"], key=lambda row: row["val_top1"])
         print(f"Best validation top-1: {best['val_top1']:.2%} in epoch {best['epoch']}. Model: {run_dir / BEST}")
-    return model, record["history"]
+    return run.model, record["history"]
 
 
-def _class_weights(wanted, photos):
-    """One weight for each class, or None."""
-    if wanted is None:
-        return None
-    if wanted == "balanced":
-        return balanced_weights(list(photos.split("train").counts().values()))
-    unknown = sorted(set(wanted) - set(photos.class_names))
-    if unknown:
-        raise RunError(
-            f"Class weights are given for {', '.join(unknown)}, which {photos.root} does not have. It has: "
-            f"{', '.join(photos.class_names)}"
-        )
-    return [float(wanted.get(name, 1)) for name in photos.class_names]
+def _require_packages(settings):
+    """Raises ImportError, and warns, before hours of work, not after the first epoch."""
+    require("grain", extra="train")
+    warn_without_matplotlib()
+    if settings.tensorboard:
+        require("tensorboardX", extra="tensorboard")
 
 
-def _in_short(teacher):
-    """What a run's record says of its teacher."""
-    features = [{key: value for key, value in row.items() if key != "steps"} for row in teacher["features"]]
-    return {**teacher, "features": features}
+def _fit_to_cache(settings, cache):
+    """The settings with the image size and augmentation of a latent cache, which its latents are made with.
+
+    Raises:
+        ValueError: Settings that do not apply to latents, image size and augmentation where they are neither the
+            cache's nor a recipe's own among them.
+    """
+    where = f"{settings.data} is a latent cache"
+    if not issubclass(CLASSIFIERS[settings.model], CompressorMixin):
+        raise ValueError(f"{where}; train the model ci2p or ci2p_dual on it. Received: model={settings.model!r}")
+    if settings.freeze_compressor is False:
+        raise ValueError(f"{where}: its compressor cannot be trained. Received: freeze_compressor=False")
+    if settings.augment == "device":
+        raise ValueError(f"{where}: its views are augmented already. Received: augment='device'")
+    recipe = settings.recipe.override(recipe_of_latents(cache.manifest["settings"]))
+    for name, stored in (("image_size", cache.image_size), ("augmentation", (recipe.augmentation,))):
+        asked, defaults = getattr(settings.recipe, name), [getattr(known, name) for known in RECIPES.values()]
+        if asked not in stored and asked not in defaults:
+            raise ValueError(
+                f"{where}, made with {name} {' x '.join(map(str, stored))}, which can no longer be changed. Leave "
+                f"{name} out, or make a new cache. Received: {name}={asked}"
+            )
+    return replace(settings, recipe=recipe)
 
 
-def make_inputs(settings, photos, size_multiple, devices, targets=None, teacher=None):
-    """`(training, validation)` datasets.
+def _write_records(run, run_dir):
+    """Writes what a new run was told and what it found."""
+    if run.data.targets is not None:
+        write_bytes(run_dir / PROJECTION, run.data.targets.projection.to_bytes())
+    here = {**environment(), "devices": run.devices.describe()}
+    write_json(run_dir / RUN_RECORD, {"settings": run.settings.to_dict(), "data": run.data.record, **here})
+    write_recipe(run_dir / RECIPE, run.settings.recipe)
+
+
+class TrainRun:
+    """A model with what it is trained on, and how.
 
     Args:
         settings: `TrainConfig`.
-        photos: All photos, `ImageManifest` or `LatentCache`.
-        size_multiple: What the image size must be a multiple of.
-        devices: `Devices`, which tell the part of each training batch to load.
-        targets: `TeacherTargets` of a teacher that is asked while training, or None.
-        teacher: What is known of the teacher, or None.
+        data: `TrainData`.
+        builder: `ModelBuilder`.
+        devices: `Devices`.
+
+    Attributes:
+        model: The classifier; None until `build`.
+        trained_model: The compiled Keras model to `fit`, which shares the classifier's weights: the classifier itself,
+            its part after the compressor, or a wrapper that augments or asks a teacher.
     """
+
+    def __init__(self, settings, data, builder, devices):
+        self.settings = settings
+        self.data = data
+        self.devices = devices
+        self.model = None
+        self.trained_model = None
+        self._builder = builder
+
+    @property
+    def title(self):
+        """Model and image size, in a few words."""
+        height, width, _ = self.model.image_shape
+        size = height if height == width else f"{height} x {width}"
+        return f"{self.settings.model} {self.settings.variant or self.settings.init}, {size} px"
+
+    def build(self):
+        """Builds and compiles a new model, each time the same.
+
+        Raises:
+            ValueError: Class weights, where the recipe leaves all to the teacher; as in `distilled`.
+        """
+        settings, data = self.settings, self.data
+        recipe = settings.recipe
+        keras.utils.set_random_seed(settings.seed)
+        self.model = self._builder.build_model(data.images.class_names)
+        self.trained_model = self._wrap(self.model)
+        self.trained_model.compile(
+            optimizer=make_optimizer(recipe, data.train.steps_per_epoch),
+            loss=SoftTargetCrossentropy(recipe.label_smoothing, data.class_weights),
+            # Weighted, since several devices fill up the last batch of the validation with examples of weight 0.
+            weighted_metrics=[
+                keras.metrics.CategoricalAccuracy(name="top1"),
+                keras.metrics.TopKCategoricalAccuracy(min(5, self.model.num_classes), name="top5"),
+            ],
+        )
+
+    def _wrap(self, model):
+        settings, teacher = self.settings, self.data.teacher
+        on_latents = isinstance(self.data.images, LatentCache)
+        inner = model.latent_classifier if on_latents else model
+        if teacher is not None:
+            if settings.class_weights is not None and settings.recipe.distill_alpha == 1:
+                raise ValueError(
+                    "class_weights weigh the labels, which do not count with distill_alpha=1. Set it lower, such as "
+                    "0.5, or leave class_weights out."
+                )
+            return distilled(inner, teacher, settings.recipe)
+        if settings.augment == "device":
+            return AugmentedClassifier(model, model.image_shape[:2], seed=settings.seed)
+        return inner
+
+    def fit(self, batches, callbacks, **options):
+        """Calls `fit` on endless training batches, with the validation data; Ctrl-C ends it after the current batch."""
+        val, interrupt = self.data.val, InterruptCallback()
+        with interrupt.watching():
+            return self.trained_model.fit(
+                batches,
+                steps_per_epoch=self.data.train.steps_per_epoch,
+                validation_data=self.devices.validation(val.repeat(), len(val.manifest)),
+                validation_steps=val.steps_per_epoch,
+                callbacks=[*callbacks, interrupt],
+                # The dataset shuffles by itself.
+                shuffle=False,
+                **options,
+            )
+
+
+class ModelBuilder:
+    """Builds the classifier of a run; what that takes is read once.
+
+    Args:
+        settings: `TrainConfig`.
+        cache: The `LatentCache` that is trained on, or None.
+
+    Attributes:
+        patch_size: Height and width of a token in pixels.
+
+    Raises:
+        ValueError: An image size or variant that the model does not take.
+        PresetError: A preset to begin with that cannot be used.
+    """
+
+    def __init__(self, settings, cache):
+        self._settings = settings
+        self._cache = cache
+        self._class = CLASSIFIERS[settings.model]
+        self._preset = None if settings.init is None else open_preset(preset_of(settings.init))
+        self.patch_size = self._read_patch_size()
+        size = (settings.recipe.image_size,) * 2 if cache is None else cache.image_size
+        if any(side % self.patch_size for side in size):
+            raise ValueError(
+                f"The images of the model {settings.model} have height and width that are multiples of "
+                f"{self.patch_size}. Received: image_size={size[0]}"
+            )
+        if settings.init is None and settings.variant not in self._class.variants:
+            raise ValueError(
+                f"variant must be one of {', '.join(self._class.variants)}. Received: {settings.variant!r}"
+            )
+        self._arguments = {
+            "image_shape": (*size, 3),
+            "drop_path_rate": settings.recipe.drop_path_rate,
+            "dtype": settings.dtype,
+        }
+        self._checks_compressor = False
+        if issubclass(self._class, CompressorMixin):
+            self._read_compressor()
+
+    def _read_patch_size(self):
+        if issubclass(self._class, CompressorMixin):
+            return PATCH_SIZE
+        default = inspect.signature(self._class).parameters["patch_size"].default
+        if self._preset is None:
+            return default
+        name = keras.saving.get_registered_name(self._class.backbone_cls)
+        return self._preset.config(name, f"a {self._class.__name__}").get("patch_size", default)
+
+    def _read_compressor(self):
+        settings, compressor = self._settings, read_compressor(self._settings.compressor)
+        # It has made the latents, so the model's must be checked against it, unless it is taken from there.
+        self._checks_compressor = self._cache is not None
+        if self._cache is not None and compressor is None and settings.init is None:
+            compressor, self._checks_compressor = cached_compressor(self._cache), False
+        freeze = settings.freeze_compressor
+        if freeze is None:
+            freeze = any(part is not None for part in (compressor, settings.init, self._cache))
+        self._arguments.update(compressor=compressor, freeze_compressor=freeze)
+
+    def build_model(self, class_names):
+        """A new classifier that gives logits.
+
+        With `init`, the preset's head is kept where it has the same class names in the same order, else it is new.
+
+        Raises:
+            DataError: Its compressor is not the one that has made the latents.
+        """
+        names = list(class_names)
+        head = {"num_classes": len(names), "class_names": names}
+        if self._preset is None:
+            model = self._class(variant=self._settings.variant, **head, **self._arguments)
+        else:
+            keeps_head = self._preset.task().get("class_names") == names
+            # The loss takes logits, whatever the preset gives.
+            model = self._class.from_preset(
+                self._preset, activation=None, **({} if keeps_head else head), **self._arguments
+            )
+        if self._checks_compressor:
+            self._cache.check_compressor(model.compressor)
+        return model
+
+
+@dataclass(frozen=True)
+class TrainData:
+    """The data of a run.
+
+    Attributes:
+        images: All images, `ImageManifest` or `LatentCache`.
+        train, val: Their batches.
+        targets: `TeacherTargets` of a teacher that is asked while training, or None.
+        teacher: What is known of the teacher, a dict, or None.
+        class_weights: One weight for each class, or None.
+        record: What the run's record says of them.
+    """
+
+    images: ImageManifest | LatentCache
+    train: DataLoader
+    val: DataLoader
+    targets: TeacherTargets | None
+    teacher: dict | None
+    class_weights: list | None
+    record: dict
+
+
+def load_data(settings, cache, patch_size, devices, run_dir, previous, verbose):
+    """Opens the `TrainData` of a run.
+
+    Args:
+        settings: `TrainConfig`.
+        cache: The `LatentCache` that is trained on, or None.
+        patch_size: Height and width of a token in pixels.
+        devices: `Devices`, which tell the part of each training batch to load.
+        run_dir: Directory of the run.
+        previous: The record of the run that is taken up, or None.
+        verbose: Whether to print what was found.
+
+    Raises:
+        DataError: Data that cannot be used.
+        RunError: Other data than the run was begun with; class weights of unknown classes.
+    """
+    images = open_data(settings.data) if cache is None else cache
+    if verbose:
+        print(summarize(images), flush=True)
+    record = {"sha256": images.sha256, "photos": images.counts()}
+    if cache is not None:
+        record.update(latents=cache.manifest["settings"], compressor=cache.fingerprint)
+    check_same("data", record, previous)
+    targets, teacher = find_teacher(settings, images, patch_size, run_dir, previous, verbose)
+    if teacher is not None:
+        features = [{key: value for key, value in row.items() if key != "steps"} for row in teacher["features"]]
+        record["teacher"] = {**teacher, "features": features}
+    if cache is not None:
+        # More of them may have been made since.
+        record["views"] = cache.views("train")
+        if verbose and previous is not None and previous["data"].get("views", record["views"]) != record["views"]:
+            print(f"The cache has {record['views']} views of each photo by now, all of which are used.", flush=True)
+    class_weights = _class_weights(settings.class_weights, images)
+    train_batches, val_batches = _open_batches(settings, images, patch_size, devices, targets, teacher)
+    return TrainData(images, train_batches, val_batches, targets, teacher, class_weights, record)
+
+
+def _open_batches(settings, images, patch_size, devices, targets, teacher):
+    """`(training, validation)` batches."""
     recipe = settings.recipe
     common = {"batch_size": recipe.batch_size, "num_workers": settings.num_workers, "num_threads": devices.num_threads}
     training = {
@@ -238,24 +443,39 @@ def make_inputs(settings, photos, size_multiple, devices, targets=None, teacher=
         "mix_probability": recipe.mix_probability,
         "shard": devices.shard,
     }
-    if isinstance(photos, LatentCache):
-        make = latent_folder
+    if isinstance(images, LatentCache):
+        load = latent_folder
         training.update(temperature=None if teacher is None else recipe.distill_temperature)
     else:
-        make = image_folder
-        common.update(image_size=recipe.image_size, patch_size=size_multiple)
+        load = image_folder
+        common.update(image_size=recipe.image_size, patch_size=patch_size)
         training.update(augment=recipe.augmentation, augment_on=settings.augment, in_memory=settings.in_memory)
         training.update(targets=None if targets is None else targets.live(recipe.distill_temperature))
-    return make(photos, split="train", **training, **common), make(photos, split="val", **common)
+    return load(images, split="train", **training, **common), load(images, split="val", **common)
 
 
-def find_teacher(settings, photos, size_multiple, run_dir, previous, verbose):
+def _class_weights(wanted, images):
+    """One weight for each class, or None."""
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        return balanced_weights(list(images.split("train").counts().values()))
+    unknown = sorted(set(wanted) - set(images.class_names))
+    if unknown:
+        raise RunError(
+            f"Class weights are given for {', '.join(unknown)}, which {images.root} does not have. It has: "
+            f"{', '.join(images.class_names)}"
+        )
+    return [float(wanted.get(name, 1)) for name in images.class_names]
+
+
+def find_teacher(settings, images, patch_size, run_dir, previous, verbose):
     """The teacher of a run.
 
     Args:
         settings: `TrainConfig`.
-        photos: All photos, `ImageManifest` or `LatentCache`.
-        size_multiple: Height and width of a token in pixels.
+        images: All images, `ImageManifest` or `LatentCache`.
+        patch_size: Height and width of a token in pixels.
         run_dir: Directory of the run.
         previous: The configuration of the run that is taken up, or None.
         verbose: Whether to print what is known of it.
@@ -270,10 +490,10 @@ def find_teacher(settings, photos, size_multiple, run_dir, previous, verbose):
     """
     targets = description = None
     if settings.teacher != NO_TEACHER:
-        if isinstance(photos, LatentCache):
-            description = _stored_teacher(settings, photos)
+        if isinstance(images, LatentCache):
+            description = _stored_teacher(settings, images)
         elif settings.teacher is not None:
-            targets, description = _asked_teacher(settings, photos, size_multiple, run_dir, previous, verbose)
+            targets, description = _asked_teacher(settings, images, patch_size, run_dir, previous, verbose)
     if previous is not None:
         sha256 = (description or {}).get("sha256")
         check_same("data", {"teacher.sha256": sha256}, previous)
@@ -306,9 +526,9 @@ def _stored_teacher(settings, cache):
     return cache.teacher
 
 
-def _asked_teacher(settings, photos, size_multiple, run_dir, previous, verbose):
+def _asked_teacher(settings, images, patch_size, run_dir, previous, verbose):
     options = settings.teacher_size, settings.teacher_range, settings.teacher_features
-    teacher = load_teacher(settings.teacher, photos, *options, verbose=verbose)
+    teacher = load_teacher(settings.teacher, images, *options, verbose=verbose)
     if previous is not None and (run_dir / PROJECTION).is_file():
         projection = FeatureProjection.from_bytes((run_dir / PROJECTION).read_bytes())
         return TeacherTargets(teacher, projection), {**previous["data"]["teacher"], "sha256": teacher.sha256}
@@ -317,107 +537,17 @@ def _asked_teacher(settings, photos, size_multiple, run_dir, previous, verbose):
     recipe = settings.recipe
     targets = TeacherTargets(teacher)
     views = image_folder(
-        photos,
+        images,
         split="train",
         augment=recipe.augmentation,
         seed=settings.seed,
         batch_size=32,
         image_size=recipe.image_size,
-        size_multiple=size_multiple,
+        patch_size=patch_size,
     )
-    side = recipe.image_size // size_multiple
+    side = recipe.image_size // patch_size
     targets.fit((resized(images, teacher.image_size) for images, _ in views), (side, side))
-    return targets, {**targets.describe(), "val_top1": teacher_top1(teacher, photos.split("val"))}
-
-
-class ModelParts:
-    """What the model of a run is made from.
-
-    Args:
-        settings: `TrainConfig`.
-
-    Attributes:
-        cache: The `LatentCache` that is trained on, or None.
-
-    Raises:
-        ValueError: Settings that do not fit the latent cache.
-    """
-
-    def __init__(self, settings):
-        self._settings = settings
-        self._class = CLASSIFIERS[settings.model]
-        self.cache = open_cache(settings.data) if is_latent_cache(settings.data) else None
-        self._compressor = read_compressor(settings.compressor)
-        self._freeze = settings.freeze_compressor
-        if self._freeze is None:
-            begins_trained = (self._compressor, settings.init, self.cache)
-            self._freeze = any(part is not None for part in begins_trained)
-        size = settings.recipe.image_size
-        self._image_size = (size, size)
-        if self.cache is not None:
-            self._check_fits_cache()
-            self._image_size = self.cache.image_size
-            if self._compressor is None and settings.init is None:
-                self._compressor = cached_compressor(self.cache)
-
-    def _check_fits_cache(self):
-        where = f"{self._settings.data} is a latent cache"
-        if not issubclass(self._class, CI2PClassifier):
-            raise ValueError(
-                f"{where}; train the model ci2p or ci2p_dual on it. Received: model={self._settings.model!r}"
-            )
-        if not self._freeze:
-            raise ValueError(f"{where}: its compressor cannot be trained. Received: freeze_compressor=False")
-        if self._settings.augment == "device":
-            raise ValueError(f"{where}: its views are augmented already. Received: augment='device'")
-
-    def make(self, class_names):
-        """A new classifier.
-
-        With `init`, the preset's head is kept where it has the same class names in the same order, else it is new.
-        """
-        settings = self._settings
-        names = list(class_names)
-        arguments = {
-            "image_shape": (*self._image_size, 3),
-            "drop_path_rate": settings.recipe.drop_path_rate,
-            "dtype": settings.dtype,
-        }
-        if issubclass(self._class, CI2PClassifier):
-            arguments.update(freeze_compressor=self._freeze, compressor=self._compressor)
-        if settings.init is None:
-            model = self._class(variant=settings.variant, num_classes=len(names), class_names=names, **arguments)
-        else:
-            model = self._class.from_preset(settings.init, **arguments)
-            if model.class_names != names:
-                head = {"num_classes": len(names), "class_names": names}
-                model = self._class.from_preset(settings.init, **head, **arguments)
-        if self.cache is not None:
-            self.cache.check_compressor(model.compressor)
-        return model
-
-    def learner(self, model, teacher, recipe):
-        """The Keras model to `fit`, which shares the classifier's weights.
-
-        Args:
-            model: The classifier.
-            teacher: What `describe` of the teacher's targets says, or None.
-            recipe: `Recipe`.
-
-        Raises:
-            ValueError: Class weights, where the recipe leaves all to the teacher; as in `distilled`.
-        """
-        learner = model if self.cache is None else model.latent_classifier
-        if teacher is not None:
-            if self._settings.class_weights is not None and recipe.distill_alpha == 1:
-                raise ValueError(
-                    "class_weights weigh the labels, which do not count with distill_alpha=1. Set it lower, such as "
-                    "0.5, or leave class_weights out."
-                )
-            return distilled(learner, teacher, recipe)
-        if self._settings.augment == "device":
-            return AugmentedClassifier(model, self._image_size, seed=self._settings.seed)
-        return learner
+    return targets, {**targets.describe(), "val_top1": teacher_top1(teacher, images.split("val"))}
 
 
 def distilled(model, teacher, recipe):

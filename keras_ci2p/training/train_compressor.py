@@ -1,6 +1,6 @@
 """A training run of a compressor: a directory from which it can be taken up again."""
 
-import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -12,7 +12,7 @@ from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.rate_distortion import rate_distortion_optimizer
 from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST
-from keras_ci2p.training.callbacks import CompressorRecorder, RaiseInterrupt
+from keras_ci2p.training.callbacks import CompressorRecorder, InterruptCallback
 from keras_ci2p.training.evaluation import (
     evaluate_compressor,
     held_out,
@@ -20,7 +20,17 @@ from keras_ci2p.training.evaluation import (
     show_reconstructions,
     training_crops,
 )
-from keras_ci2p.training.run_dir import CONFIG, LAST, Checkpoints, check_config, check_same, previous_run
+from keras_ci2p.training.run_dir import (
+    LAST,
+    RUN_RECORD,
+    Checkpoints,
+    RunError,
+    check_config,
+    check_same,
+    previous_run,
+    run_lock,
+    warn_of_other_backend,
+)
 from keras_ci2p.utils import clean_up, require, write_json
 
 
@@ -28,7 +38,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     """Trains a compressor as `settings` say and records the run.
 
     `run_dir` gets `best/` and `last/` (presets: the weights of the lowest cost on held-out pictures and the last),
-    `report.json` and `reconstructions.png` of the best, `history.csv`, `curves.png`, `config.json` and `checkpoints/`.
+    `report.json` and `reconstructions.png` of the best, `history.csv`, `curves.png`, `run.json` and `checkpoints/`.
     Whatever ends the process, `resume=True` goes on after the last whole epoch, as if nothing had happened.
 
     Args:
@@ -41,42 +51,68 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
         `(compressor, history)`: the best compressor, and a list of one dict per epoch of `steps_per_epoch` steps.
 
     Raises:
-        RunError: An existing directory without `resume`, or one of other settings or data; a loss that is not finite.
+        RunError: An existing directory without `resume`, one of other settings or data, or one in use by another
+            process; a loss that is not finite.
         DataError: Data that cannot be used.
-        ValueError: A compressor that cannot be trained.
+        ValueError: A compressor that cannot be trained; another architecture or quality than that of `init`.
     """
     run_dir = Path(run_dir)
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
     warn_without_matplotlib()
     previous = previous_run(run_dir, resume)
-    check_config(settings, previous)
+    trained = None if settings.init is None else read_compressor(settings.init)
+    told = previous
+    if trained is not None:
+        settings = _fit_to_init(settings, trained)
+        if previous is not None:
+            # They are those of `init`; 0.1.0 recorded its defaults instead.
+            own = {"architecture": settings.architecture, "quality": settings.quality}
+            told = {**previous, "settings": {**previous.get("settings", {}), **own}}
+    check_config(settings, told)
+    with run_lock(run_dir):
+        if previous_run(run_dir, resume) != previous:
+            raise RunError(f"Another process has just been at work in {run_dir}.")
+        return _train(settings, trained, run_dir, previous, verbose)
+
+
+def _fit_to_init(settings, trained):
+    """The settings with architecture and quality of the compressor to begin with; ValueError for others."""
+    if not isinstance(trained, Compressor):
+        raise ValueError(f"A compressor to train on has a synthesis transform. Received: init={settings.init!r}")
+    for name in ("architecture", "quality"):
+        asked, given = getattr(settings, name), getattr(trained, name)
+        if asked not in (None, given):
+            raise ValueError(
+                f"init={settings.init!r} has the {name} {given!r}, which training keeps. Leave {name} out, or set "
+                f"lmbda for another weight of the error. Received: {name}={asked!r}"
+            )
+    return replace(settings, architecture=trained.architecture, quality=trained.quality)
+
+
+def _train(settings, trained, run_dir, previous, verbose):
     if settings.deterministic:
         make_deterministic()
     keras.utils.set_random_seed(settings.seed)
-    compressor = _make(settings)
-    pictures = scan_images(settings.data)
-    data = {"sha256": pictures.sha256, "pictures": len(pictures)}
+    compressor = _build_compressor(settings, trained)
+    images = scan_images(settings.data)
+    data = {"sha256": images.sha256, "pictures": len(images)}
     check_same("data", data, previous)
 
-    crops = training_crops(pictures, settings.crop_size, settings.batch_size, settings.seed, settings.num_workers)
-    val_crops = middle_crops(held_out(pictures, "val", settings.val_images), settings.val_size, settings.batch_size)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    crops = training_crops(images, settings.crop_size, settings.batch_size, settings.seed, settings.num_workers)
+    val_crops = middle_crops(held_out(images, "val", settings.val_images), settings.val_size, settings.batch_size)
     clean_up(run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints")
     record = checkpoints.restore(compressor) or {"history": [], "best": None}
     if previous is None:
-        write_json(run_dir / CONFIG, {"settings": settings.to_dict(), "data": data, **environment()})
-    elif previous.get("backend") != keras.backend.backend():
-        warnings.warn(
-            f"This run was begun on {previous.get('backend')} and goes on with {keras.backend.backend()}: "
-            "the result will differ from one made on one backend.",
-            stacklevel=2,
-        )
+        write_json(run_dir / RUN_RECORD, {"settings": settings.to_dict(), "data": data, **environment()})
+    else:
+        warn_of_other_backend(previous)
 
     epochs_done, epochs = len(record["history"]), -(-settings.steps // settings.steps_per_epoch)
     if epochs_done < epochs:
-        interrupt = RaiseInterrupt()
+        recorder = CompressorRecorder(run_dir, record, checkpoints, settings.steps_per_epoch)
+        interrupt = InterruptCallback()
         with interrupt.watching():
             compressor.fit(
                 crops.repeat_from_batch(epochs_done * settings.steps_per_epoch),
@@ -85,7 +121,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
                 validation_steps=val_crops.steps_per_epoch,
                 initial_epoch=epochs_done,
                 epochs=epochs,
-                callbacks=[CompressorRecorder(run_dir, record, checkpoints, settings), interrupt],
+                callbacks=[recorder, interrupt],
                 # The dataset shuffles by itself.
                 shuffle=False,
                 verbose=verbose,
@@ -93,10 +129,10 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     compressor.save_to_preset(run_dir / LAST, metadata={"training": record["history"][-1]})
     best = Compressor.from_preset(run_dir / BEST)
     report = evaluate_compressor(
-        best, pictures, pictures=settings.val_images, size=settings.val_size, lmbda=compressor.lmbda
+        best, images, pictures=settings.val_images, size=settings.val_size, lmbda=compressor.lmbda
     )
     write_json(run_dir / "report.json", {**report, "step": record["best"]["step"], **environment()})
-    show_reconstructions(run_dir / "reconstructions.png", best, pictures, size=settings.val_size)
+    show_reconstructions(run_dir / "reconstructions.png", best, images, size=settings.val_size)
     if verbose:
         print(
             f"{report['psnr']:.2f} dB at {report['bpp']:.3f} bits per pixel, cost {report['cost']:.3f}, on "
@@ -105,14 +141,11 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     return best, record["history"]
 
 
-def _make(settings):
-    """The compressor to train, compiled."""
-    if settings.init is None:
+def _build_compressor(settings, trained):
+    """The compressor to train, compiled; with the weights of the `Compressor` to begin with, or None."""
+    if trained is None:
         compressor = Compressor(settings.architecture, settings.quality, dtype=settings.dtype)
     else:
-        trained = read_compressor(settings.init)
-        if not isinstance(trained, Compressor):
-            raise ValueError(f"A compressor to train on has a synthesis transform. Received: init={settings.init!r}")
         compressor = Compressor.from_config({**trained.get_config(), "dtype": settings.dtype, "origin": None})
         for ours, theirs in zip(compressor.weights, trained.weights, strict=True):
             ours.assign(theirs)

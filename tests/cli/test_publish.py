@@ -123,7 +123,7 @@ def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     words = shlex.split(command.replace("$DATA", str(photos)))[2:]
     monkeypatch.chdir(dest)
     assert main(words) == 0
-    settings = json.loads((run_dir / "config.json").read_text())["settings"]
+    settings = json.loads((run_dir / "run.json").read_text())["settings"]
     assert given[0].to_dict() == {**settings, "data": str(photos)}
 
 
@@ -344,7 +344,7 @@ class TestTeacher:
         assert main(["publish", str(dest), str(tmp_path / "again"), "--data", str(photos), "--storage", "int8"]) == 0
         report = json.loads((tmp_path / "again" / "report.json").read_text())
         teacher = report["run"]["data"]["teacher"]
-        assert teacher["sha256"] == json.loads((run / "config.json").read_text())["data"]["teacher"]["sha256"]
+        assert teacher["sha256"] == json.loads((run / "run.json").read_text())["data"]["teacher"]["sha256"]
         head, text = read_card(tmp_path / "again")
         assert "knowledge-distillation" in head["tags"]
         itself = f"top-1 {100 * teacher['val_top1']:.2f} % itself"
@@ -364,7 +364,7 @@ class TestTeacher:
             command = command.replace(f"${name}", str(value))
         monkeypatch.chdir(tmp_path / "again")
         assert main(shlex.split(command)[2:]) == 0
-        assert given[0].to_dict() == json.loads((run / "config.json").read_text())["settings"]
+        assert given[0].to_dict() == json.loads((run / "run.json").read_text())["settings"]
 
 
 def test_a_compressor(photos, tmp_path, capsys):
@@ -373,7 +373,7 @@ def test_a_compressor(photos, tmp_path, capsys):
     compressor.save_to_preset(run / "best", metadata={"training": {"step": 5}})
     settings = {"data": str(photos), "lmbda": 0.01, "steps": 5, "quality": None, "val_pictures": 4, "val_size": 32}
     config = {"settings": {**settings, "seed": 0, "dtype": "float32"}, "backend": "jax", "cores": 2, "versions": {}}
-    (run / "config.json").write_text(json.dumps({**config, "data": {}}))
+    (run / "run.json").write_text(json.dumps({**config, "data": {}}))
     (run / "history.csv").write_text("step,seconds\n5,36\n")
     (run / "curves.png").write_bytes(b"picture")
     assert main(["publish", str(run), str(tmp_path / "out"), "--data", str(photos), "--storage", "int8"]) == 0

@@ -68,7 +68,7 @@ def test_latents(photos, preset, silent, other, tmp_path, capsys):
     learned = ["--set", "distill_features=4,4,16", "--set", "distill_alpha=0.5"]
     assert main(["train", out, "--out", str(run), "--teacher", silent, *learned, *TRAIN]) == 0
     assert "Learning from the teacher silent" in capsys.readouterr().out
-    settings = json.loads((run / "config.json").read_text())["settings"]
+    settings = json.loads((run / "run.json").read_text())["settings"]
     assert settings["recipe"]["distill_features"] == [4, 4, 16] and settings["teacher"] == silent
     assert "features_0_loss" in (run / "history.csv").read_text()
 
@@ -80,7 +80,7 @@ def test_photos(photos, other, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "Looking at the teacher other ..." in said and "Learning from the teacher other, top-1 100.00%" in said
     assert "from the labels alone" not in said
-    assert json.loads((run / "config.json").read_text())["data"]["teacher"]["features"] == []
+    assert json.loads((run / "run.json").read_text())["data"]["teacher"]["features"] == []
     for more, message in (
         (["--augment", "device"], "augmented on the host"),
         (["--workers", "1"], "threads of this process"),

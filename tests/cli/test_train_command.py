@@ -30,12 +30,12 @@ def test_a_run_with_its_own_recipe(photos, nano, tmp_path, monkeypatch):
     path.write_text("base: quick\nbatch_size: 8\nimage_size: 32\nepochs: 1\nmixup: 0.2\n")
     options = ["--model", "vit", "--variant", "nano", "--recipe", str(path), "--class-weights", "cat=2,dog=0.5"]
     assert main(["train", str(photos), "--out", str(run), *options]) == 0
-    settings = json.loads((run / "config.json").read_text())["settings"]
+    settings = json.loads((run / "run.json").read_text())["settings"]
     assert settings["recipe"]["mixup"] == 0.2 and settings["class_weights"] == {"cat": 2, "dog": 0.5}
     # The file that the run leaves is a recipe too, and a run can be the beginning of another.
     again = ["--recipe", str(run / "recipe.toml"), "--init", str(run), "--model", "vit", "--epochs", "1"]
     assert main(["train", str(photos), "--out", str(tmp_path / "tuned"), *again]) == 0
-    settings = json.loads((tmp_path / "tuned" / "config.json").read_text())["settings"]
+    settings = json.loads((tmp_path / "tuned" / "run.json").read_text())["settings"]
     assert settings["init"] == str(run / "best") and settings["recipe"]["mixup"] == 0.2
 
 

@@ -1,6 +1,7 @@
 """`keras-ci2p train-compressor`, and what can be done with its run."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -66,7 +67,7 @@ def history(run):
 
 def test_what_a_run_leaves(run):
     names = {path.name for path in run.iterdir()}
-    files = {"history.csv", "curves.png", "config.json", "report.json", "reconstructions.png"}
+    files = {"history.csv", "curves.png", "run.json", "report.json", "reconstructions.png"}
     assert names == {"best", "last", "checkpoints", *files}
     rows = history(run)
     assert [row["step"] for row in rows] == [2, 4]
@@ -111,6 +112,27 @@ def test_an_existing_run_is_not_overwritten(run, pictures):
         train_compressor(settings, run)
     with pytest.raises(RunError, match="other settings.*steps: 4, now 20000"):
         train_compressor(settings, run, resume=True)
+
+
+def test_init_keeps_architecture_and_quality(run, pictures, tmp_path):
+    """Others are an error, and what is recorded is what was trained; a record of 0.1.0 says its defaults."""
+    small = {"crop_size": 32, "batch_size": 2, "steps": 1, "steps_per_epoch": 1, "val_size": 48, "val_images": 2}
+    settings = CompressorTrainConfig(str(pictures), init=str(run), **small)
+    for wrong in ({"quality": 8}, {"architecture": "bmshj2018-factorized-relu"}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f"has the {name} .*which training keeps.*Received: {name}="):
+            train_compressor(dataclasses.replace(settings, **wrong), tmp_path / "wrong", verbose=0)
+    assert not (tmp_path / "wrong").exists()
+    tuned = tmp_path / "tuned"
+    best, _ = train_compressor(dataclasses.replace(settings, quality=1), tuned, verbose=0)
+    record = json.loads((tuned / "run.json").read_text())
+    assert best.quality == record["settings"]["quality"] == 1
+    assert record["settings"]["architecture"] == "bmshj2018-factorized"
+    record["settings"]["quality"] = 5
+    (tuned / "run.json").unlink()
+    (tuned / "config.json").write_text(json.dumps(record))
+    assert len(train_compressor(settings, tuned, resume=True, verbose=0)[1]) == 1
+    assert CompressorTrainConfig("x").quality == 5 and CompressorTrainConfig("x").architecture == "bmshj2018-factorized"
 
 
 def test_wrong_numbers():

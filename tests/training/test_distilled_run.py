@@ -58,7 +58,7 @@ def settings(place):
     def make(data="photos", **kwargs):
         """Keyword arguments of `TrainConfig` and numbers of the recipe, mixed."""
         own = {"data": str(place / data), "variant": "nano", "model": "vit" if data == "photos" else "ci2p"}
-        recipe = {"image_size": 32, "epochs": 2, "batch_size": 8, "warmup_epochs": 0.5}
+        recipe = {"image_size": 32 if data == "photos" else 64, "epochs": 2, "batch_size": 8, "warmup_epochs": 0.5}
         names = {field.name for field in dataclasses.fields(TrainConfig)}
         for key, value in kwargs.items():
             (own if key in names else recipe)[key] = value
@@ -100,7 +100,7 @@ class TestLatents:
         report = evaluate(CI2PViT.from_preset(run / "last"), place / "photos", verbose=0)
         assert report["top1"] == pytest.approx(history[-1]["val_top1"])
 
-        teacher = json.loads((run / "config.json").read_text())["data"]["teacher"]
+        teacher = json.loads((run / "run.json").read_text())["data"]["teacher"]
         assert (teacher["name"], teacher["license"], teacher["val_top1"]) == ("means", "MIT", 1)
         assert teacher["sha256"] == open_teacher(place / "means.onnx", NAMES).sha256
         assert teacher["features"][0]["name"] == "features_2" and "steps" not in teacher["features"][0]
@@ -111,7 +111,7 @@ class TestLatents:
         none = train(settings("latents_means", teacher="none", **options), tmp_path / "none", verbose=0)
         assert_same(none, alone)
         assert not set(TAUGHT) & set(none[1][0])
-        assert "teacher" not in json.loads((tmp_path / "none" / "config.json").read_text())["data"]
+        assert "teacher" not in json.loads((tmp_path / "none" / "run.json").read_text())["data"]
         with pytest.raises(RunError, match="other settings.*teacher: 'none', now None"):
             train(settings("latents_means", **options), tmp_path / "none", resume=True, verbose=0)
 
@@ -152,7 +152,7 @@ class TestLatents:
         on_copy = dataclasses.replace(settings("latents_means", epochs=1), data=str(copy))
         run = tmp_path / "run"
         train(on_copy, run, verbose=0)
-        assert json.loads((run / "config.json").read_text())["data"]["views"] == 2
+        assert json.loads((run / "run.json").read_text())["data"]["views"] == 2
         teacher = open_teacher(place / "means.onnx", NAMES)
         cache_latents(place / "photos", copy, None, teacher=teacher, more_views=1, verbose=0)
         train(on_copy, run, resume=True, verbose=2)
@@ -182,7 +182,7 @@ class TestPhotos:
         taught = settings(teacher=str(teacher), **self.OPTIONS)
         whole = train(taught, tmp_path / "whole", verbose=0)
         assert set(TAUGHT) <= set(whole[1][0]) and np.isfinite([row["loss"] for row in whole[1]]).all()
-        stored = json.loads((tmp_path / "whole" / "config.json").read_text())
+        stored = json.loads((tmp_path / "whole" / "run.json").read_text())
         assert stored["data"]["teacher"]["name"] == "means" and stored["data"]["teacher"]["val_top1"] == 1
         assert stored["settings"]["teacher"] == str(teacher) and (tmp_path / "whole" / "teacher.npz").is_file()
 
@@ -229,13 +229,13 @@ class TestPhotos:
 def test_runs_of_before_can_be_resumed(settings, tmp_path):
     run = tmp_path / "run"
     train(settings(epochs=1), run, verbose=0)
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((run / "run.json").read_text())
     kept = config["settings"]
     for name in ("teacher", "teacher_size", "teacher_range", "teacher_features", "matmul_precision"):
         del kept[name]
     for name in ("distill_alpha", "distill_temperature", "distill_features"):
         del kept["recipe"][name]
-    (run / "config.json").write_text(json.dumps(config))
+    (run / "run.json").write_text(json.dumps(config))
     _, history = train(settings(epochs=1), run, resume=True, verbose=0)
     assert len(history) == 1
     for changed in ({"teacher": "teacher.onnx"}, {"matmul_precision": "float32"}, {"distill_alpha": 0.5}):

@@ -1,14 +1,16 @@
 import math
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
 
-from keras_ci2p import ViT
-from keras_ci2p.data import DataError
+from keras_ci2p import Compressor, ViT
+from keras_ci2p.data import DataError, scan_folder
+from keras_ci2p.data.sources import scan_images
 from keras_ci2p.plots import plot_confusion, plot_worst
-from keras_ci2p.training import evaluate
-from keras_ci2p.training.evaluation import worst_images
+from keras_ci2p.training import evaluate, evaluate_compressor
+from keras_ci2p.training.evaluation import held_out, middle_crops, worst_images
 
 
 class BrightestChannel(ViT):
@@ -75,8 +77,6 @@ def test_classes_must_agree(photos, nano):
 
 
 def test_photos_that_vanish(photos, nano):
-    from keras_ci2p.data import scan_folder
-
     manifest = scan_folder(photos)
     (photos / manifest.split("val").files[0]).unlink()
     # All of one class are wrong; those that are left bear their own names.
@@ -95,3 +95,58 @@ def test_photos_that_vanish(photos, nano):
     photos.rename(photos.with_name("elsewhere"))
     with pytest.warns(UserWarning, match="no longer"), pytest.raises(DataError, match="None of the 6 images"):
         evaluate(model, manifest, verbose=0, batch_size=2)
+
+
+def test_batches_of_one_size(photos, nano):
+    """The last one is filled up and cut: another size would be compiled anew. So are those with images missing."""
+    shapes = []
+
+    class Spy(BrightestChannel):
+        def predict_on_batch(self, images):
+            shapes.append(np.shape(images))
+            return super().predict_on_batch(images)
+
+    model = Spy((32, 32, 3), num_classes=3, class_names=["bird", "cat", "dog"], **nano)
+    manifest = scan_folder(photos)
+    report = evaluate(model, manifest, split="all", batch_size=8, verbose=0)
+    assert set(shapes) == {(8, 32, 32, 3)} and len(shapes) == 4
+    assert report["images"] == 30 and report["top1"] == pytest.approx(2 / 3)
+    for name in manifest.files:
+        (photos / name).unlink()
+    with pytest.warns(UserWarning, match="no longer"), pytest.raises(DataError, match="None of the 30 images"):
+        evaluate(model, manifest, split="all", verbose=0)
+
+
+class TestCompressor:
+    @pytest.fixture
+    def compressor(self):
+        return Compressor("bmshj2018-factorized", quality=None, channels=(4, 6))
+
+    def test_it_stays_compiled_as_it_was(self, compressor, photos):
+        compressor.compile(keras.optimizers.SGD(0.5), lmbda=3.0)
+        optimizer = compressor.optimizer
+        report = evaluate_compressor(compressor, photos, size=48, lmbda=0.01)
+        assert compressor.optimizer is optimizer and compressor.lmbda == 3 and report["lmbda"] == 0.01
+        with pytest.raises(ValueError, match="Give `lmbda`"):
+            evaluate_compressor(compressor, photos, size=48)
+        fresh = Compressor("bmshj2018-factorized", quality=None, channels=(4, 6))
+        evaluate_compressor(fresh, photos, size=48, lmbda=0.01)
+        assert not fresh.compiled
+
+    def test_lambda_is_the_one_of_the_quality(self, compressor, photos):
+        compressor.quality = 3
+        compressor.compile(lmbda=0.5)
+        report = evaluate_compressor(compressor, photos, size=48)
+        assert report["lmbda"] == 0.0067
+
+    def test_as_keras_measures(self, compressor, photos):
+        """Also with a last batch that is not full."""
+        report = evaluate_compressor(compressor, photos, split="all", pictures=7, size=48, lmbda=0.01, batch_size=4)
+        compressor.compile(lmbda=0.01)
+        crops = middle_crops(held_out(scan_images(photos), "all", 7), 48, 7)
+        means = compressor.evaluate(crops.repeat(), steps=1, verbose=0, return_dict=True)
+        assert report["images"] == 7
+        for name in ("psnr", "bpp", "cost"):
+            assert report[name] == pytest.approx(means[name], rel=1e-5)
+        with pytest.raises(ValueError, match="cannot be measured"):
+            evaluate_compressor(Compressor("mbt2018", quality=None, channels=(4, 6)), photos, lmbda=1)

@@ -75,7 +75,7 @@ def test_the_run_is_the_one_that_those_epochs_would_have_been(settings, measured
     for ours, theirs in zip(in_budget.weights, by_epochs.weights, strict=True):
         np.testing.assert_allclose(keras.ops.convert_to_numpy(ours), keras.ops.convert_to_numpy(theirs), atol=1e-5)
     assert len(measured) == 1, "only with minutes"
-    config = json.loads((tmp_path / "budget" / "config.json").read_text())["settings"]
+    config = json.loads((tmp_path / "budget" / "run.json").read_text())["settings"]
     assert config["max_minutes"] == 10
     assert config["recipe"]["epochs"] == 3 and config["recipe"]["warmup_epochs"] == pytest.approx(0.6)
     assert read_recipe(tmp_path / "budget" / "recipe.toml").epochs == 3

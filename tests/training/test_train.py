@@ -1,14 +1,16 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from conftest import NANO, write_photos
+from tiny_teacher import onnx_file
 
-from keras_ci2p import CI2PViT, ViT
-from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError
+from keras_ci2p import CI2PViT, ViT, presets
+from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError, image_folder
 from keras_ci2p.data.loader import LoadImage
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.models import CLASSIFIERS
@@ -20,10 +22,12 @@ from keras_ci2p.training import (
     TrainConfig,
     cache_latents,
     evaluate,
+    open_teacher,
     read_recipe,
     train,
 )
 from keras_ci2p.training.configs import DEFAULT_COMPRESSOR
+from keras_ci2p.training.run_dir import run_lock
 
 
 @pytest.fixture
@@ -45,7 +49,7 @@ def settings(photos, nano, monkeypatch):
 def test_a_run_leaves_its_record(settings, photos, tmp_path):
     run = tmp_path / "run"
     model, history = train(settings(model="ci2p"), run, verbose=0)
-    names = {"best", "last", "checkpoints", "config.json", "recipe.toml", "history.csv", "curves.png"}
+    names = {"best", "last", "checkpoints", "run.json", "recipe.toml", "history.csv", "curves.png"}
     assert {path.name for path in run.iterdir()} == names
     rows = list(csv.DictReader((run / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -54,7 +58,7 @@ def test_a_run_leaves_its_record(settings, photos, tmp_path):
     assert all(float(row["images_per_second"]) > 0 and 0 <= float(row["waiting"]) < 1 for row in rows)
     assert read_recipe(run / "recipe.toml") == settings().recipe
     assert float(rows[1]["val_top1"]) == history[1]["val_top1"]
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((run / "run.json").read_text())
     assert config["settings"]["variant"] == "nano"
     assert model.freeze_compressor and model.compressor.origin["name"] == DEFAULT_COMPRESSOR
     assert config["backend"] == keras.backend.backend() and config["versions"]["keras"] == keras.__version__
@@ -99,10 +103,10 @@ def test_existing_directories(settings, tmp_path):
         train(settings(), run, verbose=0)
     with pytest.raises(RunError, match="no training run"):
         train(settings(), run, resume=True, verbose=0)
-    (run / "config.json").write_text("{")
+    (run / "run.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
         train(settings(), run, resume=True, verbose=0)
-    assert {path.name for path in run.iterdir()} == {"mine.txt", "config.json"}
+    assert {path.name for path in run.iterdir()} == {"mine.txt", "run.json"}
 
 
 def test_only_the_same_run_can_be_resumed(settings, photos, tmp_path):
@@ -228,7 +232,7 @@ def test_training_on_latents(settings, photos, tmp_path, small_compressor):
     np.testing.assert_array_equal(model.compressor.get_weights()[0], small_compressor.get_weights()[0])
     report = evaluate(CI2PViT.from_preset(run / "last"), photos, verbose=0)
     assert report["top1"] == pytest.approx(history[-1]["val_top1"])
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((run / "run.json").read_text())
     assert config["data"]["latents"]["views"] == 2 and config["data"]["photos"]["cat"] == 10
 
     tuned = dataclasses.replace(on_latents, init=str(run / "best"), variant=None)
@@ -252,6 +256,141 @@ def test_augmentation_on_the_device(settings, tmp_path):
     last = ViT.from_preset(run / "last")
     np.testing.assert_array_equal(last.head.get_weights()[0], model.head.get_weights()[0])
     train(settings(**options), run, resume=True, verbose=0)
+
+
+class TestFromProbabilities:
+    """A preset that gives probabilities is taken up as a model of logits, which the loss wants."""
+
+    @pytest.fixture
+    def softmax(self, tmp_path, small_compressor):
+        """The preset of a CI2P-ViT that gives probabilities."""
+        compressor = {"num_filters": 8, "latent_channels": 12}
+        model = CI2PViT(
+            (32, 32, 3), 3, activation="softmax", class_names=["bird", "cat", "dog"], compressor=compressor, **NANO
+        )
+        model.compressor.set_weights(small_compressor.get_weights())
+        model.save_to_preset(tmp_path / "softmax")
+        return str(tmp_path / "softmax")
+
+    def options(self, softmax, **kwargs):
+        return {"model": "ci2p", "variant": None, "init": softmax, "epochs": 1, **kwargs}
+
+    def check(self, run, softmax, model):
+        """The head is the preset's, and the model, as trained and as written, gives logits."""
+        last = CI2PViT.from_preset(run / "last")
+        assert model.activation is None and last.activation is None
+        assert json.loads((run / "best" / "task.json").read_text())["config"]["activation"] is None
+        for kept, given in zip(model.head.get_weights(), CI2PViT.from_preset(softmax).head.get_weights(), strict=True):
+            np.testing.assert_allclose(kept, given, atol=1e-6)
+        images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
+        logits = last.predict_on_batch(images)
+        assert np.abs(logits.sum(-1) - 1).min() > 0.1, "no probabilities"
+        np.testing.assert_allclose(model.predict_on_batch(images), logits, atol=1e-5)
+
+    def test_images(self, settings, softmax, tmp_path):
+        run = tmp_path / "run"
+        still = settings(**self.options(softmax, learning_rate=1e-12))
+        model, history = train(still, run, verbose=0)
+        self.check(run, softmax, model)
+        # The loss is that of the model's own probabilities.
+        images, labels = next(iter(image_folder(still.data, image_size=32, split="val", batch_size=6)))
+        probabilities = keras.ops.softmax(model.predict_on_batch(images))
+        expected = keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=0.1)
+        assert history[0]["val_loss"] == pytest.approx(float(np.mean(keras.ops.convert_to_numpy(expected))), abs=1e-4)
+        again, _ = train(still, run, resume=True, verbose=0)
+        self.check(run, softmax, again)
+
+    def test_other_classes(self, settings, softmax, tmp_path):
+        folder = write_photos(tmp_path / "others", ("cat", "horse"))
+        options = dataclasses.replace(settings(**self.options(softmax)), data=str(folder))
+        model, _ = train(options, tmp_path / "run", verbose=0)
+        assert model.activation is None and model.num_classes == 2
+
+    @pytest.mark.parametrize("taught", [False, True])
+    @pytest.mark.filterwarnings("ignore:The latents are made with a compressor of random weights")
+    def test_latents(self, settings, photos, softmax, small_compressor, tmp_path, taught):
+        teacher = None
+        if taught:
+            metadata = {"class_names": ["bird", "cat", "dog"], "value_range": [0, 10]}
+            onnx_file(tmp_path / "means.onnx", metadata=metadata, size=(48, 48))
+            teacher = open_teacher(tmp_path / "means.onnx", ("bird", "cat", "dog"))
+        views = LatentCacheConfig(views=1, image_size=32, augmentation=CROP_AND_FLIP, batch_size=8)
+        cache_latents(photos, tmp_path / "cache", small_compressor, views, teacher=teacher, verbose=0)
+        options = self.options(softmax, learning_rate=1e-12, data=str(tmp_path / "cache"))
+        model, history = train(settings(**options), tmp_path / "run", verbose=0)
+        assert ("teacher_loss" in history[0]) == taught
+        self.check(tmp_path / "run", softmax, model)
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_one_model_is_built_and_read_once(settings, photos, tmp_path, monkeypatch, init):
+    options = {"epochs": 1}
+    if init:
+        ViT((32, 32, 3), 2, class_names=["cat", "horse"], **NANO).save_to_preset(tmp_path / "preset")
+        options.update(variant=None, init=str(tmp_path / "preset"))
+    built, read = [], []
+    build, sha256, fit = keras.layers.Dense.build, presets.file_sha256, ViT.fit
+
+    def counting_build(self, input_shape):
+        built.extend([1] if self.name == "head" else [])
+        build(self, input_shape)
+
+    def count(path):
+        read.append(Path(path).name)
+        return sha256(path)
+
+    def counting_fit(self, *args, **kwargs):
+        assert len(built) == 1
+        weights = [name for name in read if name.endswith(".h5")]
+        assert len(weights) == len(set(weights)) and bool(weights) == init
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(presets, "file_sha256", count)
+    monkeypatch.setattr(keras.layers.Dense, "build", counting_build)
+    monkeypatch.setattr(ViT, "fit", counting_fit)
+    train(settings(**options), tmp_path / "run", verbose=0)
+
+
+class TestSettledByTheCache:
+    """Image size and augmentation are those that the latents were made with."""
+
+    @pytest.fixture
+    def cache(self, photos, tmp_path, small_compressor):
+        with pytest.warns(UserWarning, match="random weights"):
+            views = LatentCacheConfig(views=1, image_size=64, augmentation=Augmentation(flip=0.25), batch_size=8)
+            cache_latents(photos, tmp_path / "cache", small_compressor, views, verbose=0)
+        return str(tmp_path / "cache")
+
+    def test_they_are_recorded(self, settings, cache, tmp_path):
+        """Also where a record of 0.1.0 says something else."""
+        run, asked = tmp_path / "run", settings(model="ci2p", data=cache, image_size=256, epochs=1)
+        train(asked, run, verbose=0)
+        record = json.loads((run / "run.json").read_text())
+        written = read_recipe(run / "recipe.toml")
+        assert record["settings"]["recipe"]["image_size"] == written.image_size == 64
+        assert record["settings"]["recipe"]["augmentation"]["flip"] == written.augmentation.flip == 0.25
+        assert json.loads((run / "best" / "config.json").read_text())["config"]["image_shape"] == [64, 64, 3]
+        (run / "run.json").unlink()
+        record["settings"]["recipe"].update(asked.recipe.as_dict())
+        (run / "config.json").write_text(json.dumps(record))
+        assert len(train(asked, run, resume=True, verbose=0)[1]) == 1
+
+    @pytest.mark.parametrize("wrong", [{"image_size": 512}, {"augmentation": {"flip": 0.123}}])
+    def test_others_are_refused(self, settings, cache, tmp_path, wrong):
+        (name,) = wrong
+        options = settings(**{"model": "ci2p", "data": cache, "image_size": 64, **wrong})
+        with pytest.raises(ValueError, match=f"latent cache, made with {name} .*can no longer be changed"):
+            train(options, tmp_path / "run", verbose=0)
+        assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_do_not_take_up_one_run(settings, tmp_path):
+    run = tmp_path / "run"
+    train(settings(epochs=1), run, verbose=0)
+    with run_lock(run), pytest.raises(RunError, match="in use by process"):
+        train(settings(epochs=1), run, resume=True, verbose=0)
+    assert not (run / "run.lock").exists()
+    assert len(train(settings(epochs=1), run, resume=True, verbose=0)[1]) == 1
 
 
 def test_tensorboard(settings, tmp_path):

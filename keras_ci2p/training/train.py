@@ -18,7 +18,6 @@ from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier
 from keras_ci2p.models.backbone import CI2PClassifier
 from keras_ci2p.models.loading import CLASSIFIERS
-from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS, transformer_sizes
 from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST, open_preset, preset_of
 from keras_ci2p.training.cache_latents import cached_compressor
@@ -318,9 +317,9 @@ class ModelBuilder:
                 f"The images of the model {settings.model} have height and width that are multiples of "
                 f"{self.patch_size}. Received: image_size={size[0]}"
             )
-        if settings.init is None:
-            # Unknown ones are refused.
-            transformer_sizes(settings.variant, DUAL_SCALE_VARIANTS if settings.model == "ci2p_dual" else VARIANTS)
+        if settings.init is None and settings.variant not in self._class.variants:
+            known = ", ".join(self._class.variants)
+            raise ValueError(f"`variant` must be one of {known}. Received: variant={settings.variant!r}")
         self._arguments = {
             "image_shape": (*size, 3),
             "drop_path_rate": settings.recipe.drop_path_rate,

@@ -84,7 +84,7 @@ def evaluate(model, data, split="val", image_size=None, batch_size=32, verbose=1
         image_size=image_size or evaluation_size(model),
         batch_size=batch_size,
         augment=False,
-        patch_size=model.size_multiple,
+        patch_size=model.patch_size,
     )
     # Images that can no longer be read are left out of the batches; so labels come with the images.
     scores, labels = [], []

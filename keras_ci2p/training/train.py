@@ -318,9 +318,8 @@ class ModelBuilder:
                 f"{self.patch_size}. Received: image_size={size[0]}"
             )
         if settings.init is None and settings.variant not in self._class.variants:
-            raise ValueError(
-                f"variant must be one of {', '.join(self._class.variants)}. Received: {settings.variant!r}"
-            )
+            known = ", ".join(self._class.variants)
+            raise ValueError(f"`variant` must be one of {known}. Received: variant={settings.variant!r}")
         self._arguments = {
             "image_shape": (*size, 3),
             "drop_path_rate": settings.recipe.drop_path_rate,

@@ -18,3 +18,7 @@ __all__, __getattr__, __dir__ = lazy_imports(
         "replace_patch_embedding": ["ClassTokenAndPositions", "replace_patch_embedding"],
     },
 )
+
+# Not lazily: KerasHub's loader finds only classes that are registered.
+for _name in __all__:
+    __getattr__(_name)

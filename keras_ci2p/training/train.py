@@ -81,9 +81,9 @@ def train(settings, run_dir, resume=False, verbose=1):
     _require_packages(settings)
 
     # === Run ===
-    cache = open_cache(settings.data) if is_latent_cache(settings.data) else None
-    settings = settings.for_data(cache is not None)
-    if cache is not None:
+    settings, cache = settings.for_data(is_latent_cache(settings.data)), None
+    if is_latent_cache(settings.data):
+        cache = open_cache(settings.data)
         settings = _fit_to_cache(settings, cache)
     previous = previous_run(run_dir, resume)
     if settings.max_minutes is not None and previous is not None:

@@ -55,8 +55,8 @@ UPWARDS = {}
 FRAMEWORKS = ("torch", "jax", "tensorflow")
 # Where a framework may be imported, inside functions: to read its files and to write for it.
 USES_FRAMEWORKS = ("backend/", "convert/state_dict.py", "export/", "training/efficientnet")
-# Imported inside functions only: not everybody has them, and they are slow to start.
-SLOW = ("grain", "matplotlib", "tensorboardX", "tensorflow_datasets")
+# Imported inside functions only: not everybody has them, and they are slow to start. (Classes are made of grain's.)
+SLOW = ("matplotlib", "tensorboardX", "tensorflow_datasets")
 # Files that import one of these at the top, as their classes are made of it, each with its reason. They are themselves
 # imported inside functions only.
 AT_THE_TOP = {

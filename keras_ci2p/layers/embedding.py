@@ -1,7 +1,5 @@
 """From an image to tokens: patch generators, the CI2P patch embedding, position embeddings."""
 
-import warnings
-
 import keras
 import numpy as np
 from keras import ops
@@ -182,10 +180,9 @@ class PatchGenerator(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class FinePatchGenerator(PatchGenerator):
-    """`PatchGenerator(strides=1)` by its name in 0.1.0; deprecated."""
+    """`PatchGenerator(strides=1)` by its name in 0.1.0, which weight files of `CI2PViTDualScale` use for its group."""
 
     def __init__(self, hidden_dim, strides=1, **kwargs):
-        warnings.warn("FinePatchGenerator is now PatchGenerator(strides=1).", DeprecationWarning, stacklevel=2)
         super().__init__(hidden_dim, strides=strides, **kwargs)
 
 

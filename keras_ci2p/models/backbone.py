@@ -23,6 +23,18 @@ from keras_ci2p.utils import renamed_names
 __getattr__ = renamed_names(__name__, {"CI2PClassifier": "CompressorMixin"})
 
 
+class ClassSignature:
+    """What `inspect.signature` finds in a class, not in its instances: their signature is that of their `__call__`."""
+
+    def __init__(self, signature):
+        self._signature = signature
+
+    def __get__(self, instance, owner):
+        if instance is not None:
+            raise AttributeError("__signature__")
+        return self._signature
+
+
 class Backbone(keras.Model):
     """A functional model, images to tokens, whose configuration is the arguments of its constructor.
 
@@ -38,7 +50,7 @@ class Backbone(keras.Model):
         super().__init_subclass__(**kwargs)
         # What `help` shows; else it is `__new__`'s.
         _, *parameters = inspect.signature(cls.__init__).parameters.values()
-        cls.__signature__ = inspect.Signature(parameters)
+        cls.__signature__ = ClassSignature(inspect.Signature(parameters))
 
     def __new__(cls, *args, **kwargs):
         # Keras records the arguments of a layer's constructor in the same place, but not those of functional models.

@@ -3,7 +3,7 @@
 import keras
 
 from keras_ci2p.layers.compression_transforms import check_images
-from keras_ci2p.layers.embedding import PATCH_SIZE, PatchGenerator, PositionEmbedding
+from keras_ci2p.layers.embedding import PATCH_SIZE, FinePatchGenerator, PatchGenerator, PositionEmbedding
 from keras_ci2p.models.backbone import (
     Backbone,
     CompressorMixin,
@@ -134,7 +134,8 @@ class CI2PViTDualScaleBackbone(CompressorMixin, Backbone):
         _check_scales(hidden_dim, num_layers, num_heads, mlp_dim, early_dim, merge_at)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         compressor = compressor_layer(compressor, freeze_compressor, policy)
-        patch_generator = PatchGenerator(early_dim, strides=1, dtype=policy, name="patch_generator")
+        # Not `PatchGenerator(strides=1)`: Keras's weight files find a layer by its class.
+        patch_generator = FinePatchGenerator(early_dim, dtype=policy, name="patch_generator")
 
         # === Functional model ===
         images = keras.Input(image_shape, dtype="float32", name="images")

@@ -11,7 +11,7 @@ from keras import ops
 from keras_ci2p.layers.compression_transforms import check_images
 from keras_ci2p.layers.core import Dense
 from keras_ci2p.layers.transformer import TransformerBlock
-from keras_ci2p.models.backbone import plain_value
+from keras_ci2p.models.backbone import ClassSignature, plain_value
 from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, PresetError, open_preset, save_preset, serialize_model
 
 
@@ -45,7 +45,7 @@ class ImageClassifier(keras.Model):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         # What `help` shows, the backbone's arguments among them.
-        cls.__signature__ = _signature(cls)
+        cls.__signature__ = ClassSignature(_signature(cls))
 
     def __init__(
         self,

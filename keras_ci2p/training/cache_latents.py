@@ -433,7 +433,7 @@ def _concatenate(elements):
 
 
 class _Views:
-    """Number of a image to its views, uint8 `(views, height, width, 3)`, and the same views in the teacher's size."""
+    """Number of an image to its views, uint8 `(views, height, width, 3)`, and the same views in the teacher's size."""
 
     def __init__(self, photos, split, settings, views, teacher_size):
         self._photos = photos

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 
-import grain
 import keras
 
 from keras_ci2p.data.manifest import NAMES_FILE
@@ -16,6 +15,8 @@ from keras_ci2p.plots import plot_compressor_curves, plot_curves
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.run_dir import CURVES, HISTORY, RunError
 from keras_ci2p.utils import require, write_csv
+
+grain = require("grain", extra="train")
 
 
 class Recorder(keras.callbacks.Callback):

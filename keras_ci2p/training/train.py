@@ -16,7 +16,7 @@ from keras_ci2p.data.manifest import DataError, ImageManifest, summarize
 from keras_ci2p.data.sources import open_data
 from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier
-from keras_ci2p.models.backbone import CI2PClassifier
+from keras_ci2p.models.backbone import CompressorMixin
 from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST, open_preset, preset_of
@@ -182,7 +182,7 @@ def _fit_to_cache(settings, cache):
             cache's nor a recipe's own among them.
     """
     where = f"{settings.data} is a latent cache"
-    if not issubclass(CLASSIFIERS[settings.model], CI2PClassifier):
+    if not issubclass(CLASSIFIERS[settings.model], CompressorMixin):
         raise ValueError(f"{where}; train the model ci2p or ci2p_dual on it. Received: model={settings.model!r}")
     if settings.freeze_compressor is False:
         raise ValueError(f"{where}: its compressor cannot be trained. Received: freeze_compressor=False")
@@ -326,11 +326,11 @@ class ModelBuilder:
             "dtype": settings.dtype,
         }
         self._checks_compressor = False
-        if issubclass(self._class, CI2PClassifier):
+        if issubclass(self._class, CompressorMixin):
             self._read_compressor()
 
     def _read_patch_size(self):
-        if issubclass(self._class, CI2PClassifier):
+        if issubclass(self._class, CompressorMixin):
             return PATCH_SIZE
         default = inspect.signature(self._class).parameters["patch_size"].default
         if self._preset is None:

@@ -69,8 +69,7 @@ class LayerTests(testing.TestCase):
             lambda: layers.FinePatchGenerator(**config),
             lambda: keras.saving.deserialize_keras_object({**saved, "config": config}),
         ):
-            with pytest.warns(DeprecationWarning, match=r"PatchGenerator\(strides=1\)"):
-                layer = make()
+            layer = make()
             assert layer.strides == 1 and layer.compute_output_shape((2, 3, 4, 6)) == (2, 12, 10)
             assert isinstance(layer, layers.PatchGenerator)
         assert layers.PatchGenerator.from_config(config).strides == 2

@@ -124,7 +124,7 @@ def test_names_twice(checkout):
         ("export__x", "import torch\n", "imports torch outside a function"),
         ("convert__state_dict", "def late():\n    from torch import load\n", None),
         ("convert__other", "def late():\n    from torch import load\n", "imports torch; only"),
-        ("data__x", "from grain import Sampler\n", "imports grain outside a function"),
+        ("data__x", "from matplotlib import figure\n", "imports matplotlib outside a function"),
         ("data__x", "class A:\n    import matplotlib.pyplot\n", "imports matplotlib outside a function"),
         (
             "data__x",

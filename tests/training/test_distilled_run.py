@@ -18,7 +18,8 @@ from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
 from keras_ci2p.training import RECIPES, LatentCacheConfig, RunError, TrainConfig, cache_latents, evaluate, train
 from keras_ci2p.training.run_dir import Checkpoints
 from keras_ci2p.training.teacher import open_teacher
-from keras_ci2p.training.train import distilled, find_teacher
+from keras_ci2p.training.train import distilled
+from keras_ci2p.training.train_data import find_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:The latents are made with a compressor of random weights")
 

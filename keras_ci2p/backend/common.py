@@ -6,6 +6,7 @@ Kernels take Keras variables or tensors. All images are channels last.
 import contextlib
 import hashlib
 import json
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -109,6 +110,23 @@ def attention(query, key, value):
     """Computes `softmax(query key^T / sqrt(head_dim)) value`, each `(batch, tokens, heads, head_dim)`."""
     # Of float64 Keras makes float32 on torch.
     return ops.cast(ops.dot_product_attention(query, key, value), query.dtype)
+
+
+class AdamWStep(NamedTuple):
+    """What a step of AdamW takes beside weights, gradients and moments.
+
+    Attributes:
+        iterations: Steps before this one, a Keras variable.
+        learning_rate: Scalar tensor.
+        weight_decay, beta_1, beta_2, epsilon: Numbers, as Keras's AdamW takes them.
+    """
+
+    iterations: object
+    learning_rate: object
+    weight_decay: float
+    beta_1: float
+    beta_2: float
+    epsilon: float
 
 
 # A function that takes a step of AdamW, as in `backend.torch`; None where Keras's own operations are as fast.

@@ -11,42 +11,30 @@ from keras_ci2p.utils import num_cpus
 # === Kernels ===
 
 
-def adamw_step(
-    weights,
-    gradients,
-    momentums,
-    velocities,
-    *,
-    iterations,
-    learning_rate,
-    weight_decay,
-    beta_1,
-    beta_2,
-    epsilon,
-):
+def adamw_step(weights, gradients, momentums, velocities, step):
     """Takes a step of AdamW: weight decay, then `ResourceApplyAdam` (TensorFlow 2.21) in place of Keras's passes.
 
     Args:
         weights: Of TensorFlow, as Keras gives them to `update_step`: on each of several devices its own.
-        gradients, momentums, velocities, others: As in `keras_ci2p.backend.torch.adamw_step`.
+        gradients, momentums, velocities, step: As in `keras_ci2p.backend.torch.adamw_step`.
     """
     for weight, gradient, momentum, velocity in zip(weights, gradients, momentums, velocities, strict=True):
         dtype = weight.dtype
-        rate = tf.cast(learning_rate, dtype)
-        if weight_decay:
-            weight.assign(weight * (1 - weight_decay * rate))
-        step = tf.cast(iterations + 1, dtype)
-        beta1, beta2 = (tf.constant(beta, dtype) for beta in (beta_1, beta_2))
+        rate = tf.cast(step.learning_rate, dtype)
+        if step.weight_decay:
+            weight.assign(weight * (1 - step.weight_decay * rate))
+        number = tf.cast(step.iterations + 1, dtype)
+        beta1, beta2 = (tf.constant(beta, dtype) for beta in (step.beta_1, step.beta_2))
         tf.raw_ops.ResourceApplyAdam(
             var=weight.handle,
             m=momentum.value.handle,
             v=velocity.value.handle,
-            beta1_power=tf.pow(beta1, step),
-            beta2_power=tf.pow(beta2, step),
+            beta1_power=tf.pow(beta1, number),
+            beta2_power=tf.pow(beta2, number),
             lr=rate,
             beta1=beta1,
             beta2=beta2,
-            epsilon=tf.constant(epsilon, dtype),
+            epsilon=tf.constant(step.epsilon, dtype),
             grad=tf.cast(gradient, dtype),
         )
 

@@ -91,19 +91,7 @@ adamw_takes_all_weights = True
 
 
 @torch.no_grad()
-def adamw_step(
-    weights,
-    gradients,
-    momentums,
-    velocities,
-    *,
-    iterations,
-    learning_rate,
-    weight_decay,
-    beta_1,
-    beta_2,
-    epsilon,
-):
+def adamw_step(weights, gradients, momentums, velocities, step):
     """Takes a step of AdamW for many weights in one pass, and frees the gradients that the weights hold.
 
     `torch._fused_adamw_`, checked on a CPU with PyTorch 2.13.
@@ -111,31 +99,29 @@ def adamw_step(
     Args:
         weights, momentums, velocities: Keras variables, all on one device; changed in place.
         gradients: Tensors.
-        iterations: Steps before this one, a Keras variable.
-        learning_rate: Scalar tensor.
-        weight_decay, beta_1, beta_2, epsilon: Numbers.
+        step: `AdamWStep`.
     """
     parameters = [weight.value for weight in weights]
     if _knows_numbers(parameters[0].device):
-        step = float(_tensor(iterations)) + 1
+        number = float(_tensor(step.iterations)) + 1
         numbers = {
-            "lr": float(learning_rate),
-            "weight_decay": weight_decay,
+            "lr": float(step.learning_rate),
+            "weight_decay": step.weight_decay,
             # Keras adds epsilon before it corrects the bias, PyTorch after.
-            "eps": epsilon / (1 - beta_2**step) ** 0.5,
+            "eps": step.epsilon / (1 - step.beta_2**number) ** 0.5,
         }
-        step = torch.tensor(step)
+        number = torch.tensor(number)
     else:
-        step, numbers = _without_waiting(parameters, iterations, learning_rate, weight_decay, beta_1, beta_2, epsilon)
+        number, numbers = _without_waiting(parameters, step)
     torch._fused_adamw_(
         parameters,
         list(gradients),
         [momentum.value for momentum in momentums],
         [velocity.value for velocity in velocities],
         [],
-        [step] * len(parameters),
-        beta1=beta_1,
-        beta2=beta_2,
+        [number] * len(parameters),
+        beta1=step.beta_1,
+        beta2=step.beta_2,
         amsgrad=False,
         maximize=False,
         **numbers,
@@ -149,16 +135,16 @@ def _knows_numbers(device):
     return device.type == "cpu"
 
 
-def _without_waiting(parameters, iterations, learning_rate, weight_decay, beta_1, beta_2, epsilon):
+def _without_waiting(parameters, step):
     """The same step by numbers that stay on the device: the bias corrections are in the learning rate.
 
     PyTorch's own are 1 after ever so many steps; the weights decay in a pass of their own.
     """
-    if weight_decay:
-        torch._foreach_mul_(parameters, 1 - weight_decay * learning_rate)
-    step = _tensor(iterations).to(torch.float32) + 1
-    corrected = learning_rate * torch.sqrt(1 - beta_2**step) / (1 - beta_1**step)
-    return torch.full_like(step, 1e9), {"lr": corrected, "weight_decay": 0.0, "eps": epsilon}
+    if step.weight_decay:
+        torch._foreach_mul_(parameters, 1 - step.weight_decay * step.learning_rate)
+    number = _tensor(step.iterations).to(torch.float32) + 1
+    corrected = step.learning_rate * torch.sqrt(1 - step.beta_2**number) / (1 - step.beta_1**number)
+    return torch.full_like(number, 1e9), {"lr": corrected, "weight_decay": 0.0, "eps": step.epsilon}
 
 
 # === Settings and facts ===

@@ -208,12 +208,8 @@ class TransformerBlock(keras.layers.Layer):
 
     def get_config(self):
         config = super().get_config()
-        config.update(
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            drop_path_rate=self.drop_path_rate,
-            seed=self.seed,
-        )
+        names = ("num_heads", "mlp_dim", "drop_path_rate", "seed")
+        config.update({name: getattr(self, name) for name in names})
         return config
 
 

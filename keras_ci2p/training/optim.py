@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_ci2p import backend
+from keras_ci2p.backend.common import AdamWStep
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -55,18 +56,9 @@ class FusedAdamW(keras.optimizers.AdamW):
         for weight_decay, pairs in groups.items():
             variables, gradients = zip(*pairs, strict=True)
             indices = [self._get_variable_index(variable) for variable in variables]
-            backend.adamw_step(
-                variables,
-                gradients,
-                [self._momentums[i] for i in indices],
-                [self._velocities[i] for i in indices],
-                iterations=self.iterations,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                beta_1=self.beta_1,
-                beta_2=self.beta_2,
-                epsilon=self.epsilon,
-            )
+            moments = ([moments[i] for i in indices] for moments in (self._momentums, self._velocities))
+            step = AdamWStep(self.iterations, learning_rate, weight_decay, self.beta_1, self.beta_2, self.epsilon)
+            backend.adamw_step(variables, gradients, *moments, step)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")

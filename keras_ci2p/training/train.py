@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -10,10 +10,6 @@ import keras
 from keras_ci2p.backend import environment, make_deterministic, open_devices, set_matmul_precision
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data.latent_cache import PROJECTION, LatentCache, is_latent_cache, open_cache
-from keras_ci2p.data.latent_loader import latent_folder
-from keras_ci2p.data.loader import DataLoader, image_folder
-from keras_ci2p.data.manifest import DataError, ImageManifest, summarize
-from keras_ci2p.data.sources import open_data
 from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier
 from keras_ci2p.models.backbone import CompressorMixin
@@ -22,18 +18,11 @@ from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST, open_preset, preset_of
 from keras_ci2p.training.cache_latents import cached_compressor
 from keras_ci2p.training.callbacks import ClassifierRecorder, DataTimer, InterruptCallback, SwapEMA
-from keras_ci2p.training.configs import NO_TEACHER
 from keras_ci2p.training.distillation import (
     DistilledClassifier,
-    FeatureProjection,
-    TeacherTargets,
     guided_layers,
-    load_teacher,
-    resized,
-    teacher_top1,
 )
-from keras_ci2p.training.efficientnet import TEACHERS
-from keras_ci2p.training.optim import SoftTargetCrossentropy, balanced_weights, make_optimizer
+from keras_ci2p.training.optim import SoftTargetCrossentropy, make_optimizer
 from keras_ci2p.training.recipes import RECIPES, write_recipe
 from keras_ci2p.training.run_dir import (
     LAST,
@@ -41,14 +30,13 @@ from keras_ci2p.training.run_dir import (
     Checkpoints,
     RunError,
     check_config,
-    check_same,
     previous_run,
     recipe_of_latents,
     run_lock,
     warn_of_other_backend,
 )
-from keras_ci2p.training.teacher import teacher_sha256
 from keras_ci2p.training.time_budget import as_begun, within_budget
+from keras_ci2p.training.train_data import load_data
 from keras_ci2p.utils import clean_up, require, write_bytes, write_json
 
 RECIPE = "recipe.toml"
@@ -81,9 +69,10 @@ def train(settings, run_dir, resume=False, verbose=1):
     _require_packages(settings)
 
     # === Run ===
-    cache = open_cache(settings.data) if is_latent_cache(settings.data) else None
-    settings = settings.for_data(cache is not None)
-    if cache is not None:
+    on_latents = is_latent_cache(settings.data)
+    settings = settings.for_data(on_latents)
+    cache = open_cache(settings.data) if on_latents else None
+    if on_latents:
         settings = _fit_to_cache(settings, cache)
     previous = previous_run(run_dir, resume)
     if settings.max_minutes is not None and previous is not None:
@@ -370,183 +359,6 @@ class ModelBuilder:
         if self._checks_compressor:
             self._cache.check_compressor(model.compressor)
         return model
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """The data of a run.
-
-    Attributes:
-        images: All images, `ImageManifest` or `LatentCache`.
-        train, val: Their batches.
-        targets: `TeacherTargets` of a teacher that is asked while training, or None.
-        teacher: What is known of the teacher, a dict, or None.
-        class_weights: One weight for each class, or None.
-        record: What the run's record says of them.
-    """
-
-    images: ImageManifest | LatentCache
-    train: DataLoader
-    val: DataLoader
-    targets: TeacherTargets | None
-    teacher: dict | None
-    class_weights: list | None
-    record: dict
-
-
-def load_data(settings, cache, patch_size, devices, run_dir, previous, verbose):
-    """Opens the `TrainData` of a run.
-
-    Args:
-        settings: `TrainConfig`.
-        cache: The `LatentCache` that is trained on, or None.
-        patch_size: Height and width of a token in pixels.
-        devices: `Devices`, which tell the part of each training batch to load.
-        run_dir: Directory of the run.
-        previous: The record of the run that is taken up, or None.
-        verbose: Whether to print what was found.
-
-    Raises:
-        DataError: Data that cannot be used.
-        RunError: Other data than the run was begun with; class weights of unknown classes.
-    """
-    images = open_data(settings.data) if cache is None else cache
-    if verbose:
-        print(summarize(images), flush=True)
-    record = {"sha256": images.sha256, "photos": images.counts()}
-    if cache is not None:
-        record.update(latents=cache.manifest["settings"], compressor=cache.fingerprint)
-    check_same("data", record, previous)
-    targets, teacher = find_teacher(settings, images, patch_size, run_dir, previous, verbose)
-    if teacher is not None:
-        features = [{key: value for key, value in row.items() if key != "steps"} for row in teacher["features"]]
-        record["teacher"] = {**teacher, "features": features}
-    if cache is not None:
-        # More of them may have been made since.
-        record["views"] = cache.views("train")
-        if verbose and previous is not None and previous["data"].get("views", record["views"]) != record["views"]:
-            print(f"The cache has {record['views']} views of each photo by now, all of which are used.", flush=True)
-    class_weights = _class_weights(settings.class_weights, images)
-    train_batches, val_batches = _open_batches(settings, images, patch_size, devices, targets, teacher)
-    return TrainData(images, train_batches, val_batches, targets, teacher, class_weights, record)
-
-
-def _open_batches(settings, images, patch_size, devices, targets, teacher):
-    """`(training, validation)` batches."""
-    recipe = settings.recipe
-    common = {"batch_size": recipe.batch_size, "num_workers": settings.num_workers, "num_threads": devices.num_threads}
-    training = {
-        "seed": settings.seed,
-        "mixup": recipe.mixup,
-        "cutmix": recipe.cutmix,
-        "mix_probability": recipe.mix_probability,
-        "shard": devices.shard,
-    }
-    if isinstance(images, LatentCache):
-        load = latent_folder
-        training.update(temperature=None if teacher is None else recipe.distill_temperature)
-    else:
-        load = image_folder
-        common.update(image_size=recipe.image_size, patch_size=patch_size)
-        training.update(augment=recipe.augmentation, augment_on=settings.augment, in_memory=settings.in_memory)
-        training.update(targets=None if targets is None else targets.live(recipe.distill_temperature))
-    return load(images, split="train", **training, **common), load(images, split="val", **common)
-
-
-def _class_weights(wanted, images):
-    """One weight for each class, or None."""
-    if wanted is None:
-        return None
-    if wanted == "balanced":
-        return balanced_weights(list(images.split("train").counts().values()))
-    unknown = sorted(set(wanted) - set(images.class_names))
-    if unknown:
-        raise RunError(
-            f"Class weights are given for {', '.join(unknown)}, which {images.root} does not have. It has: "
-            f"{', '.join(images.class_names)}"
-        )
-    return [float(wanted.get(name, 1)) for name in images.class_names]
-
-
-def find_teacher(settings, images, patch_size, run_dir, previous, verbose):
-    """The teacher of a run.
-
-    Args:
-        settings: `TrainConfig`.
-        images: All images, `ImageManifest` or `LatentCache`.
-        patch_size: Height and width of a token in pixels.
-        run_dir: Directory of the run.
-        previous: The configuration of the run that is taken up, or None.
-        verbose: Whether to print what is known of it.
-
-    Returns:
-        `(targets, description)`: `TeacherTargets` of one that is asked while training, else None; what is known of the
-        teacher, a dict, None without one.
-
-    Raises:
-        DataError: A latent cache without targets, or with those of another teacher.
-        RunError: Another teacher than the run was begun with.
-    """
-    targets = description = None
-    if settings.teacher != NO_TEACHER:
-        if isinstance(images, LatentCache):
-            description = _stored_teacher(settings, images)
-        elif settings.teacher is not None:
-            targets, description = _asked_teacher(settings, images, patch_size, run_dir, previous, verbose)
-    if previous is not None:
-        sha256 = (description or {}).get("sha256")
-        check_same("data", {"teacher.sha256": sha256}, previous)
-    if verbose and description is not None:
-        without = " --teacher none: from the labels alone." if targets is None else ""
-        print(
-            f"Learning from the teacher {description['name']}, top-1 {description['val_top1']:.2%} itself.{without}",
-            flush=True,
-        )
-    return targets, description
-
-
-def _stored_teacher(settings, cache):
-    if settings.teacher is None:
-        return cache.teacher
-    if cache.teacher is None:
-        raise DataError(
-            f"The latent cache {cache.root} holds no targets of a teacher. Make a new one: keras-ci2p cache DATA OUT "
-            f"--teacher {settings.teacher}"
-        )
-    if settings.teacher in TEACHERS:
-        is_same = settings.teacher == cache.teacher["name"]
-    else:
-        is_same = teacher_sha256(settings.teacher) == cache.teacher["sha256"]
-    if not is_same:
-        raise DataError(
-            f"The latent cache {cache.root} holds the targets of another teacher: {cache.teacher['name']}, SHA-256 "
-            f"{cache.teacher['sha256']}. Received: teacher={settings.teacher!r}"
-        )
-    return cache.teacher
-
-
-def _asked_teacher(settings, images, patch_size, run_dir, previous, verbose):
-    options = settings.teacher_size, settings.teacher_range, settings.teacher_features
-    teacher = load_teacher(settings.teacher, images, *options, verbose=verbose)
-    if previous is not None and (run_dir / PROJECTION).is_file():
-        projection = FeatureProjection.from_bytes((run_dir / PROJECTION).read_bytes())
-        return TeacherTargets(teacher, projection), {**previous["data"]["teacher"], "sha256": teacher.sha256}
-    if verbose:
-        print(f"Looking at the teacher {teacher.name} ...", flush=True)
-    recipe = settings.recipe
-    targets = TeacherTargets(teacher)
-    views = image_folder(
-        images,
-        split="train",
-        augment=recipe.augmentation,
-        seed=settings.seed,
-        batch_size=32,
-        image_size=recipe.image_size,
-        patch_size=patch_size,
-    )
-    side = recipe.image_size // patch_size
-    targets.fit((resized(images, teacher.image_size) for images, _ in views), (side, side))
-    return targets, {**targets.describe(), "val_top1": teacher_top1(teacher, images.split("val"))}
 
 
 def distilled(model, teacher, recipe):

@@ -62,14 +62,9 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
     warn_without_matplotlib()
     previous = previous_run(run_dir, resume)
     trained = None if settings.init is None else read_compressor(settings.init)
-    told = previous
     if trained is not None:
         settings = _fit_to_init(settings, trained)
-        if previous is not None:
-            # They are those of `init`; 0.1.0 recorded its defaults instead.
-            own = {"architecture": settings.architecture, "quality": settings.quality}
-            told = {**previous, "settings": {**previous.get("settings", {}), **own}}
-    check_config(settings, told)
+    check_config(settings, previous)
     with run_lock(run_dir):
         if previous_run(run_dir, resume) != previous:
             raise RunError(f"Another process has just been at work in {run_dir}.")
@@ -77,7 +72,7 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
 
 
 def _fit_to_init(settings, trained):
-    """The settings with architecture and quality of the compressor to begin with; ValueError for others."""
+    """The settings without architecture and quality, those of the compressor to begin with; ValueError for others."""
     if not isinstance(trained, Compressor):
         raise ValueError(f"A compressor to train on has a synthesis transform. Received: init={settings.init!r}")
     for name in ("architecture", "quality"):
@@ -87,7 +82,7 @@ def _fit_to_init(settings, trained):
                 f"init={settings.init!r} has the {name} {given!r}, which training keeps. Leave {name} out, or set "
                 f"lmbda for another weight of the error. Received: {name}={asked!r}"
             )
-    return replace(settings, architecture=trained.architecture, quality=trained.quality)
+    return replace(settings, architecture=None, quality=None)
 
 
 def _train(settings, trained, run_dir, previous, verbose):
@@ -105,7 +100,8 @@ def _train(settings, trained, run_dir, previous, verbose):
     checkpoints = Checkpoints(run_dir / "checkpoints")
     record = checkpoints.restore(compressor) or {"history": [], "best": None}
     if previous is None:
-        write_json(run_dir / RUN_RECORD, {"settings": settings.to_dict(), "data": data, **environment()})
+        own = {"architecture": compressor.architecture, "quality": compressor.quality}
+        write_json(run_dir / RUN_RECORD, {"settings": settings.to_dict() | own, "data": data, **environment()})
     else:
         warn_of_other_backend(previous)
 

@@ -39,7 +39,7 @@ def __getattr__(name):
     if name in __all__ and name not in _WITHOUT_KERAS:
         check_backend()
     value = _getattr(name)
-    if name not in _MODULES and name not in _WITHOUT_KERAS:
+    if name not in _MODULES and (name not in _WITHOUT_KERAS or "keras" in sys.modules):
         # Modules of this package may ask for one another before they are whole.
         _register_classes()
     return value

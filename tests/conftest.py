@@ -41,6 +41,16 @@ def nano():
     return dict(NANO)
 
 
+@pytest.fixture(scope="session")
+def nano_compressor(tmp_path_factory):
+    """The preset of a compressor small enough for any test, whose weights are random."""
+    from keras_ci2p import Compressor
+
+    path = tmp_path_factory.mktemp("nano") / "compressor"
+    Compressor("bmshj2018-factorized", quality=None, channels=(8, 12)).save_to_preset(path)
+    return path
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -417,10 +417,6 @@ class CompressorTrainConfig(Config):
         for name, default in (("architecture", FACTORIZED[0]), ("quality", 5)):
             if self.init is None and getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-            if self.init is not None and getattr(self, name) is not None:
-                raise ValueError(
-                    f"The {name} is that of init={self.init!r}. Received also: {name}={getattr(self, name)!r}"
-                )
 
     @classmethod
     def _from_older(cls, values):

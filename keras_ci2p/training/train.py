@@ -81,9 +81,10 @@ def train(settings, run_dir, resume=False, verbose=1):
     _require_packages(settings)
 
     # === Run ===
-    settings, cache = settings.for_data(is_latent_cache(settings.data)), None
-    if is_latent_cache(settings.data):
-        cache = open_cache(settings.data)
+    on_latents = is_latent_cache(settings.data)
+    settings = settings.for_data(on_latents)
+    cache = open_cache(settings.data) if on_latents else None
+    if on_latents:
         settings = _fit_to_cache(settings, cache)
     previous = previous_run(run_dir, resume)
     if settings.max_minutes is not None and previous is not None:

@@ -1,5 +1,6 @@
 """A training run of a compressor: a directory from which it can be taken up again."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -53,25 +54,42 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
         RunError: An existing directory without `resume`, one of other settings or data, or one in use by another
             process; a loss that is not finite.
         DataError: Data that cannot be used.
-        ValueError: A compressor that cannot be trained.
+        ValueError: A compressor that cannot be trained; another architecture or quality than that of `init`.
     """
     run_dir = Path(run_dir)
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
     warn_without_matplotlib()
     previous = previous_run(run_dir, resume)
+    trained = None if settings.init is None else read_compressor(settings.init)
+    if trained is not None:
+        settings = _fit_to_init(settings, trained)
     check_config(settings, previous)
     with run_lock(run_dir):
         if previous_run(run_dir, resume) != previous:
             raise RunError(f"Another process has just been at work in {run_dir}.")
-        return _train(settings, run_dir, previous, verbose)
+        return _train(settings, trained, run_dir, previous, verbose)
 
 
-def _train(settings, run_dir, previous, verbose):
+def _fit_to_init(settings, trained):
+    """The settings without architecture and quality, those of the compressor to begin with; ValueError for others."""
+    if not isinstance(trained, Compressor):
+        raise ValueError(f"A compressor to train on has a synthesis transform. Received: init={settings.init!r}")
+    for name in ("architecture", "quality"):
+        asked, given = getattr(settings, name), getattr(trained, name)
+        if asked not in (None, given):
+            raise ValueError(
+                f"init={settings.init!r} has the {name} {given!r}, which training keeps. Leave {name} out, or set "
+                f"lmbda for another weight of the error. Received: {name}={asked!r}"
+            )
+    return replace(settings, architecture=None, quality=None)
+
+
+def _train(settings, trained, run_dir, previous, verbose):
     if settings.deterministic:
         make_deterministic()
     keras.utils.set_random_seed(settings.seed)
-    compressor = _build_compressor(settings)
+    compressor = _build_compressor(settings, trained)
     images = scan_images(settings.data)
     data = {"sha256": images.sha256, "pictures": len(images)}
     check_same("data", data, previous)
@@ -82,7 +100,8 @@ def _train(settings, run_dir, previous, verbose):
     checkpoints = Checkpoints(run_dir / "checkpoints")
     record = checkpoints.restore(compressor) or {"history": [], "best": None}
     if previous is None:
-        write_json(run_dir / RUN_RECORD, {"settings": settings.to_dict(), "data": data, **environment()})
+        own = {"architecture": compressor.architecture, "quality": compressor.quality}
+        write_json(run_dir / RUN_RECORD, {"settings": settings.to_dict() | own, "data": data, **environment()})
     else:
         warn_of_other_backend(previous)
 
@@ -118,14 +137,11 @@ def _train(settings, run_dir, previous, verbose):
     return best, record["history"]
 
 
-def _build_compressor(settings):
-    """The compressor to train, compiled; with `init`, of its architecture, quality and weights."""
-    if settings.init is None:
+def _build_compressor(settings, trained):
+    """The compressor to train, compiled; with the weights of the `Compressor` to begin with, or None."""
+    if trained is None:
         compressor = Compressor(settings.architecture, settings.quality, dtype=settings.dtype)
     else:
-        trained = read_compressor(settings.init)
-        if not isinstance(trained, Compressor):
-            raise ValueError(f"A compressor to train on has a synthesis transform. Received: init={settings.init!r}")
         compressor = Compressor.from_config({**trained.get_config(), "dtype": settings.dtype, "origin": None})
         for ours, theirs in zip(compressor.weights, trained.weights, strict=True):
             ours.assign(theirs)

@@ -1,28 +1,57 @@
+import contextlib
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
-from conftest import write_photos
+from conftest import NANO, write_photos
 from PIL import Image, ImageOps
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.cli import main
 from keras_ci2p.models.variants import VARIANTS
 
+OPTIONS = [
+    "--variant",
+    "nano",
+    "--model",
+    "vit",
+    "--image-size",
+    "32",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "8",
+    "--lr",
+    "3e-3",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """`(directory of a run, what the command printed)`."""
+    root = tmp_path_factory.mktemp("trained")
+    photos, printed = write_photos(root / "photos"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setitem(VARIANTS, "nano", NANO)
+        patch.chdir(root)
+        assert main(["train", str(photos), "--out", "run", *OPTIONS]) == 0
+    return root / "run", printed.getvalue()
+
 
 @pytest.fixture
-def run_dir(nano, photos, tmp_path, monkeypatch, capsys):
+def run_dir(trained, nano, tmp_path, monkeypatch):
     """A trained run, and the current directory a fresh one."""
     monkeypatch.setitem(VARIANTS, "nano", nano)
     monkeypatch.chdir(tmp_path)
-    options = "--variant nano --model vit --image-size 32 --epochs 1 --batch-size 8 --lr 3e-3"
-    assert main(["train", str(photos), "--out", "run", *options.split()]) == 0
-    assert "Best validation top-1" in capsys.readouterr().out
-    return tmp_path / "run"
+    run, printed = trained
+    assert "Best validation top-1" in printed
+    return shutil.copytree(run, tmp_path / "run")
 
 
 def failed(capsys, *arguments):
@@ -53,6 +82,9 @@ def test_evaluate(run_dir, photos, capsys):
 def test_evaluate_a_folder_that_was_not_trained_on(run_dir, photos, tmp_path, capsys):
     """It is measured whole, and said so; by a preset that does not know its training images, only what may be new."""
     others = write_photos(tmp_path / "others", size=(40, 48))
+    # Images of the same names count as the same.
+    for path in list(others.rglob("*.png")):
+        path.rename(path.with_stem(f"new-{path.stem}"))
     assert main(["evaluate", str(run_dir), str(others)]) == 0
     printed = capsys.readouterr().out
     assert "All images are measured" in printed and "of 30 images (all)" in printed
@@ -169,8 +201,8 @@ class TestErrors:
 
     def test_damaged_checkpoint(self, run_dir, photos, capsys):
         (run_dir / "checkpoints" / "epoch-0001" / "state.npz").write_bytes(b"damaged")
-        options = "--variant nano --model vit --image-size 32 --epochs 1 --batch-size 8 --lr 3e-3 --resume"
-        assert "checkpoint" in failed(capsys, "train", str(photos), "--out", str(run_dir), *options.split())
+        resumed = ["train", str(photos), "--out", str(run_dir), *OPTIONS, "--resume"]
+        assert "checkpoint" in failed(capsys, *resumed)
 
     def test_missing_extra(self, photos, tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, "grain", None)

@@ -17,9 +17,9 @@ NANO_CLI = str(Path(__file__).parents[1] / "helpers" / "nano_cli.py")
 TOLERANCE = 1e-4 if keras.backend.backend() == "tensorflow" else 0
 
 
-def command(photos, run, *more):
+def command(photos, compressor, run, *more):
     recipe = "--recipe paper --image-size 32 --batch-size 4 --epochs 2 --drop-path-rate 0.3 --ema 0.9"
-    options = f"--variant nano {recipe} --deterministic"
+    options = f"--variant nano --compressor {compressor} {recipe} --deterministic"
     return [sys.executable, NANO_CLI, "train", str(photos), "--out", str(run), *options.split(), *more]
 
 
@@ -33,11 +33,11 @@ def history(run):
     return [{key: float(row[key]) for key in ("epoch", "loss", "top1", "val_loss", "val_top1")} for row in rows]
 
 
-def test_kill_and_resume(photos, tmp_path):
+def test_kill_and_resume(photos, nano_compressor, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(photos, whole), check=True, timeout=600)
+    subprocess.run(command(photos, nano_compressor, whole), check=True, timeout=600)
 
-    process = subprocess.Popen(command(photos, killed))
+    process = subprocess.Popen(command(photos, nano_compressor, killed))
     deadline = time.monotonic() + 600
     while not (killed / "checkpoints" / "epoch-0001").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -47,9 +47,9 @@ def test_kill_and_resume(photos, tmp_path):
     assert not (killed / "last").exists(), "it was killed in the middle"
     assert not (killed / "checkpoints" / "epoch-0002").exists()
 
-    refused = subprocess.run(command(photos, killed), capture_output=True, text=True, timeout=600)
+    refused = subprocess.run(command(photos, nano_compressor, killed), capture_output=True, text=True, timeout=600)
     assert refused.returncode == 2 and "--resume" in refused.stderr
-    subprocess.run(command(photos, killed, "--resume"), check=True, timeout=600)
+    subprocess.run(command(photos, nano_compressor, killed, "--resume"), check=True, timeout=600)
 
     expected, actual = state(whole), state(killed)
     assert expected.keys() == actual.keys()
@@ -60,11 +60,11 @@ def test_kill_and_resume(photos, tmp_path):
     assert {path.name for path in killed.iterdir()} == {path.name for path in whole.iterdir()}
 
 
-def test_interrupt(photos, tmp_path):
+def test_interrupt(photos, nano_compressor, tmp_path):
     """Ctrl-C: one sentence that says how to go on, exit code 130."""
     run = tmp_path / "run"
     process = subprocess.Popen(
-        command(photos, run, "--epochs", "1000"),
+        command(photos, nano_compressor, run, "--epochs", "1000"),
         stderr=subprocess.PIPE,
         text=True,
         # A shell starts background jobs with Ctrl-C ignored, and children inherit it.

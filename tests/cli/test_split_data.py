@@ -60,7 +60,7 @@ def test_evaluate(trained, tmp_path, capsys):
     for split, count, seen in (("val", 6, 0), ("test", 9, 0), ("all", 39, 24)):
         report, error = evaluate(capsys, run, photos, split, tmp_path)
         assert report["images"] == count and report["split"] == split
-        assert (f"{seen} of these {count} photos were trained on: " in error) == bool(seen)
+        assert (f"{seen} of these {count} images were trained on: " in error) == bool(seen)
     shutil.copytree(photos / "train", tmp_path / "plain")
     assert "no image of the split test" in failed(
         capsys, "evaluate", str(run), str(tmp_path / "plain"), "--split", "test"
@@ -79,7 +79,7 @@ def test_photos_encoded_anew_are_known_by_name(trained, tmp_path, capsys):
     for path in sorted((anew / "train").glob("*/00[0-3].webp")):
         path.rename(anew / "val" / path.parent.name / path.name)
     _, error = evaluate(capsys, run, anew, "val", tmp_path / "out")
-    assert "12 of these 18 photos were trained on (12 are known by class and name alone)" in error
+    assert "12 of these 18 images were trained on (12 are known by class and name alone)" in error
     refused = failed(capsys, "publish", str(run), str(tmp_path / "preset"), "--data", str(anew))
     assert "12 of the 18 validation images" in refused and "class and name alone" in refused
 
@@ -141,4 +141,4 @@ def test_cache(trained, tmp_path, capsys, monkeypatch):
     assert main(["train", latents, "--out", run, *["--variant", "nano", "--epochs", "1", "--batch-size", "8"]]) == 0
     assert capsys.readouterr().out.startswith("3 classes: ant 8, bee 8, cow 8; 24 train, 6 val\n")
     report, error = evaluate(capsys, run, photos, "all", tmp_path / "out")
-    assert report["images"] == 39 and "24 of these 39 photos were trained on:" in error
+    assert report["images"] == 39 and "24 of these 39 images were trained on:" in error

@@ -60,11 +60,12 @@ def test_the_directory_is_asked_for(capsys):
     assert "--out" in capsys.readouterr().err
 
 
-def test_dual_scale_on_photos_and_on_latents(photos, nano, tmp_path, monkeypatch, capsys):
+def test_dual_scale_on_photos_and_on_latents(photos, nano, nano_compressor, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(DUAL_SCALE_VARIANTS, "nano", {**nano, "early_dim": 16, "merge_at": 1})
     run, latents, second = (str(tmp_path / name) for name in ("run", "latents", "second"))
+    options = ["--compressor", str(nano_compressor)]
     model = ["--model", "ci2p_dual", "--variant", "nano", "--epochs", "1", "--batch-size", "8"]
-    assert main(["train", str(photos), "--out", run, "--image-size", "32", *model]) == 0
+    assert main(["train", str(photos), "--out", run, "--image-size", "32", *options, *model]) == 0
     assert main(["cache", str(photos), latents, "--compressor", run, "--views", "1", "--image-size", "32"]) == 0
     assert main(["train", latents, "--out", second, *model]) == 0
     assert main(["evaluate", second, str(photos)]) == 0

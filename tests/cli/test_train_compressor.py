@@ -115,19 +115,20 @@ def test_an_existing_run_is_not_overwritten(run, pictures):
 
 
 def test_init_keeps_architecture_and_quality(run, pictures, tmp_path):
-    """Others are an error, and nothing else is recorded; a record of 0.1.0 tells the defaults, which did not count."""
+    """Others are an error, and what is recorded is what was trained; a record of 0.1.0 says its defaults."""
     small = {"crop_size": 32, "batch_size": 2, "steps": 1, "steps_per_epoch": 1, "val_size": 48, "val_images": 2}
     settings = CompressorTrainConfig(str(pictures), init=str(run), **small)
     for wrong in ({"quality": 8}, {"architecture": "bmshj2018-factorized-relu"}):
         (name,) = wrong
-        with pytest.raises(ValueError, match=f"The {name} is that of init=.*Received also: {name}="):
-            dataclasses.replace(settings, **wrong)
+        with pytest.raises(ValueError, match=f"has the {name} .*which training keeps.*Received: {name}="):
+            train_compressor(dataclasses.replace(settings, **wrong), tmp_path / "wrong", verbose=0)
+    assert not (tmp_path / "wrong").exists()
     tuned = tmp_path / "tuned"
-    best, _ = train_compressor(settings, tuned, verbose=0)
+    best, _ = train_compressor(dataclasses.replace(settings, quality=1), tuned, verbose=0)
     record = json.loads((tuned / "run.json").read_text())
-    assert best.quality == 1 and best.architecture == "bmshj2018-factorized"
-    assert record["settings"]["quality"] is None and record["settings"]["architecture"] is None
-    record["settings"].update(quality=5, architecture="bmshj2018-factorized-relu")
+    assert best.quality == record["settings"]["quality"] == 1
+    assert record["settings"]["architecture"] == "bmshj2018-factorized"
+    record["settings"]["quality"] = 5
     (tuned / "run.json").unlink()
     (tuned / "config.json").write_text(json.dumps(record))
     assert len(train_compressor(settings, tuned, resume=True, verbose=0)[1]) == 1

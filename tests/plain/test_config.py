@@ -228,8 +228,6 @@ WRONG = [
     (CompressorTrainConfig, {"crop_size": 100}),
     (CompressorTrainConfig, {"val_size": 0}),
     (CompressorTrainConfig, {"val_images": 0}),
-    (CompressorTrainConfig, {"quality": 8, "init": "x"}),
-    (CompressorTrainConfig, {"architecture": "bmshj2018-factorized", "init": "x"}),
     (TrainConfig, {"class_weights": {"cat": -1.0}}),
     (TrainConfig, {"class_weights": {"cat": float("inf")}}),
     (TrainConfig, {"class_weights": {}}),

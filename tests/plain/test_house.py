@@ -223,6 +223,22 @@ def test_the_table(checkout, capsys):
     assert table["public names, packages"] == "2, 1"
 
 
+def test_two_checkouts_in_a_page(checkout, tmp_path, capsys):
+    page = write(tmp_path / "now", CLEAN) / "docs" / "architecture.md"
+    page.parent.mkdir()
+    page.write_text("Text.\n<!-- measures -->\nold\n<!-- end of measures -->\nMore.\n")
+    write(tmp_path / "now", {"plots.py": ""})
+    options = ["--package", str(tmp_path / "now"), "--before", str(checkout), "--no-run", "--write"]
+    assert house.main(options) == 0
+    table = capsys.readouterr().out
+    assert "| files, beside `__init__` | 6, 3 | 7, 4 |" in table
+    assert page.read_text() == f"Text.\n<!-- measures -->\n{table}<!-- end of measures -->\nMore.\n"
+    page.write_text("Text.\n")
+    with pytest.raises(SystemExit, match="no marks"):
+        house.main(options)
+    assert page.read_text() == "Text.\n"
+
+
 def test_counts_of_tests(checkout, capsys):
     for path, text in {
         "run.sh": "",

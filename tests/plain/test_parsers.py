@@ -78,7 +78,6 @@ def test_every_command_is_listed(capsys):
         ("train x --out r --teacher-size 3", "teacher_size goes with a teacher"),
         ("train x --out r --minutes 3 --epochs 4", "--minutes chooses the epochs"),
         ("train x --out r --minutes 3 --set warmup_epochs=4", "--minutes chooses the epochs"),
-        ("train-compressor x --out r --init q --quality 8", "quality is that of init='q'"),
         ("cache x y --teacher-size 64", "--teacher-size goes with a teacher"),
         ("cache x y --more-views 2 --store rounded", "Received also: --store"),
         ("cache x y --more-views 2 --views 4", "Received also: --views"),

@@ -85,13 +85,10 @@ def test_the_run_is_the_one_that_those_epochs_would_have_been(settings, measured
 
     train(settings(minutes=10), tmp_path / "budget", resume=True, verbose=0)
     assert len(measured) == 1, "nothing is measured again"
-    for other, message in (
-        (settings(minutes=2), "max_minutes: 10.0, now 2.0"),
-        (settings(), "max_minutes: 10.0, now None"),
-    ):
+    for other, message in ((settings(minutes=2), "minutes: 10.0, now 2.0"), (settings(), "minutes: 10.0, now None")):
         with pytest.raises(RunError, match=message):
             train(other, tmp_path / "budget", resume=True, verbose=0)
-    with pytest.raises(RunError, match="max_minutes: None, now 1.0"):
+    with pytest.raises(RunError, match="minutes: None, now 1.0"):
         train(settings(minutes=1), tmp_path / "epochs", resume=True, verbose=0)
 
 

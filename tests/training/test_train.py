@@ -184,9 +184,10 @@ def test_class_weights(settings, photos, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("mixed_bfloat16", "ci2p"), ("mixed_float16", "vit")])
-def test_mixed_precision(settings, tmp_path, dtype, kind):
+def test_mixed_precision(settings, nano_compressor, tmp_path, dtype, kind):
     run = tmp_path / "run"
     options = {"dtype": dtype, "model": kind, "ema": 0.9, "learning_rate": 3e-3, "epochs": 3}
+    options |= {"compressor": str(nano_compressor)} if kind == "ci2p" else {}
     model, history = train(settings(**options), run, verbose=0)
     assert all(np.isfinite(row[key]) for row in history for key in ("loss", "val_loss"))
     assert history[-1]["loss"] < history[0]["loss"]

@@ -41,8 +41,8 @@ def add_evaluate(add):
     parser.add_argument(
         "--split",
         choices=("val", "test", "all"),
-        default="val",
-        help="test: of a folder or set that has such a split; default: val",
+        help="test: of a folder or set that has such a split; default: val, or all of a folder that has no splits and "
+        "that the classifier was not trained on",
     )
     parser.add_argument("--batch-size", type=integer(at_least=1), default=32, metavar="N", help="default: 32")
     parser.add_argument(
@@ -106,7 +106,7 @@ def refuse_given(args, names, why):
 def _measure_classifier(args, preset, out):
     from keras_ci2p import utils
     from keras_ci2p.backend import environment
-    from keras_ci2p.data.overlap import count_overlap
+    from keras_ci2p.data.overlap import count_overlap, default_split
     from keras_ci2p.data.sources import open_data
     from keras_ci2p.models.loading import open_classifier
     from keras_ci2p.plots import plot_confusion, plot_worst
@@ -115,15 +115,19 @@ def _measure_classifier(args, preset, out):
     model, _ = open_classifier(preset)
     manifest = open_data(args.data)
     check_classes(model, manifest)
-    count = len(manifest.split(args.split))
-    known, by_name = count_overlap(preset, manifest, args.split)
+    # Copies are left out of a validation or test split.
+    split = args.split or ("val" if args.without_copies else default_split(preset, manifest))
+    if split == "all" and args.split is None:
+        print(f"All images are measured, since {args.model} was trained on none of them.")
+    count = len(manifest.split(split))
+    known, by_name = count_overlap(preset, manifest, split)
     if known:
         by = f" ({by_name} are known by class and name alone)" if by_name else ""
         warnings.warn(f"{known} of these {count} images were trained on{by}: the figures are too good.", stacklevel=1)
     report = evaluate(
         model,
         manifest,
-        args.split,
+        split,
         batch_size=args.batch_size,
         verbose=int(sys.stdout.isatty()),
         without_copies=args.without_copies,
@@ -144,7 +148,7 @@ def _measure_classifier(args, preset, out):
             f"most {copies['max_distance']} of 64 bits of their hash"
         )
     scores = f"top-1 {100 * report['top1']:.2f} %, top-5 {100 * report['top5']:.2f} %"
-    print(f"{scores} of {report['images']} images ({args.split})")
+    print(f"{scores} of {report['images']} images ({split})")
     print(f"written: {', '.join(map(str, written))}")
 
 
@@ -157,10 +161,11 @@ def _measure_compressor(args, preset, out):
 
     compressor = Compressor.from_preset(preset)
     images = scan_images(args.data)
+    split = args.split or "val"
     report = evaluate_compressor(
         compressor,
         images,
-        args.split,
+        split,
         args.images,
         args.size,
         args.lmbda,
@@ -168,10 +173,10 @@ def _measure_compressor(args, preset, out):
         verbose=int(sys.stdout.isatty()),
     )
     utils.write_json(out / "report.json", {"model": str(args.model), **report, **environment()})
-    show_reconstructions(out / "reconstructions.png", compressor, images, args.split, args.size)
+    show_reconstructions(out / "reconstructions.png", compressor, images, split, args.size)
     print(
         f"{report['psnr']:.2f} dB, {report['bpp']:.4f} bits per pixel, cost {report['cost']:.4f} at lambda "
-        f"{report['lmbda']:g}, of {report['images']} images ({args.split}), {args.size} px"
+        f"{report['lmbda']:g}, of {report['images']} images ({split}), {args.size} px"
     )
     print(f"written: {out / 'report.json'}, {out / 'reconstructions.png'}")
 

@@ -110,10 +110,12 @@ def default_split(preset, data):
         data: `ImageManifest` of all splits.
 
     Returns:
-        "val" of data that are split themselves, and of data that the preset was trained on; "all" of a folder that it
-        was never trained on, since its validation split would be a fifth for no reason.
+        "val" of data that are split themselves, of data that the preset was trained on, and where it does not know its
+        training images; "all" of a folder that it was never trained on, since its validation split would be a fifth
+        for no reason.
     """
-    return "val" if data.splits or count_overlap(preset, data, "all")[0] else "all"
+    is_known = TRAIN_HASHES_FILE in preset.metadata["files"]
+    return "val" if data.splits or not is_known or count_overlap(preset, data, "all")[0] else "all"
 
 
 def _names_of_one_split(data):

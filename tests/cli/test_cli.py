@@ -12,7 +12,7 @@ import pytest
 from conftest import NANO, write_photos
 from PIL import Image, ImageOps
 
-from keras_ci2p import CI2PViT
+from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.cli import main
 from keras_ci2p.models.variants import VARIANTS
 
@@ -77,6 +77,22 @@ def test_evaluate(run_dir, photos, capsys):
     captured = capsys.readouterr()
     assert "24 of these 30 images were trained on" in captured.err
     assert json.loads((run_dir.parent / "elsewhere" / "report.json").read_text())["images"] == 30
+
+
+def test_evaluate_a_folder_that_was_not_trained_on(run_dir, photos, tmp_path, capsys):
+    """It is measured whole, and said so; by a preset that does not know its training images, only what may be new."""
+    others = write_photos(tmp_path / "others", size=(40, 48))
+    # Images of the same names count as the same.
+    for path in list(others.rglob("*.png")):
+        path.rename(path.with_stem(f"new-{path.stem}"))
+    assert main(["evaluate", str(run_dir), str(others)]) == 0
+    printed = capsys.readouterr().out
+    assert "All images are measured" in printed and "of 30 images (all)" in printed
+    assert main(["evaluate", str(run_dir), str(others), "--split", "val"]) == 0
+    assert "All images" not in capsys.readouterr().out
+    ViT.from_preset(run_dir / "best").save_to_preset(tmp_path / "bare")
+    assert main(["evaluate", str(tmp_path / "bare"), str(others), "--out", str(tmp_path)]) == 0
+    assert "of 6 images (val)" in capsys.readouterr().out
 
 
 def test_evaluate_without_copies_and_the_worst(run_dir, tmp_path, capsys):

@@ -102,7 +102,10 @@ def test_steps_do_not_wait_for_their_loss(recorded, monkeypatch):
 
     monkeypatch.setattr(ClassifierRecorder, "on_train_batch_end", spy)
     recorded(InterruptCallback())
-    assert len(threads) == 2 and threading.main_thread() not in threads
+    assert len(threads) == 2
+    # On TensorFlow Keras fetches it there whatever the callbacks are.
+    if keras.backend.backend() != "tensorflow":
+        assert threading.main_thread() not in threads
     for callback in (SwapEMA, InterruptCallback):
         for name in ("on_train_batch_end", "on_test_batch_end", "on_batch_end"):
             assert getattr(callback, name) is getattr(keras.callbacks.Callback, name)

@@ -31,8 +31,8 @@ class Recorder(keras.callbacks.Callback):
         checkpoints: `Checkpoints`, or None in a process that writes nothing.
     """
 
-    # Keras then calls `on_train_batch_end` in threads of its own, which wait for the loss while this one goes on; not on
-    # TensorFlow, where it fetches the loss of each step anyway.
+    # Keras then calls `on_train_batch_end` in threads of its own, which wait for the loss while this one goes on. On
+    # TensorFlow it fetches the loss of each step anyway.
     async_safe = True
     advice = "a lower learning rate"
 

@@ -41,9 +41,9 @@ TIMEOUT = 6 * 3600
 
 
 def compare(settings, out, verbose=1):
-    """Predicts and trains with the same weights and pictures on each backend, in a process for each.
+    """Predicts and trains with the same weights and images on each backend, in a process for each.
 
-    What a backend does by chance is left out: stochastic depth is off, and photos are augmented before. `out` gets
+    What a backend does by chance is left out: stochastic depth is off, and images are augmented before. `out` gets
     `comparison.json` (the result) and `comparison.png`; nothing where no backend works.
 
     Args:
@@ -54,7 +54,7 @@ def compare(settings, out, verbose=1):
     Returns:
         dict of `settings`, `parameters`, `training_macs` (multiply-accumulates of a step for one image), `reference`
         (the first backend that worked, None if none did) and `backends`. The last is a dict by backend: of one that
-        failed, `error`; else `logits` of held-out pictures, `losses` and `seconds` of each step, `first_step` (seconds,
+        failed, `error`; else `logits` of held-out images, `losses` and `seconds` of each step, `first_step` (seconds,
         with compilation), `step` and `images_per_second` (`median`, `least` and `most` of the other steps), `memory`
         (bytes: `imported`, before there was a model, `peak`, and on a GPU `device_peak`), the largest differences to
         the reference, `logits_difference` and `losses_difference`, versions, device, threads and precision.
@@ -62,7 +62,7 @@ def compare(settings, out, verbose=1):
     Raises:
         DataError: Data that cannot be used.
         ValueError: A variant or size that the model does not have.
-        ImportError: matplotlib, or grain for photos, is not installed.
+        ImportError: matplotlib, or grain for `data`, is not installed.
     """
     require("matplotlib.figure", extra="train")
     with tempfile.TemporaryDirectory(prefix="keras_ci2p-") as name:
@@ -183,7 +183,7 @@ def make_pictures(settings):
         `(steps, batch, classes)`, one-hot; `held_out`, uint8 `(pictures, height, width, 3)`, at most a batch.
 
     Raises:
-        DataError: Data that cannot be used, or fewer training photos than a batch has.
+        DataError: Data that cannot be used, or fewer training images than a batch has.
     """
     return _synthetic(settings) if settings.data is None else _photos(settings)
 
@@ -226,10 +226,10 @@ def _synthetic(settings):
 
 
 def smooth_pictures(count, size, rng):
-    """Pictures with the slow changes of photos: in each channel a few waves of random direction.
+    """Images with the slow changes of photographs: in each channel a few waves of random direction.
 
     Args:
-        count: Pictures.
+        count: Images.
         size: Height and width in pixels.
         rng: `numpy.random.Generator`.
 

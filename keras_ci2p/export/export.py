@@ -51,7 +51,7 @@ def export(model, destination, format, opset=None, overwrite=False, metadata=Non
 
     The file's input `images` is float32 `(batch, height, width, 3)`, RGB in 0..255, of any batch size and the model's
     image size; its output is what the model gives. Batch normalisation is folded into the products before it. Logits
-    for noise and for smooth pictures, in batches of 1 and 3, must be within 1e-4 of those of the model; until they are,
+    for noise and for smooth images, in batches of 1 and 3, must be within 1e-4 of those of the model; until they are,
     nothing stands at `destination`.
 
     Where the current backend cannot write the format, one that is installed and can does it in a process of its own.

@@ -15,23 +15,23 @@ from keras_ci2p.layers.constants import (
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class BatchAugmentation(keras.layers.Layer):
-    """Augments each photo of a batch as its own parameters say; only the noise is drawn here.
+    """Augments each image of a batch as its own parameters say; only the noise is drawn here.
 
     Crop, flip and the geometric operations of RandAugment are one bicubic resampling. Then, for each slot of
-    RandAugment, the fill colour where a geometric operation has moved the picture away, or a colour operation; then
+    RandAugment, the fill colour where a geometric operation has moved the image away, or a colour operation; then
     grey, blur, solarize and erasing. After each of these steps the values are integers in 0..255, as in Pillow.
 
     What differs from the same parameters applied by Pillow (`keras_ci2p.data.transforms.apply_params`), as mean
-    difference in grey levels, measured on 144 photos of 224 px:
+    difference in grey levels, measured on 144 images of 224 px:
 
-    - The crop is taken from a photo that was squeezed before, and shrunk without antialiasing. The whole recipe without
-      erasing, at 256, 128 and 64 px: 0.6, 1.8 and 3.2 where photos are squeezed to one and a half times the image size,
+    - The crop is taken from an image that was squeezed before, and shrunk without antialiasing. The whole recipe without
+      erasing, at 256, 128 and 64 px: 0.6, 1.8 and 3.2 where images are squeezed to one and a half times the image size,
       1.1, 3.9 and 5.4 where they are squeezed to the image size itself, which leaves images of 64 px a fifth less
       sharp. At twice the size 0.5, 1.3 and 2.7; large crops then alias.
     - One resampling stands for up to three: 1.0 for a rotation, 0.5 for shears and translations. Where two operations
-      move the picture, Pillow also blends it with the fill colour along the edge of the first.
-    - Colour operations see the picture as all geometric ones leave it. Alone they are Pillow's to one level; before a
-      geometric one, those that count pixels (equalize, autocontrast, contrast) count the moved picture's.
+      move the image, Pillow also blends it with the fill colour along the edge of the first.
+    - Colour operations see the image as all geometric ones leave it. Alone they are Pillow's to one level; before a
+      geometric one, those that count pixels (equalize, autocontrast, contrast) count the moved image's.
     - The blur is a true Gaussian, Pillow's an approximation by boxes: 0.5.
     - Erased rectangles of a batch show parts of one field of noise.
 
@@ -41,14 +41,14 @@ class BatchAugmentation(keras.layers.Layer):
 
     Input: dict (`keras_ci2p.data.augmentation.collate_params` makes all but the images). `images` and `warp` are
     needed, each of the others may be missing, and its step is left out.
-        images: uint8 `(batch, photo_height, photo_width, 3)`, RGB, whole photos squeezed to one size.
+        images: uint8 `(batch, whole_height, whole_width, 3)`, RGB, whole images squeezed to one size.
         warp: float32 `(batch, 2, 3)`, takes `(x, y, 1)` in pixels of the result (0.5 is the middle of the first) to
-            `(x, y)` in the photo, as shares of its width and height.
+            `(x, y)` in the image, as shares of its width and height.
         operations: int32 `(batch, slots)`, indices into `COLOR_OPERATIONS`.
         values: float32 `(batch, slots)`, the argument of each: threshold of solarize, what solarize_add adds, the step
             between the values that posterize leaves (a power of two), the factor of color, contrast, brightness and
             sharpness (1 for no change).
-        frames: float32 `(batch, slots, 2, 3)`, for a geometric operation like `warp`, but to the picture that it is
+        frames: float32 `(batch, slots, 2, 3)`, for a geometric operation like `warp`, but to the image that it is
             applied to: what comes from outside of 0..1 is filled.
         grayscale: bool `(batch,)`.
         blur: float32 `(batch,)`, standard deviation in pixels, 0 for none.
@@ -116,17 +116,17 @@ def inside(boxes, image_size):
 # === Geometry ===
 
 
-def warp(photos, matrices, image_size):
-    """Resamples photos bicubically (Keys, a = -0.5, as Pillow's resize); past their borders they go on unchanged."""
-    height, width = photos.shape[1:3]
+def warp(wholes, matrices, image_size):
+    """Resamples whole images bicubically (Keys, a = -0.5, as Pillow's resize); past their borders they go on unchanged."""
+    height, width = wholes.shape[1:3]
     x, y = _positions(matrices, image_size)
     columns, column_weights = _bicubic_taps(x * width, width)
     rows, row_weights = _bicubic_taps(y * height, height)
-    photo = ops.reshape(ops.arange(ops.shape(photos)[0], dtype="int32"), (-1, 1, 1))
-    pixels = ops.cast(ops.reshape(photos, (-1, 3)), "float32")
+    number = ops.reshape(ops.arange(ops.shape(wholes)[0], dtype="int32"), (-1, 1, 1))
+    pixels = ops.cast(ops.reshape(wholes, (-1, 3)), "float32")
     images = 0.0
     for row, row_weight in zip(rows, row_weights, strict=True):
-        line = (photo * height + row) * width
+        line = (number * height + row) * width
         for column, column_weight in zip(columns, column_weights, strict=True):
             pixel = ops.take(pixels, line + column, axis=0)
             images = images + (row_weight * column_weight)[..., None] * pixel

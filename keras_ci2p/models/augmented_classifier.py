@@ -7,10 +7,10 @@ from keras_ci2p.layers.batch_augmentation import BatchAugmentation, BatchMixing
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
 class AugmentedClassifier(keras.Model):
-    """Trains a classifier on photos that are augmented in the compiled step; `fit` it in place of the classifier.
+    """Trains a classifier on images that are augmented in the compiled step; `fit` it in place of the classifier.
 
     The weights are the classifier's own, so afterwards it is trained, and it is what to save. What is drawn for each
-    photo comes with the batch, so batches tell what happens to them:
+    image comes with the batch, so batches tell what happens to them:
 
     - a dict as `BatchAugmentation` takes it is augmented, and mixed if it has the entries of `BatchMixing`; then loss
       and metrics get mixed labels too;

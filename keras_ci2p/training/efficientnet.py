@@ -31,7 +31,7 @@ _TIMEOUT = 1800
 # Up to so many images the probe learns from the middle of each beside its crop: some tenths of a percent of top-1, for
 # seconds.
 _FEW_PHOTOS = 5000
-# A student sees strong crops, so the probe learns from one of each photo.
+# A student sees strong crops, so the probe learns from one of each image.
 _CROP = dataclasses.replace(CROP_AND_FLIP, crop_area=(0.35, 1.0))
 
 
@@ -51,7 +51,7 @@ def make_teacher(name, manifest, image_size=DEFAULT_SIZE, cache_dir=None, verbos
     Returns:
         Path of an ONNX file for `open_teacher`: float32 images `(batch, height, width, 3)`, RGB in 0..255, to `logits`
         and the maps `features_8`, `features_16` and `features_32`, float32 `(batch, rows, columns, channels)`. Its
-        metadata hold the class names and the top-1 of the validation split, if it has photos.
+        metadata hold the class names and the top-1 of the validation split, if it has images.
 
     Raises:
         ValueError: Unknown name or wrong size.
@@ -142,7 +142,7 @@ def _crop_and_middle(image, image_size, rng):
 
 
 def _pooled(run, manifest, cut, image_size, verbose):
-    """float32 `(photos, views, 1280)`: the mean of the last feature map, of what `cut` makes of each."""
+    """float32 `(images, views, 1280)`: the mean of the last feature map, of what `cut` makes of each."""
     size = (image_size, image_size)
 
     def features(start):

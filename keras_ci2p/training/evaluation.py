@@ -12,7 +12,7 @@ from keras_ci2p.data.transforms import center_crop, native_center_crop, random_c
 from keras_ci2p.models.rate_distortion import LAMBDAS, distortion_and_rate, psnr
 from keras_ci2p.plots import plot_reconstructions
 
-# Pictures in a row.
+# Images in a row.
 SHOWN = 5
 
 
@@ -194,21 +194,21 @@ def _share(part, whole):
 
 
 def evaluate_compressor(compressor, data, split="val", pictures=100, size=256, lmbda=None, batch_size=8, verbose=0):
-    """Bits, errors and cost of a compressor, on pictures that `train_compressor` keeps aside.
+    """Bits, errors and cost of a compressor, on images that `train_compressor` keeps aside.
 
     The compressor stays compiled as it was, or not compiled.
 
     Args:
         compressor: `Compressor` with a factorized prior and a synthesis transform.
-        data: Folder of pictures at any depth, "tfds:NAME" or an `ImageManifest`.
+        data: Folder of images at any depth, "tfds:NAME" or an `ImageManifest`.
         split: "val", "test" of data that have it, or "all".
         pictures: How many at most, chosen by their contents; None for all.
-        size: Height and width of the central crops, a multiple of 16; smaller pictures are enlarged.
+        size: Height and width of the central crops, a multiple of 16; smaller images are enlarged.
         lmbda: Weight of the squared error; None for that of the compressor's quality.
         batch_size, verbose: As in `evaluate`.
 
     Returns:
-        dict of means over the pictures: `psnr` in dB, of images clipped to 0..255; `bpp`, bits per pixel; `cost`,
+        dict of means over the images: `psnr` in dB, of images clipped to 0..255; `bpp`, bits per pixel; `cost`,
         `lmbda * 255^2 * MSE + bpp`. And `lmbda`, `images`, `size`, `data_sha256`.
 
     Raises:
@@ -263,12 +263,12 @@ def training_crops(pictures, size, batch_size, seed, num_workers=0):
 
 
 def middle_crops(pictures, size, batch_size):
-    """The central crop of each picture, in order."""
+    """The central crop of each image, in order."""
     return image_folder(pictures, split="all", image_size=size, batch_size=batch_size, augment=native_center_crop)
 
 
 def held_out(pictures, split="val", most=None):
-    """Up to `most` pictures of a split, chosen by their contents alone."""
+    """Up to `most` images of a split, chosen by their contents alone."""
     pictures = pictures.split(split)
     order = sorted(range(len(pictures)), key=lambda i: pictures.hashes[i])
     return pictures.subset(order[:most])

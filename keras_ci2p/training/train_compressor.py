@@ -37,7 +37,7 @@ from keras_ci2p.utils import clean_up, require, write_json
 def train_compressor(settings, run_dir, resume=False, verbose=1):
     """Trains a compressor as `settings` say and records the run.
 
-    `run_dir` gets `best/` and `last/` (presets: the weights of the lowest cost on held-out pictures and the last),
+    `run_dir` gets `best/` and `last/` (presets: the weights of the lowest cost on held-out images and the last),
     `report.json` and `reconstructions.png` of the best, `history.csv`, `curves.png`, `run.json` and `checkpoints/`.
     Whatever ends the process, `resume=True` goes on after the last whole epoch, as if nothing had happened.
 

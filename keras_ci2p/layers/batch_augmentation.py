@@ -24,7 +24,7 @@ class BatchAugmentation(keras.layers.Layer):
     What differs from the same parameters applied by Pillow (`keras_ci2p.data.transforms.apply_params`), as mean
     difference in grey levels, measured on 144 images of 224 px:
 
-    - The crop is taken from an image that was squeezed before, and shrunk without antialiasing. The whole recipe without
+    - The crop is taken from an image that was squeezed before, and shrunk without antialiasing. The recipe without
       erasing, at 256, 128 and 64 px: 0.6, 1.8 and 3.2 where images are squeezed to one and a half times the image size,
       1.1, 3.9 and 5.4 where they are squeezed to the image size itself, which leaves images of 64 px a fifth less
       sharp. At twice the size 0.5, 1.3 and 2.7; large crops then alias.
@@ -117,7 +117,7 @@ def inside(boxes, image_size):
 
 
 def warp(wholes, matrices, image_size):
-    """Resamples whole images bicubically (Keys, a = -0.5, as Pillow's resize); past their borders they go on unchanged."""
+    """Resamples images bicubically (Keys, a = -0.5, as Pillow's resize); past their borders they go on unchanged."""
     height, width = wholes.shape[1:3]
     x, y = _positions(matrices, image_size)
     columns, column_weights = _bicubic_taps(x * width, width)

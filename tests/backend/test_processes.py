@@ -75,7 +75,9 @@ def test_it_ends_when_its_time_is_over(tmp_path):
 def test_it_ends_with_the_one_that_waits(tmp_path):
     path = tmp_path / "pid"
     job = ("numpy", "process_jobs", ["sleep", str(path)], 300)
-    code = f"from keras_ci2p.backend import run_in_process; run_in_process(*{job!r})"
+    # Where the tests run in the background, the signal is ignored from the start.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"from keras_ci2p.backend import run_in_process; run_in_process(*{job!r})"
     path_of_package = os.pathsep.join([str(HELPERS.parents[1]), str(HELPERS)])
     waiting = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path_of_package}, stderr=subprocess.PIPE

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import random
 import re
 import shutil
 import sys
@@ -194,6 +195,8 @@ def _move_into_place(temporary, path, replace):
                 return None
         if _exchange(temporary, path) or _replace_aside(temporary, path):
             return None
+        # Of several that try at the same rate one could lose each time.
+        time.sleep(random.uniform(0, 0.01))
     raise last
 
 

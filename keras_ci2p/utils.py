@@ -177,17 +177,19 @@ def atomic_directory(path, replace=True):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-# Each is another writer that came between two looks.
-_MOST_TRIES = 100
+# Seconds in which other writers may come between two looks, again and again.
+_LONGEST_TRY = 5
 
 
 def _move_into_place(temporary, path, replace):
-    for _ in range(_MOST_TRIES):
+    end = time.monotonic() + _LONGEST_TRY
+    while time.monotonic() < end:
         try:
             # An empty directory is replaced, but not by Windows.
             return os.rename(temporary, path)
         except OSError as error:
-            if path.exists() and not path.is_dir():
+            # One look: between two the directory could be gone.
+            if path.is_file():
                 raise
             last = error
         with contextlib.suppress(FileNotFoundError):

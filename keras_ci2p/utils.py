@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import ctypes
 import hashlib
 import importlib
@@ -188,8 +189,8 @@ def _move_into_place(temporary, path, replace):
             # An empty directory is replaced, but not by Windows.
             return os.rename(temporary, path)
         except OSError as error:
-            # One look: between two the directory could be gone.
-            if path.is_file():
+            # Only what another directory in the way says is worth another try.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or path.is_file():
                 raise
             last = error
         with contextlib.suppress(FileNotFoundError):

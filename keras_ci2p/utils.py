@@ -2,8 +2,8 @@
 
 import contextlib
 import csv
-import errno
 import ctypes
+import errno
 import hashlib
 import importlib
 import io

@@ -8,10 +8,11 @@ import importlib.abc
 import importlib.util
 import sys
 
-from keras_ci2p.utils import lazy_imports
+from keras_ci2p.names import lazy_imports
+from keras_ci2p.utils import first_line
 from keras_ci2p.version import __version__
 
-_MODULES = ["compare", "convert", "data", "export", "flops", "hub", "layers", "models", "presets", "training"]
+_MODULES = ["codec", "compare", "convert", "data", "export", "flops", "hub", "layers", "models", "presets", "training"]
 
 __all__, _getattr, __dir__ = lazy_imports(
     __name__,
@@ -45,13 +46,13 @@ def __getattr__(name):
     return value
 
 
-def check_backend():
-    """Raises ImportError with what to do unless Keras finds its backend."""
+def check_backend() -> None:
+    """Raises ImportError with what to do unless Keras and its backend can be imported."""
     try:
         import keras  # noqa: F401
-    except (ModuleNotFoundError, ValueError) as error:
+    except Exception as error:  # A framework that is damaged, or does not fit another, raises what it likes.
         raise ImportError(
-            f"Keras cannot start: {error}. Install a backend and name it, for example: "
+            f"Keras cannot start: {first_line(error)}. Install a backend and name it, for example: "
             "pip install 'keras_ci2p[jax]' and set KERAS_BACKEND=jax (or torch, tensorflow)"
         ) from error
 
@@ -86,7 +87,7 @@ class _RegisterAfterKeras(importlib.abc.MetaPathFinder):
                 import_keras(module)
                 # A module of ours that imports Keras is not whole yet, so neither are those that need it.
                 ours = {name for name in sys.modules if name.startswith("keras_ci2p.")}
-                if ours <= {"keras_ci2p.utils", "keras_ci2p.version"}:
+                if ours <= {"keras_ci2p.names", "keras_ci2p.utils", "keras_ci2p.version"}:
                     _register_classes()
 
             spec.loader.exec_module = exec_module

@@ -9,11 +9,13 @@ import textwrap
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import (
     arithmetic,
     environment,
@@ -29,10 +31,11 @@ from keras_ci2p.flops import count_macs, count_parameters
 from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.backbone import CompressorMixin
 from keras_ci2p.models.loading import CLASSIFIERS
+from keras_ci2p.names import renamed_names
 from keras_ci2p.plots import comparison_title, peak_bytes, plot_comparison
-from keras_ci2p.training.configs import CompareConfig  # noqa: F401, its public name is here
+from keras_ci2p.training.configs import CompareConfig
 from keras_ci2p.training.optim import FusedAdamW, SoftTargetCrossentropy
-from keras_ci2p.utils import renamed_names, require, write_json
+from keras_ci2p.utils import write_json
 
 REPORT = "comparison.json"
 FIGURE = "comparison.png"
@@ -40,7 +43,7 @@ FIGURE = "comparison.png"
 TIMEOUT = 6 * 3600
 
 
-def compare(settings, out, verbose=1):
+def compare(settings: CompareConfig, out: PathLike, verbose: int = 1) -> dict[str, Any]:
     """Predicts and trains with the same weights and images on each backend, in a process for each.
 
     What a backend does by chance is left out: stochastic depth is off, and images are augmented before. `out` gets
@@ -62,9 +65,14 @@ def compare(settings, out, verbose=1):
     Raises:
         DataError: Data that cannot be used.
         ValueError: A variant or size that the model does not have.
-        ImportError: matplotlib, or grain for `data`, is not installed.
+        ImportError: grain is not installed, which `data` needs.
+
+    Examples:
+        >>> settings = keras_ci2p.compare.CompareConfig(backends=("torch", "jax"), variant="tiny")
+        >>> report = keras_ci2p.compare.compare(settings, "comparison")  # doctest: +SKIP
+        >>> report["backends"]["jax"]["logits_difference"] < 1e-4  # doctest: +SKIP
+        True
     """
-    require("matplotlib.figure", extra="train")
     with tempfile.TemporaryDirectory(prefix="keras_ci2p-") as name:
         directory = Path(name)
         counts = _prepare(settings, directory)
@@ -82,7 +90,7 @@ def compare(settings, out, verbose=1):
 
 def _prepare(settings, directory):
     """Writes what the processes read; what is the same on all backends: parameters and multiplications."""
-    pictures = make_pictures(settings)
+    pictures = make_images(settings)
     keras.utils.set_random_seed(settings.seed)
     size = settings.image_size
     model = CLASSIFIERS[settings.model](
@@ -175,7 +183,7 @@ SYNTHETIC_CLASSES = 10
 _WAVES = 6
 
 
-def make_pictures(settings):
+def make_images(settings):
     """What is trained on and predicted for, as `CompareConfig` say.
 
     Returns:
@@ -216,7 +224,7 @@ def _photos(settings):
 def _synthetic(settings):
     rng = np.random.default_rng(settings.seed)
     shape = (settings.steps, settings.batch_size)
-    pictures = smooth_pictures((settings.steps + 1) * settings.batch_size, settings.image_size, rng)
+    pictures = smooth_images((settings.steps + 1) * settings.batch_size, settings.image_size, rng)
     labels = np.eye(SYNTHETIC_CLASSES, dtype="float32")[rng.integers(0, SYNTHETIC_CLASSES, shape)]
     return {
         "images": pictures[settings.batch_size :].reshape(*shape, *pictures.shape[1:]),
@@ -225,7 +233,7 @@ def _synthetic(settings):
     }
 
 
-def smooth_pictures(count, size, rng):
+def smooth_images(count, size, rng):
     """Images with the slow changes of photographs: in each channel a few waves of random direction.
 
     Args:

@@ -8,15 +8,18 @@ A subclass of `Config` is a frozen dataclass whose fields are made by `setting`:
 Its values are checked when it is made, and it reads and writes flags, dicts, TOML and command lines. Imports no Keras.
 """
 
+import argparse
 import dataclasses
 import functools
+import inspect
 import json
 import shlex
 import textwrap
 import tomllib
 import typing
 import warnings
-from pathlib import Path
+from collections.abc import Iterable
+from typing import Any, Self
 
 from keras_ci2p.setting import (
     NONE,
@@ -28,13 +31,12 @@ from keras_ci2p.setting import (
     inner_config,
     plain_value,
     read_value,
-    setting,
     to_text,
 )
-from keras_ci2p.utils import require
+from keras_ci2p.utils import did_you_mean, require, user_path
 
 
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(setting,))
+@typing.dataclass_transform(frozen_default=True)
 class Config:
     """Base class of settings; a subclass becomes a frozen dataclass of its `setting`s.
 
@@ -42,14 +44,15 @@ class Config:
     other; and `_check`, which raises ValueError where settings do not go together.
     """
 
-    groups = {}
+    groups: typing.ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
         _accept_older_names(cls)
-        text, raises, errors = cls.__doc__.rstrip().partition("\n\n    Raises:")
-        cls.__doc__ = f"{text}\n\n{_attributes(cls)}{raises}{errors}\n    "
+        # Python 3.13 leaves out the indentation of docstrings.
+        text, raises, errors = inspect.cleandoc(cls.__doc__).partition("\n\nRaises:")
+        cls.__doc__ = f"{text}\n\n{_attributes(cls)}{raises}{errors}"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -71,7 +74,7 @@ class Config:
         return getattr(self, current)
 
     @classmethod
-    def with_current_names(cls, values):
+    def with_current_names(cls, values: dict[str, Any]) -> dict[str, Any]:
         """A dict of settings, or of dicts of them, with today's names in place of older ones.
 
         Raises:
@@ -92,13 +95,13 @@ class Config:
         return values
 
     @classmethod
-    def defaults(cls):
+    def defaults(cls) -> dict[str, Any]:
         """The defaults of all settings that have one, as `to_dict` gives them."""
         fields = dataclasses.fields(cls)
         return {field.name: plain_value(field.default) for field in fields if field.default is not dataclasses.MISSING}
 
     @classmethod
-    def from_dict(cls, values):
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """The config that `to_dict` gave, today or in an older version; what it does not tell is the default.
 
         Raises:
@@ -110,16 +113,16 @@ class Config:
             own[name] = inner.from_dict(value) if inner and isinstance(value, dict) else cls.read(name, value)
         return cls(**own)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The settings as plain values that JSON can hold."""
         return {field.name: plain_value(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """`to_dict` by its name in 0.1.0."""
         warnings.warn("as_dict is now called to_dict", DeprecationWarning, stacklevel=2)
         return self.to_dict()
 
-    def to_toml(self):
+    def to_toml(self) -> str:
         """The settings as a TOML file; None is written as "none", since TOML has no null."""
         values = self.to_dict()
         tables = {name: value for name, value in values.items() if isinstance(getattr(self, name), Config)}
@@ -128,7 +131,7 @@ class Config:
             lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
         return "\n".join([*lines, ""])
 
-    def override(self, values):
+    def override(self, values: dict[str, Any]) -> Self:
         """This config with other values.
 
         Args:
@@ -152,13 +155,13 @@ class Config:
         return dataclasses.replace(self, **own)
 
     @classmethod
-    def placeholders(cls):
+    def placeholders(cls) -> dict[str, str]:
         """What records that leave this machine say in place of paths, by setting."""
         known = {name: field.metadata["setting"] for name, field in _fields(cls).items()}
         return {name: setting.placeholder for name, setting in known.items() if setting.placeholder}
 
     @classmethod
-    def read(cls, name, value):
+    def read(cls, name: str, value: Any) -> Any:
         """The value of a setting from a text or from what a file or a record holds.
 
         Raises:
@@ -166,11 +169,18 @@ class Config:
         """
         field = _fields(cls).get(name)
         if field is None or (inner_config(field) and not isinstance(value, Config)):
-            raise ValueError(f"There is no setting {name}. {_known(cls)}")
+            raise ValueError(f"There is no setting {name}.{did_you_mean(name, _names(cls))} {_known(cls)}")
         return read_value(field, value)
 
     @classmethod
-    def add_flags(cls, parser, prefix="", group=None, names=None, optional=()):
+    def add_flags(
+        cls,
+        parser: Any,
+        prefix: str = "",
+        group: Any = None,
+        names: Iterable[str] | None = None,
+        optional: Iterable[str] = (),
+    ) -> None:
         """Adds the flags of this class to an `argparse` parser, without defaults: what is not given is not there.
 
         Args:
@@ -190,13 +200,13 @@ class Config:
                 add_flag(into, field, prefix, field.name in optional)
 
     @classmethod
-    def given(cls, args, prefix=""):
+    def given(cls, args: argparse.Namespace, prefix: str = "") -> dict[str, Any]:
         """The settings that parsed arguments give, a dict by name."""
         values = vars(args)
         return {name: values[prefix + name] for name in _fields(cls) if prefix + name in values}
 
     @classmethod
-    def from_args(cls, args, **values):
+    def from_args(cls, args: argparse.Namespace, **values: Any) -> Self:
         """The config that parsed arguments give, with other settings as `values`.
 
         Raises:
@@ -204,7 +214,7 @@ class Config:
         """
         return cls(**{**cls.given(args), **values})
 
-    def differences(self, stored):
+    def differences(self, stored: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         """What of a stored config differs from this one and changes the result.
 
         Args:
@@ -217,12 +227,14 @@ class Config:
         then = {**_flat(self.defaults()), **_flat(self._from_older(self.with_current_names(stored)), self)}
         return [(name, then.get(name), value) for name, value in now.items() if then.get(name) != value]
 
-    def lasting(self):
+    def lasting(self) -> dict[str, Any]:
         """The settings that change the result, as plain values by name, those of inner configs as "recipe.epochs"."""
         machine_only = {name for name, field in _fields(type(self)).items() if field.metadata["setting"].machine_only}
         return {name: value for name, value in _flat(self.to_dict(), self).items() if name not in machine_only}
 
-    def command_line(self, base=None, always=(), without=(), prefix=""):
+    def command_line(
+        self, base: Self | None = None, always: Iterable[str] = (), without: Iterable[str] = (), prefix: str = ""
+    ) -> list[str]:
         """The words of a command that gives this config again, exactly.
 
         Args:
@@ -247,7 +259,7 @@ def read_table(path):
         ValueError: A file of another kind, or one that cannot be read as such.
         OSError: No such file.
     """
-    path = Path(path)
+    path = user_path(path)
     read = {".toml": tomllib.loads, ".yaml": _read_yaml, ".yml": _read_yaml}.get(path.suffix)
     if read is None:
         raise ValueError(f"it must end in .toml or .yaml. Received: {str(path)!r}")
@@ -293,7 +305,8 @@ def _check_known(cls, values, prefix):
     """Raises ValueError where a dict has a key that is no setting of the class."""
     for key in values:
         if key.partition(".")[0] not in {*_fields(cls), *_renamed(cls)}:
-            raise ValueError(f"There is no setting {prefix}{key}. {_known(cls, prefix)}")
+            hint = did_you_mean(key, _names(cls))
+            raise ValueError(f"There is no setting {prefix}{key}.{hint} {_known(cls, prefix)}")
 
 
 def _command_words(config, base, always, without, prefix):
@@ -321,11 +334,15 @@ def _command_words(config, base, always, without, prefix):
 
 
 def _known(cls, prefix=""):
+    return f"Known are: {', '.join(_names(cls, prefix))}"
+
+
+def _names(cls, prefix=""):
     names = []
     for name, field in _fields(cls).items():
         inner = inner_config(field)
         names += [f"{prefix}{name}.{key}" for key in _fields(inner)] if inner else [prefix + name]
-    return f"Known are: {', '.join(names)}"
+    return names
 
 
 def _attributes(cls):
@@ -333,8 +350,8 @@ def _attributes(cls):
     lines = []
     for name, field in _fields(cls).items():
         text = f"{name}: {explain(field)}."
-        lines.append(textwrap.fill(text, 120, initial_indent=" " * 8, subsequent_indent=" " * 12))
-    return "\n".join(["    Attributes:", *lines])
+        lines.append(textwrap.fill(text, 120, initial_indent=" " * 4, subsequent_indent=" " * 8))
+    return "\n".join(["Attributes:", *lines])
 
 
 def _toml(value):

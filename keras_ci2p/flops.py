@@ -4,7 +4,7 @@ import contextlib
 import math
 import threading
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import layers
@@ -43,12 +43,12 @@ class MacCount(PartCount):
     parts: dict
     image_shape: tuple
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Plain values, as JSON can hold them."""
         return {**asdict(self), "image_shape": list(self.image_shape)}
 
 
-def count_macs(model, image_shape=None):
+def count_macs(model: keras.Model | keras.Layer, image_shape: tuple[int, ...] | None = None) -> MacCount:
     """Counts the multiply-accumulates of a model from its own layers; nothing is computed.
 
     The model is called with a tensor that has only a shape. Layers with a kernel are counted from it and the shapes
@@ -67,9 +67,9 @@ def count_macs(model, image_shape=None):
         ValueError: No `image_shape` for a model that takes any size, or one that the model does not take; a layer with
             weights, or an operation, that cannot be counted.
 
-    Example:
-        >>> keras_ci2p.count_macs(keras_ci2p.CI2PViT()).paper_flops / 1e9
-        8.476...
+    Examples:
+        >>> keras_ci2p.count_macs(keras_ci2p.CI2PViT((64, 64, 3), variant="tiny")).macs / 1e9
+        0.2...
     """
     shape = _input_shape(model, image_shape)
     counter = _Counter()

@@ -1,5 +1,10 @@
-"""Draws all figures: arrays and reports in, PNG files out."""
+"""Draws all figures: arrays and reports in, PNG files out.
 
+What a figure shows has been computed, perhaps for days. So one that cannot be drawn is a warning, no error; each
+function returns whether it has drawn. Sizes in pixels do not grow with the data.
+"""
+
+import functools
 import math
 import textwrap
 import warnings
@@ -13,6 +18,35 @@ def warn_without_matplotlib():
     """Warns where matplotlib is not installed: a training run goes on without its figures."""
     if not _has_matplotlib():
         warnings.warn("No curves will be drawn without matplotlib: pip install 'keras_ci2p[train]'.", stacklevel=2)
+
+
+def _optional(draw):
+    """Makes a warning of whatever keeps a figure from being drawn."""
+
+    @functools.wraps(draw)
+    def draw_if_possible(path, *arguments):
+        problem = None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                draw(path, *arguments)
+            except Exception as error:
+                problem = f"{path} is not drawn: {(str(error) or type(error).__name__).splitlines()[0]}"
+        is_drawn = problem is None
+        if any("missing from" in str(warning.message) for warning in caught):
+            problem = problem or f"{path} shows boxes in place of letters that matplotlib's font does not have."
+        if problem:
+            warnings.warn(problem, stacklevel=2)
+        return is_drawn
+
+    return draw_if_possible
+
+
+def _shown(text, longest=30):
+    """A name as matplotlib draws it: short, of letters that exist, and no formula, which dollars would begin."""
+    text = text.encode("utf-8", errors="replace").decode()
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return (text if len(text) <= longest else f"{text[: longest - 3]}...").replace("$", r"\$")
 
 
 def _has_matplotlib():
@@ -34,8 +68,9 @@ def _save(figure, path, dpi=120):
         figure.savefig(temporary, dpi=dpi)
 
 
+@_optional
 def plot_curves(path, rows, title):
-    """Draws loss and top-1 of training and validation over the epochs; nothing without matplotlib.
+    """Draws loss and top-1 of training and validation over the epochs.
 
     Args:
         path: PNG to write.
@@ -43,8 +78,6 @@ def plot_curves(path, rows, title):
             `features_0_loss`, ..., the losses of a teacher's feature maps, which are drawn apart.
         title: Of the figure.
     """
-    if not _has_matplotlib():
-        return
     both = {"": "training", "val_": "validation"}
     # Label, factor, and the lines by their keys.
     panels = [
@@ -65,12 +98,13 @@ def plot_curves(path, rows, title):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(_shown(title, 90))
     _save(figure, path)
 
 
+@_optional
 def plot_reconstructions(path, images, reconstructions, captions, title):
-    """Draws images above their reconstructions; nothing without matplotlib.
+    """Draws images above their reconstructions.
 
     Args:
         path: PNG to write.
@@ -79,8 +113,6 @@ def plot_reconstructions(path, images, reconstructions, captions, title):
         captions: A line for each reconstruction, such as its PSNR and bits per pixel.
         title: Of the figure.
     """
-    if not _has_matplotlib():
-        return
     figure = _figure(2.6 * len(images), 5.6)
     axes = figure.subplots(2, len(images), squeeze=False)
     for column, (image, restored, caption) in enumerate(zip(images, reconstructions, captions, strict=True)):
@@ -88,22 +120,21 @@ def plot_reconstructions(path, images, reconstructions, captions, title):
             pixels = np.rint(np.clip(pixels, 0, 255)).astype("uint8")
             axes[row, column].imshow(pixels, interpolation="nearest")
             axes[row, column].set_axis_off()
-        axes[1, column].set_title(caption, fontsize=9)
+        axes[1, column].set_title(_shown(caption, 60), fontsize=9)
     axes[0, 0].set_title("original", loc="left", fontsize=9)
-    figure.suptitle(title)
+    figure.suptitle(_shown(title, 90))
     _save(figure, path)
 
 
+@_optional
 def plot_compressor_curves(path, rows, title):
-    """Draws RD loss, bits per pixel and PSNR of training and validation over the steps; nothing without matplotlib.
+    """Draws RD loss, bits per pixel and PSNR of training and validation over the steps.
 
     Args:
         path: PNG to write.
         rows: Dicts of `step`, `cost` (the RD loss), `bpp`, `psnr`, and of the latter three with `val_` before.
         title: Of the figure.
     """
-    if not _has_matplotlib():
-        return
     figure = _figure(12, 3.6)
     steps = [row["step"] for row in rows]
     labels = {"cost": "RD loss", "bpp": "bits per pixel", "psnr": "PSNR (dB)"}
@@ -117,7 +148,7 @@ def plot_compressor_curves(path, rows, title):
             # It begins a hundred times as high as it ends.
             axes.set_yscale("log")
     axes.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(_shown(title, 90))
     _save(figure, path)
 
 
@@ -129,6 +160,7 @@ _INK, _GREY = "#333333", "#777777"
 _WIDTH = 0.62
 
 
+@_optional
 def plot_comparison(path, report):
     """Draws losses of all backends over each other, images per second, and memory.
 
@@ -212,24 +244,34 @@ def _bars(axes, report, heights, form, tops):
     axes.spines["left"].set_visible(False)
 
 
+# Of a confusion matrix: its largest side in inches, the most classes whose counts are told, and whose names are.
+_LARGEST_SIDE, _MOST_COUNTS, _MOST_NAMES = 20, 30, 100
+
+
+@_optional
 def plot_confusion(path, report):
-    """Draws the confusion matrix: rows are true classes, shares of each row in colour, counts in the cells.
+    """Draws the confusion matrix: rows are true classes, shares of each row in colour; of up to 30 classes the counts,
+    of more than 100 only some of the names.
 
     Args:
         path: PNG to write.
         report: What `evaluate` returns.
     """
-    names, counts = report["class_names"], np.array(report["confusion"])
+    names, counts = [_shown(name) for name in report["class_names"]], np.array(report["confusion"])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = max(4.5, 0.55 * len(names) + 2)
+    side = min(max(4.5, 0.55 * len(names) + 2), _LARGEST_SIDE)
     figure = _figure(side + 0.8, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
+    named = range(0, len(names), math.ceil(len(names) / _MOST_NAMES))
+    # Points: they are not to overlap.
+    size = min(10, 0.7 * 72 * side / len(named))
+    axes.set_xticks(named, names[:: named.step], rotation=45 if len(named) <= _MOST_COUNTS else 90, ha="right")
+    axes.set_yticks(named, names[:: named.step])
+    axes.tick_params(labelsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if len(names) <= 30:
+    if len(names) <= _MOST_COUNTS:
         for row, column in np.ndindex(*counts.shape):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=colour, fontsize=8)
@@ -238,15 +280,20 @@ def plot_confusion(path, report):
     _save(figure, path)
 
 
+# Of images: more would make a picture that nothing opens.
+MOST_SHOWN = 60
+
+
+@_optional
 def plot_worst(path, report, images):
-    """Draws the images that a report of `evaluate` names as `worst`, each above what it was taken for.
+    """Draws up to 60 images that a report of `evaluate` names as `worst`, each below what it was taken for.
 
     Args:
         path: PNG to write.
         report: What `evaluate` returns, with at least one image in `worst`.
         images: These images, arrays `(height, width, 3)`, RGB in 0..255; `worst_images` reads them.
     """
-    rows = report["worst"]
+    rows = report["worst"][:MOST_SHOWN]
     columns = min(6, len(rows))
     lines = math.ceil(len(rows) / columns)
     figure = _figure(1.9 * columns, 2.35 * lines + 0.3)
@@ -256,11 +303,11 @@ def plot_worst(path, report, images):
     for axes, row, image in zip(panels, rows, images, strict=False):
         axes.imshow(image)
         axes.set_title(
-            f"{row['true']} ({100 * row['true_probability']:.1f} %)\n"
-            f"as {row['predicted']} ({100 * row['predicted_probability']:.1f} %)",
+            f"{_shown(row['true'])} ({100 * row['true_probability']:.1f} %)\n"
+            f"as {_shown(row['predicted'])} ({100 * row['predicted_probability']:.1f} %)",
             fontsize=8,
         )
-    wrong = report["images"] - int(np.trace(report["confusion"]))
+    wrong = round(report["images"] * (1 - report["top1"]))
     figure.suptitle(f"{len(rows)} of {wrong} wrong, the highest loss first", fontsize=10)
     _save(figure, path)
 

@@ -6,6 +6,7 @@ import json
 import math
 import numbers
 import operator
+import os
 import types
 import typing
 from pathlib import Path
@@ -321,3 +322,13 @@ def integer(at_least):
         return value
 
     return read
+
+
+def name_pairs(text):
+    """Parses "NAME=OTHER,...", or the lines of a file of such, to a dict, for argparse."""
+    path = Path(os.path.expanduser(text))
+    pairs = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    pairs = [[name.strip() for name in pair.split("=")] for pair in pairs if pair.strip()]
+    if not pairs or not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise argparse.ArgumentTypeError(f"must be NAME=OTHER,... or a file with one in each line, not {text!r}")
+    return dict(pairs)

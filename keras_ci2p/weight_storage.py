@@ -1,12 +1,17 @@
-"""Weights of Keras as float16 or int8 in HDF5 files."""
+"""Weights of Keras as float16 or int8 in HDF5 files.
 
-import os
+HDF5 writes to memory alone: where a disk fills, it could not close its file, and would end the process at its exit.
+"""
+
+import io
+from collections.abc import Iterable
 
 import h5py
 import numpy as np
-from h5py import h5f, h5g, h5p
+from h5py import h5f, h5fd, h5g, h5p
 
-from keras_ci2p.utils import atomic_file
+from keras_ci2p.annotations import PathLike
+from keras_ci2p.utils import write_bytes
 
 STORAGES = ("float32", "float16", "int8")
 
@@ -31,7 +36,7 @@ def check_storage(storage):
         raise ValueError(f"`storage` must be one of {', '.join(STORAGES)}. Received: storage={storage!r}")
 
 
-def compact_weights(path, storage, exact=()):
+def compact_weights(path: PathLike, storage: str, exact: Iterable[str] = ()) -> None:
     """Rewrites the large float32 arrays of a Keras weight file; names, shapes and all else stay.
 
     "float16" rounds to 16-bit floats. "int8" rounds the weights of each output channel to whole multiples of a power of
@@ -49,16 +54,50 @@ def compact_weights(path, storage, exact=()):
 
     Raises:
         ValueError: Unknown storage.
+
+    Examples:
+        >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(1024)])
+        >>> model.save_weights("dense.weights.h5")
+        >>> keras_ci2p.presets.compact_weights("dense.weights.h5", "float16")
+        >>> model.load_weights("dense.weights.h5")
     """
     check_storage(storage)
-    if storage == "float32":
-        return
-    with (
-        atomic_file(path) as temporary,
-        h5py.File(path) as source,
-        _create_file(temporary) as target,
-    ):
+    if storage != "float32":
+        write_bytes(path, _compacted(path, storage, exact))
+
+
+def weight_file(name, write, storage="float32", exact=()):
+    """The content of a weight file.
+
+    Args:
+        name: What it is to be called, ending in .weights.h5.
+        write: `save_weights` of a model.
+        storage, exact: As in `compact_weights`.
+
+    Returns:
+        bytes.
+    """
+    file = _MemoryFile(name)
+    write(file)
+    return file.getvalue() if storage == "float32" else _compacted(file, storage, exact)
+
+
+class _MemoryFile(io.BytesIO):
+    """Keras writes to a BytesIO too, but asks it for the suffix of its name."""
+
+    def __init__(self, name):
+        super().__init__()
+        self._name = name
+
+    def __str__(self):
+        return self._name
+
+
+def _compacted(file, storage, exact):
+    compacted = io.BytesIO()
+    with h5py.File(file) as source, _create_file(compacted) as target:
         _copy(source, target, storage, exact)
+    return compacted.getvalue()
 
 
 def compact_array(values, storage, exact=False):
@@ -127,12 +166,14 @@ def _copy(source, target, storage, exact, is_exact=False):
             dataset.attrs[attribute] = value
 
 
-def _create_file(path):
-    """As HDF5 1.10 writes it, whose groups and indices are a fifth of the default's size; without the time of day."""
+def _create_file(file):
+    """In memory, as HDF5 1.10 writes it, whose groups and indices are a fifth of the default's size; without the time
+    of day."""
     access, creation = h5p.create(h5p.FILE_ACCESS), h5p.create(h5p.FILE_CREATE)
     access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
     creation.set_obj_track_times(False)
-    return h5py.File(h5f.create(os.fsencode(path), h5f.ACC_TRUNC, creation, access))
+    access.set_fileobj_driver(h5fd.fileobj_driver, file)
+    return h5py.File(h5f.create(repr(file).encode(), h5f.ACC_TRUNC, creation, access))
 
 
 def _create_group(parent, name):

@@ -7,6 +7,7 @@ all of them do under numpy. Keras is imported when the first of them is used.
 
 import ctypes
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import os
@@ -16,7 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from keras_ci2p.utils import num_cpus
+from keras_ci2p.annotations import PathLike
+from keras_ci2p.utils import cache_directory, num_cpus, user_path
 
 # Precisions of float32 products.
 MATMUL_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
@@ -29,12 +31,23 @@ _OF_THE_BACKEND = (
     "adamw_takes_all_weights",
     "attention",
     "batch_norm",
+    "compiles",
     "conv2d",
     "depthwise_conv2d",
+    "drawn_once",
+    "draws_anew",
+    "is_recomputing",
+    "is_traced",
+    "layer_norm",
     "linear",
     "make_deterministic",
+    "no_grad",
     "peak_device_memory",
     "pointwise_conv2d",
+    "safe_step",
+    "stored_value",
+    "untraced",
+    "watched",
 )
 __all__ = [
     *_OF_THE_BACKEND,
@@ -42,6 +55,7 @@ __all__ = [
     "arithmetic",
     "environment",
     "hardware",
+    "keep_compiled_code",
     "keep_freed_memory",
     "open_devices",
     "peak_memory",
@@ -110,8 +124,11 @@ def open_devices(devices=None):
         `Devices`.
 
     Raises:
-        ValueError: Another value, more devices than there are, or processes that were started for another number.
+        ValueError: Another value, more devices than there are, or processes that were started for another number; a
+            backend that does not train.
     """
+    if _backend_name() not in _MODULES:
+        raise ValueError(f"Keras does not train on {_backend_name()}: set KERAS_BACKEND=torch, jax or tensorflow.")
     is_number = isinstance(devices, int) and not isinstance(devices, bool)
     if not (devices in (None, "all") or is_number and devices > 0):
         raise ValueError(f"`devices` must be 'all', a positive number or None. Received: devices={devices!r}")
@@ -145,21 +162,39 @@ def hardware():
     return {"cores": num_cpus(), "cpu": cpu, "device": _of_the_backend("accelerator")() or cpu}
 
 
+def cpu_flags():
+    """Returns the names that Linux has for what the processor can do, a set; empty on other systems."""
+    return set(_cpu_entries().get("flags", "").split())
+
+
 _CPU_FILE = Path("/proc/cpuinfo")
 _VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}
 
 
 def _cpu():
-    entries = {}
-    if _CPU_FILE.is_file():
-        for line in _CPU_FILE.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            entries.setdefault(key.strip(), value.strip())
+    entries = _cpu_entries()
     name = entries.get("model name") or platform.processor() or platform.machine()
     flags = entries.get("flags", "").split()
     # Virtual machines give processors of very different speed one name.
     widest = next((words for flag, words in _VECTORS.items() if flag in flags), None)
     return f"{name}, {widest}" if widest else name
+
+
+def _cpu_entries():
+    """What Linux tells of the first processor."""
+    entries = {}
+    if _CPU_FILE.is_file():
+        for line in _CPU_FILE.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            entries.setdefault(key.strip(), value.strip())
+    return entries
+
+
+def _cpu_flags():
+    """What tells processors apart for which code is compiled differently."""
+    entries = _cpu_entries()
+    told = [entries.get(key, "") for key in ("cpu family", "model", "flags", "Features")]
+    return " ".join([platform.machine(), platform.processor(), *told])
 
 
 def arithmetic():
@@ -193,7 +228,7 @@ _NEVER = -1
 _AHEAD = 64 * 2**20
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> bool:
     """Keeps the memory of one training step for the next, where the C library would return it to the system.
 
     glibc gives each large block pages of its own and returns them when it is freed, so that each step of training has
@@ -208,6 +243,10 @@ def keep_freed_memory():
     Returns:
         Whether it was done: on Linux with glibc, under PyTorch or TensorFlow, unless the environment sets
         `MALLOC_...` or `GLIBC_TUNABLES`.
+
+    Examples:
+        >>> keras_ci2p.training.keep_freed_memory()  # doctest: +SKIP
+        True
     """
     if not _of_the_backend("gains_by_kept_memory"):
         return False
@@ -221,6 +260,32 @@ def keep_freed_memory():
     options = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _AHEAD, _ARENA_MAX: 1}
     accepted = [library.mallopt(key, value) for key, value in options.items()]
     return all(accepted)
+
+
+# === Compiled code ===
+
+
+def keep_compiled_code(directory: PathLike | None = None) -> Path | None:
+    """Keeps what JAX compiles on disk, so that the next process on this machine need not compile it again.
+
+    This is JAX's persistent compilation cache, with small programs in it too. It holds for the whole process, which is
+    why `import keras_ci2p` does not do it; the command line does. Whoever can write to the directory can have this
+    user's processes run code of theirs.
+
+    Args:
+        directory: Where to; None for `compiled` in $KERAS_CI2P_CACHE, else in `~/.cache/keras_ci2p`. In it each kind of
+            processor has a directory of its own: code for one may not run on another.
+
+    Returns:
+        The directory; None where nothing was changed: under other backends, where the user has chosen a directory or
+        no cache (`JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE` or `jax.config`), and where the directory
+        cannot be written to.
+
+    Examples:
+        >>> directory = keras_ci2p.training.keep_compiled_code("compiled")  # None but under JAX
+    """
+    directory = user_path(directory or cache_directory() / "compiled")
+    return _of_the_backend("keep_compiled_code")(directory / hashlib.sha256(_cpu_flags().encode()).hexdigest()[:8])
 
 
 # === Other processes ===

@@ -4,8 +4,10 @@ Kernels take Keras variables or tensors. All images are channels last.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
+import types
 from typing import NamedTuple
 
 import keras
@@ -106,6 +108,20 @@ def batch_norm(inputs, scale, offset, epsilon, synchronized=False):
     return outputs, mean, variance
 
 
+def layer_norm(inputs, scale, offset, epsilon):
+    """Normalises along the last axis, in float32 at least.
+
+    Args:
+        inputs: `(..., channels)`.
+        scale, offset: `(channels,)`, or None.
+        epsilon: Added to the variance.
+
+    Returns:
+        A tensor like `inputs`.
+    """
+    return ops.layer_normalization(inputs, scale, offset, -1, epsilon)
+
+
 def attention(query, key, value):
     """Computes `softmax(query key^T / sqrt(head_dim)) value`, each `(batch, tokens, heads, head_dim)`."""
     # Of float64 Keras makes float32 on torch.
@@ -140,9 +156,55 @@ adamw_takes_all_weights = False
 # Whether training gets faster where freed memory stays with the process (`keep_freed_memory`).
 gains_by_kept_memory = False
 
+# Whether the first step of a model takes long, since it is compiled.
+compiles = False
+
+
+def keep_compiled_code(directory):
+    """`keras_ci2p.backend.keep_compiled_code`, where there is nothing to keep."""
+
+
+def is_traced(tensor):
+    """Whether `tensor` stands for others in a trace with weights that may be put away when the next one is made."""
+    return False
+
+
+# Whether a layer that is computed once more for its gradient draws other random numbers, without a word.
+draws_anew = False
+
+
+def is_recomputing():
+    """Whether a layer is computed once more for its gradient, so that what it changes is changed already."""
+    return False
+
+
+def drawn_once(draw):
+    """Returns `draw()`, a random seed; where a layer is computed once more for its gradient, the seed of the first."""
+    return draw()
+
+
+def stored_value(variable):
+    """Returns what a Keras variable holds, as an array, whatever is being traced; None where it cannot be looked at."""
+    return ops.convert_to_numpy(variable._value)
+
+
+def untraced():
+    """Returns a context whose operations are computed at once, also while a step is traced."""
+    return contextlib.nullcontext()
+
 
 def make_deterministic():
     """Makes the same computation give the same result each time."""
+
+
+def safe_step(model, name):
+    """Returns a step of a Keras model, the attribute `name`; should it fail, the model has its weights still."""
+    return getattr(model, name)
+
+
+def no_grad():
+    """A context in which nothing is kept for gradients; as it is, without a tape."""
+    return contextlib.nullcontext()
 
 
 def set_matmul_precision(precision):
@@ -167,6 +229,71 @@ def peak_device_memory():
     """Returns the most bytes held on the first GPU or TPU so far, None where the backend computes on the CPU."""
 
 
+# === Data ===
+
+
+def watched(data, look):
+    """Returns data for Keras's `fit` whose first batch is shown to `look` once it is read: none is read for that alone.
+
+    Args:
+        data: A generator, a `keras.utils.PyDataset` (whose first batch is read once more), a `torch.utils.data`,
+            `tf.data` or grain dataset; anything else is returned as it is.
+        look: Function of a batch as it comes.
+    """
+    seen = []
+
+    def watch(batch):
+        if not seen:
+            seen.append(True)
+            look(batch)
+        return batch
+
+    package = type(data).__module__.partition(".")[0]
+    bases = {f"{base.__module__}.{base.__name__}" for base in type(data).__mro__}
+    if isinstance(data, types.GeneratorType):
+        return (watch(batch) for batch in data)
+    if isinstance(data, keras.utils.PyDataset):
+        # What is wrong with it, Keras will find.
+        with contextlib.suppress(Exception):
+            watch(data[0])
+    elif "torch.utils.data.dataloader.DataLoader" in bases:
+        return _watched_loader(data, watch)
+    elif "tensorflow.python.data.ops.dataset_ops.DatasetV2" in bases:
+        return _watched_tf_data(data, watch)
+    elif package == "grain" and hasattr(data, "map"):
+        return data.map(watch)
+    return data
+
+
+def _watched_loader(loader, watch):
+    class Watched(type(loader)):
+        def __iter__(self):
+            return map(watch, super().__iter__())
+
+    loader = copy.copy(loader)
+    loader.__class__ = Watched
+    return loader
+
+
+def _watched_tf_data(dataset, watch):
+    import tensorflow as tf
+
+    def images(batch):
+        tensors = [tensor for tensor in tf.nest.flatten(batch) if hasattr(tensor, "shape") and hasattr(tensor, "dtype")]
+        return [tensor for tensor in tensors if tensor.shape.rank in (4, None) and tensor.dtype.is_floating]
+
+    def map_function(index, batch):
+        # In threads of its own, where Python is asked at each start alone.
+        tf.cond(
+            index == 0,
+            lambda: tf.py_function(lambda *batch: bool(watch(batch)), images(batch), tf.bool),
+            lambda: False,
+        )
+        return batch
+
+    return dataset.enumerate().map(map_function) if images(dataset.element_spec) else dataset
+
+
 # === Devices ===
 
 
@@ -186,7 +313,7 @@ class Devices:
         num_threads: Threads to load with where several processes share a host, else None.
         keep_batches_whole: Whether the compiled step computes on the batches as they were loaded, not on parts of them.
 
-    Example:
+    Examples:
         devices = open_devices("all")
         devices.check_batch_size(32)
         with devices.scope():

@@ -1,6 +1,7 @@
 """JAX: kernels that are faster on a CPU than Keras's, settings, and devices on one or several hosts."""
 
 import functools
+import importlib.util
 import os
 import warnings
 
@@ -8,6 +9,7 @@ import jax
 import keras
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 from keras import ops
 
 from keras_ci2p.backend import common
@@ -76,6 +78,50 @@ def attention(query, key, value):
 _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
+def is_traced(tensor):
+    return isinstance(tensor, jax.core.Tracer)
+
+
+def stored_value(variable):
+    value = variable._value
+    # None: put away by the trainer, whose steps have the weights as arguments.
+    if value is None or is_traced(value) or value.is_deleted() or not value.is_fully_addressable:
+        return None
+    return common.stored_value(variable)
+
+
+# What Keras's trainer takes from the variables, and gives to its functions.
+_STATE = ("trainable_variables", "non_trainable_variables")
+_STATES = {
+    "train_function": (*_STATE, "optimizer_variables", "metrics_variables"),
+    "test_function": (*_STATE, "metrics_variables"),
+    "predict_function": _STATE,
+}
+
+
+def safe_step(model, name):
+    step = getattr(model, name)
+
+    def safe(state, iterator):
+        try:
+            return step(state, iterator)
+        except StopIteration:
+            raise
+        except BaseException:
+            # Keras gives back what the last step has left, and before the first one there is nothing.
+            if not any(array.is_deleted() for array in jax.tree.leaves(state)):
+                model._jax_state = dict(zip(_STATES[name], state, strict=True))
+                model._jax_state_synced = False
+                model.jax_state_sync()
+            raise
+
+    return safe
+
+
+def untraced():
+    return jax.ensure_compile_time_eval()
+
+
 def make_deterministic():
     """Makes the same computation give the same result each time. On a CPU it does so anyway (checked with JAX 0.10).
 
@@ -98,6 +144,39 @@ def _has_started():
     from jax._src import xla_bridge
 
     return getattr(xla_bridge, "backends_are_initialized", lambda: False)()
+
+
+compiles = True
+
+# Bytes; what was not used for longest is deleted beyond them.
+_MOST_COMPILED_CODE = 2 * 2**30
+# How JAX is told not to keep what it compiles in less than a second, as most of a model's beginning is.
+_THRESHOLD = "jax_persistent_cache_min_compile_time_secs"
+
+
+def keep_compiled_code(directory):
+    """`keras_ci2p.backend.keep_compiled_code`."""
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+        return None
+    try:
+        # Its files are run: nobody else's business.
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(directory, os.W_OK):
+        return None
+    settings = {"jax_compilation_cache_dir": str(directory)}
+    if _THRESHOLD.upper() not in os.environ:
+        settings[_THRESHOLD] = 0
+    if importlib.util.find_spec("filelock") and "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+        settings["jax_compilation_cache_max_size"] = _MOST_COMPILED_CODE
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    # Where another process makes room at the same time; it is compiled then, or kept the next time.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    # What JAX has compiled before, it has remembered that there is no cache.
+    compilation_cache.reset_cache()
+    return directory
 
 
 def set_matmul_precision(precision):

@@ -44,6 +44,32 @@ def adamw_step(weights, gradients, momentums, velocities, step):
 # A step of base in batches of 8 at 256 px took 1.36 times as long without (`benchmarks/optimizations.py`).
 gains_by_kept_memory = True
 
+compiles = True
+
+
+# `tf.recompute_grad`, where it computes at once; in a graph Keras fails with it.
+draws_anew = True
+
+
+def safe_step(model, name):
+    step = getattr(model, name)
+
+    def safe(data):
+        try:
+            return step(data)
+        except (StopIteration, tf.errors.OutOfRangeError):
+            raise
+        except BaseException:
+            # What was traced in part can make no variables later, such as the optimizer's: it will be traced anew.
+            setattr(model, name, None)
+            raise
+
+    return safe
+
+
+def untraced():
+    return tf.init_scope()
+
 
 def make_deterministic():
     """Makes the same computation give the same result each time: by deterministic kernels."""

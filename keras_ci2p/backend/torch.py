@@ -1,6 +1,8 @@
 """PyTorch: its own kernels where Keras composes them or copies images, settings, and processes under torchrun."""
 
+import collections
 import contextlib
+import functools
 import os
 
 import keras
@@ -21,6 +23,22 @@ def _tensor(value):
     return None if value is None else ops.convert_to_tensor(value)
 
 
+def eager(kernel):
+    """A kernel of PyTorch's own that is left to Keras where PyTorch traces it, for `torch.compile` or as TorchScript.
+
+    The compiler does away with copies by itself, and PyTorch 2.13's fails on views of images of symbolic size that are
+    kept for the gradient. In TorchScript, by which Keras writes ONNX, sizes are computed, but padding must be constant.
+    """
+
+    @functools.wraps(kernel)
+    def eager_kernel(*args, **kwargs):
+        if torch.compiler.is_dynamo_compiling() or torch.jit.is_tracing():
+            return getattr(common, kernel.__name__)(*args, **kwargs)
+        return kernel(*args, **kwargs)
+
+    return eager_kernel
+
+
 def linear(inputs, kernel, bias=None):
     """`common.linear`, where Keras adds the bias in a pass of its own."""
     kernel = _tensor(kernel)
@@ -34,6 +52,7 @@ def pointwise_conv2d(inputs, kernel):
     return torch.nn.functional.linear(inputs, _tensor(kernel)[0, 0].T)
 
 
+@eager
 def conv2d(inputs, kernel, bias, strides, dilation):
     """`common.conv2d`, where Keras copies the images to channels first and back."""
     # A view: PyTorch's memory format channels_last.
@@ -45,6 +64,7 @@ def conv2d(inputs, kernel, bias, strides, dilation):
     return outputs.permute(0, 2, 3, 1)
 
 
+@eager
 def depthwise_conv2d(inputs, kernel, bias, strides, dilation):
     """`common.depthwise_conv2d`, as `conv2d` in as many groups as there are channels."""
     rows, columns, channels, multiplier = kernel.shape
@@ -52,6 +72,7 @@ def depthwise_conv2d(inputs, kernel, bias, strides, dilation):
     return conv2d(inputs, kernel, bias, strides, dilation)
 
 
+@eager
 def batch_norm(inputs, scale, offset, epsilon, synchronized=False):
     """`common.batch_norm`, which keeps two copies of the input for the gradient, by a kernel that keeps one.
 
@@ -64,6 +85,13 @@ def batch_norm(inputs, scale, offset, epsilon, synchronized=False):
     outputs, mean, inverse_deviation = torch.native_batch_norm(image, scale, offset, None, None, True, 0.0, epsilon)
     variance = (inverse_deviation.square().reciprocal() - epsilon).clamp(min=0)
     return outputs.permute(0, 2, 3, 1).reshape(inputs.shape), mean, variance
+
+
+def layer_norm(inputs, scale, offset, epsilon):
+    """`common.layer_norm`; traced as TorchScript with the number of channels as a constant, which ONNX needs."""
+    if scale is None or not torch.jit.is_tracing():
+        return common.layer_norm(inputs, scale, offset, epsilon)
+    return torch.nn.functional.layer_norm(inputs, scale.shape, _tensor(scale), _tensor(offset), epsilon)
 
 
 # Up to so many tokens PyTorch's fused attention gains nothing on a CPU; with products in bfloat16 it takes a hundred
@@ -90,6 +118,8 @@ def short_attention(query, key, value):
 adamw_takes_all_weights = True
 
 
+# PyTorch 2.13 compiles everything but this kernel, with which it fails.
+@torch.compiler.disable
 @torch.no_grad()
 def adamw_step(weights, gradients, momentums, velocities, step):
     """Takes a step of AdamW for many weights in one pass, and frees the gradients that the weights hold.
@@ -156,12 +186,48 @@ gains_by_kept_memory = True
 _MATMUL_PRECISIONS = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
 
 
+def stored_value(variable):
+    # Where shapes alone are computed, variables are without values.
+    if torch.compiler.is_compiling() or variable.value.is_meta:
+        return None
+    return common.stored_value(variable)
+
+
+def is_recomputing():
+    # Layers are called while gradients are computed by `torch.utils.checkpoint` alone, which asks the same.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+# More draws than there are between a layer and its gradient: base makes 24 in a step.
+_KEPT_DRAWS = 10_000
+_draws = collections.OrderedDict()
+
+
+def drawn_once(draw):
+    """`common.drawn_once`: PyTorch's own generator, which is set back for the second time, tells the draws apart."""
+    ticket = int(torch.randint(2**62, (), device="cpu"))
+    if not is_recomputing():
+        _draws[ticket] = draw()
+        if len(_draws) > _KEPT_DRAWS:
+            _draws.popitem(last=False)
+    elif ticket not in _draws:
+        raise RuntimeError(
+            "A layer that draws random numbers is computed once more for its gradient, and PyTorch's generator has not "
+            "been set back, so that it would be the gradient of another loss. Leave `preserve_rng_state` of "
+            "`torch.utils.checkpoint` at True, and draw no numbers from PyTorch's generator in between."
+        )
+    return _draws[ticket]
+
+
 def make_deterministic():
     """Makes the same computation give the same result each time: by deterministic kernels, on a CPU in one thread."""
     # cuBLAS demands it; it reads it when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(1)
+
+
+no_grad = torch.no_grad
 
 
 def set_matmul_precision(precision):

@@ -5,13 +5,15 @@ Keras is imported when a command runs, so that `--help`, `--version` and wrong a
 
 import argparse
 import os
+import re
 import sys
 import traceback
 import warnings
 from pathlib import Path
 
 import keras_ci2p
-from keras_ci2p.cli import convert_commands, evaluate_commands, train_commands
+from keras_ci2p.cli import codec_commands, convert_commands, evaluate_commands, predict_command, train_commands
+from keras_ci2p.utils import did_you_mean, on_interrupt
 
 INTERRUPTED = 130
 
@@ -22,10 +24,13 @@ COMMANDS = (
     train_commands.add_cache,
     train_commands.add_train,
     evaluate_commands.add_evaluate,
-    evaluate_commands.add_predict,
+    predict_command.add_predict,
+    codec_commands.add_compress,
+    codec_commands.add_decompress,
     convert_commands.add_publish,
     convert_commands.add_quantize,
     convert_commands.add_export,
+    convert_commands.add_demo,
     evaluate_commands.add_info,
     evaluate_commands.add_flops,
     train_commands.add_compare,
@@ -50,19 +55,31 @@ photos holds one subfolder per class, or folders train and val that do. `keras-c
 def main(argv=None):
     """Runs the command line and returns its exit code: 0, 2 for an error, 130 when interrupted."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    args = make_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        # A letter that the terminal does not have must not end a command that has its result.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    parser = make_parser()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(parser)
+    args = parser.parse_args(argv)
+    _expand_home(args)
     shown_before = warnings.showwarning
     warnings.showwarning = _show_warning
     try:
         if args.prepare is not None and args.prepare(args):
             return 0
-        keras_ci2p.check_backend()
-        keras_ci2p.training.keep_freed_memory()
+        if hasattr(args, "rescan"):
+            keras_ci2p.data.sources.forget(args.data)
+        with on_interrupt(_leave):
+            keras_ci2p.check_backend()
+            keras_ci2p.training.keep_freed_memory()
+            keras_ci2p.training.keep_compiled_code()
         return args.run(args) or 0
     except KeyboardInterrupt:
         print("\nInterrupted.", getattr(args, "on_interrupt", ""), file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, NotImplementedError) as error:
         is_debug = hasattr(args, "debug")
         if is_debug:
             traceback.print_exc()
@@ -74,9 +91,17 @@ def main(argv=None):
         warnings.showwarning = shown_before
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """As in `argparse`, which tells of what is nearly a choice since Python 3.14 alone."""
+        wrong = re.search("invalid choice: '(.*)' .choose from (.*).$", message)
+        hint = did_you_mean(wrong[1], [choice.strip("'") for choice in wrong[2].split(", ")]) if wrong else ""
+        super().error(f"{message}.{hint}" if hint else message)
+
+
 def make_parser():
     """Makes the parser of the command line; no command's code is imported."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         "keras-ci2p", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"keras-ci2p {keras_ci2p.__version__}")
@@ -109,9 +134,33 @@ def make_parser():
     return parser
 
 
+def _complete(parser):
+    """Answers a shell that asks for completions, as argcomplete (extra `shell`) sets it up, and ends the process."""
+    try:
+        import argcomplete
+    except ImportError:
+        return
+    argcomplete.autocomplete(parser)
+
+
+def _expand_home(args):
+    """Puts the home directory for a leading "~" that no shell has replaced: in `--out=~/run`, in quotes, on Windows."""
+    for name, value in vars(args).items():
+        if isinstance(value, str):
+            setattr(args, name, os.path.expanduser(value))
+        elif isinstance(value, list):
+            setattr(args, name, [os.path.expanduser(one) if isinstance(one, str) else one for one in value])
+
+
+def _leave(signum, frame):
+    """Ends the process at Ctrl-C during imports: packages drop KeyboardInterrupt, or make errors of their own of it."""
+    os.write(2, b"\nInterrupted.\n")
+    os._exit(INTERRUPTED)
+
+
 def _is_internal(error):
-    """Whether a ValueError was raised by another package, or by an operation, not by a statement of this package."""
-    if not isinstance(error, ValueError) or error.__traceback__ is None:
+    """Whether an error of values was raised by another package or an operation, not by a statement of this package."""
+    if not isinstance(error, (ValueError, NotImplementedError)) or error.__traceback__ is None:
         return False
     innermost = traceback.extract_tb(error.__traceback__)[-1]
     is_ours = Path(__file__).parents[1] in Path(innermost.filename).parents

@@ -1,13 +1,14 @@
-"""Commands that make files of others: `convert`, `export`, `publish`, `quantize` and `data`."""
+"""Commands that make files of others: `convert`, `export`, `demo`, `publish`, `quantize` and `data`."""
 
 import collections
 import shlex
 import sys
-from pathlib import Path
 
-from keras_ci2p.cli.evaluate_commands import MODEL_HELP, refuse_given
-from keras_ci2p.export.formats import FORMATS
+from keras_ci2p.cli.evaluate_commands import MODEL_HELP, add_rescan, check_inputs, refuse_given
+from keras_ci2p.export.formats import FORMATS, INT8_FORMATS
+from keras_ci2p.export.metadata import IMAGES, INPUTS, LATENTS
 from keras_ci2p.setting import integer
+from keras_ci2p.utils import user_path
 from keras_ci2p.weight_storage import STORAGES
 
 CONVERT = """\
@@ -15,15 +16,28 @@ Convert weights between PyTorch checkpoints and presets.
 
 SOURCE is a checkpoint of CompressAI or of the paper's code (.pth.tar, .pth, .safetensors; which one is read off its
 keys), or a preset. DEST is a new preset directory, or with --to compressai or mmpretrain a file (.pth or .safetensors).
-No code in a file is executed. A file can be checked first against a published checksum (--sha256): only that finds a
+The weights are found in whatever dicts and behind whatever prefixes they lie; of several, --key takes one. No code in a
+file is executed. A file can be checked first against a published checksum (--sha256): only that finds a
 flipped bit in a safetensors file."""
 
 EXPORT = """\
 Write a model for another runtime: onnx (.onnx), tf_saved_model (directory), openvino (directory), torch (.pt2) or
-litert (.tflite). It takes float32 images (batch, height, width, 3), RGB in 0..255, in batches of any size.
+litert (.tflite). It takes float32 images (batch, height, width, 3), RGB in 0..255, in batches of any size; or, with
+--input latents, what the model's compressor makes of them, as .ci2p files hold it.
 
 The file is run by its runtime and must give the model's logits within 1e-4; otherwise nothing is written. What Keras's
-backend cannot write, another one that is installed writes."""
+backend cannot write, another one that is installed writes.
+
+With --int8, onnx and openvino hold 8-bit weights and compute with 8-bit activations, a third of the size and, where the
+processor multiplies such integers fast (VNNI), about twice the speed. The ranges are taken from training images of
+--data; top-1 on its validation images must be within 0.5 points of the float model's."""
+
+DEMO = """\
+Write a web page that shows what a classifier sees in an image: the model runs in the browser, by ONNX Runtime Web on
+one thread, and images are sent nowhere. DEST is a directory for any server of static files (python -m http.server),
+or, where it ends in .html, one file of everything that opens by itself.
+
+ONNX Runtime Web comes from npm the first time, and is then kept; without npm --runtime says where it is."""
 
 PUBLISH = """\
 Turn a training run into a preset to ship: compact weights, measured again on the validation images of DATA, with a
@@ -35,7 +49,10 @@ that were trained on. Compressors can be published too."""
 
 QUANTIZE = """\
 Quantise the transformer's products to int8, without training. DEST is a preset like any other; `keras-ci2p evaluate
-DEST DATA` tells what it has lost."""
+DEST DATA` tells what it has lost.
+
+That saves memory, not time: Keras multiplies such integers slower than floats on a CPU. For speed: `keras-ci2p export
+--int8`."""
 
 DATA = """\
 Prepare a data set of TensorFlow Datasets for `train tfds:NAME`. TensorFlow itself is not needed, except by sets whose
@@ -64,6 +81,13 @@ def add_convert(add):
     parser.add_argument(
         "--image-size", type=integer(at_least=1), metavar="N", help="of the paper's models; default: 256"
     )
+    parser.add_argument("--key", metavar="KEY", help="which weights of a checkpoint to take, such as model_ema")
+    parser.add_argument(
+        "--num-classes",
+        type=integer(at_least=1),
+        metavar="N",
+        help="of the paper's models: classes of a fresh head in place of the checkpoint's",
+    )
     parser.add_argument(
         "--sha256", metavar="HEX", help="first digits that the SHA-256 of a checkpoint SOURCE must have"
     )
@@ -72,8 +96,8 @@ def add_convert(add):
 def convert(args):
     from keras_ci2p import utils
 
-    source, dest = Path(args.source), Path(args.dest)
-    if dest.exists():
+    source, dest = user_path(args.source), user_path(args.dest)
+    if dest.exists() and not (dest.is_dir() and utils.is_empty(dest)):
         raise FileExistsError(f"{dest} exists already; choose another name.")
     sha256, mapped, ignored, further = None, [], {}, {}
     if source.is_file():
@@ -100,36 +124,37 @@ def convert(args):
 
 def _read_checkpoint(path, sha256, args):
     """`(model, keys used, {reason: keys left out})`."""
-    from keras_ci2p.convert import compressai
-    from keras_ci2p.convert.compressai import from_compressai
-    from keras_ci2p.convert.mmpretrain import from_mmpretrain, mmpretrain_entries
-    from keras_ci2p.convert.state_dict import CheckpointError, read_state_dict
+    from keras_ci2p.convert import compressai, mmpretrain
+    from keras_ci2p.convert.state_dict import read_state_dict
 
-    state = read_state_dict(path)
-    ignored = {}
-    if any(key.removeprefix("module.").startswith("g_a.") for key in state):
-        refuse_given(args, ["image_size"], f"{path} is a checkpoint of CompressAI, which takes images of any size")
-        model = from_compressai(state, quality=args.quality, origin={"name": path.name, "sha256": sha256})
-        for key in sorted(compressai.normalise_keys(state)):
-            if reason := compressai.unused_reason(key, model.architecture):
-                ignored.setdefault(reason, []).append(key)
-        return model, [entry.key for entry in compressai.compressai_entries(model)], ignored
-    if "head.fc.weight" in state:
+    state = read_state_dict(path, compressai.LAYOUT | mmpretrain.LAYOUT, args.key)
+    if state.where:
+        others = f"; also there, for --key: {', '.join(state.others)}" if state.others else ""
+        print(f"weights: {state.where}{others}")
+    if state.layout in compressai.LAYOUT:
+        reason = f"{path} is a checkpoint of CompressAI, which takes images of any size and has no classes"
+        refuse_given(args, ["image_size", "num_classes"], reason)
+        model = compressai.from_compressai(state, args.quality, source={"name": path.name, "sha256": sha256})
+        used = [entry.key for entry in compressai.compressai_entries(model)]
+        reasons = {key: compressai.unused_reason(key, model.architecture) for key in compressai.normalise_keys(state)}
+    else:
         refuse_given(args, ["quality"], f"{path} is a checkpoint of the paper's code, not of CompressAI")
         size = args.image_size
-        model = from_mmpretrain(state, image_shape=size and (size, size, 3))
-        used = [entry.key for entry in mmpretrain_entries(model)]
-        left = sorted(state.keys() - set(used))
-        return model, used, {"constant": left} if left else {}
-    raise CheckpointError(
-        f"{path} is neither of CompressAI (g_a. ...) nor of the paper's code (head.fc. ...). It begins with "
-        f"{', '.join(sorted(state)[:3])}."
-    )
+        model = mmpretrain.from_mmpretrain(state, image_shape=size and (size, size, 3), num_classes=args.num_classes)
+        used = [entry.key for entry in mmpretrain.mmpretrain_entries(model) if entry.key in state]
+        reasons = {key: mmpretrain.unused_reason(key) for key in state}
+    if args.num_classes:
+        used = [key for key in used if not key.startswith("head.")]
+        print(f"head: new, for {args.num_classes} classes; train it")
+    ignored = {}
+    for key in sorted(reasons.keys() - set(used)) + state.beside:
+        ignored.setdefault(reasons.get(key) or "not part of the model", []).append(key)
+    return model, used, ignored
 
 
 def _part(key):
     """The part of the model that an entry belongs to: `g_a`, or `backbone.transformer` and the like."""
-    parts = key.removeprefix("module.").split(".")
+    parts = key.split(".")
     return ".".join(parts[: 2 if parts[0] == "backbone" else 1])
 
 
@@ -141,7 +166,7 @@ def _read_preset(args):
     preset = open_preset(args.source)
     reason = f"{args.source} is a preset, not a checkpoint file"
     refuse_given(args, ["sha256"], f"{reason}, and is checked by the checksums in it")
-    refuse_given(args, ["quality", "image_size"], reason)
+    refuse_given(args, ["quality", "image_size", "key", "num_classes"], reason)
     model, preset = open_preset_model(preset)
     return model, preset.carried()
 
@@ -161,7 +186,13 @@ def _write_checkpoint(model, dest, kind):
 
 
 def add_export(add):
-    parser = add("export", "write a model for ONNX Runtime, TensorFlow, OpenVINO, PyTorch or LiteRT", EXPORT, export)
+    parser = add(
+        "export",
+        "write a model for ONNX Runtime, TensorFlow, OpenVINO, PyTorch or LiteRT",
+        EXPORT,
+        export,
+        prepare_export,
+    )
     parser.add_argument("model", metavar="RUN|PRESET", help=MODEL_HELP)
     parser.add_argument("dest", metavar="DEST", help="file or directory to write")
     parser.add_argument("--format", required=True, choices=tuple(FORMATS))
@@ -171,7 +202,43 @@ def add_export(add):
     parser.add_argument(
         "--opset", type=integer(at_least=1), metavar="N", help="version of ONNX's operators, at least 18"
     )
+    parser.add_argument(
+        "--outputs",
+        type=lambda text: text.split(","),
+        metavar="NAMES",
+        help="logits,attention: the file also tells where the model looks, by token; default: logits",
+    )
+    parser.add_argument(
+        "--input",
+        choices=INPUTS,
+        default=IMAGES,
+        help="latents: the classifier after the compressor, for those who have compressed files; default: images",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an exported model at DEST")
+    _add_int8(parser, f", for {' and '.join(INT8_FORMATS)}")
+
+
+def _add_int8(parser, formats=""):
+    parser.add_argument("--int8", action="store_true", help=f"8-bit weights and activations{formats}")
+    parser.add_argument("--data", metavar="DATA", help="of --int8: the images of the training, as in train")
+
+
+def prepare_model(args):
+    check_inputs([args.model])
+
+
+def prepare_export(args):
+    if args.int8 and args.input != IMAGES:
+        raise ValueError(f"--int8 writes a file that takes images. Received: --input {args.input}")
+    if args.int8 and args.format not in INT8_FORMATS:
+        raise ValueError(f"--int8 is for --format {' and '.join(INT8_FORMATS)}. Received: --format {args.format}")
+    _check_int8_data(args)
+    check_inputs([args.model], [args.data] if args.int8 else [])
+
+
+def _check_int8_data(args):
+    if args.int8 != (args.data is not None):
+        raise ValueError("--int8 and --data DATA go together: it is calibrated and measured on those images.")
 
 
 def export(args):
@@ -186,22 +253,91 @@ def export(args):
     known = {"name": preset_name(preset.directory), "license": preset.metadata.get("license")}
     metadata = {key: value for key, value in known.items() if value}
     args.on_interrupt = f"Nothing is written to {args.dest}."
-    report = export(model, args.dest, args.format, opset=args.opset, overwrite=args.overwrite, metadata=metadata)
+    options = {"opset": args.opset, "overwrite": args.overwrite, "metadata": metadata}
+    if args.int8:
+        return _export_int8(model, args, options)
+    report = export(model, args.dest, args.format, outputs=args.outputs, input=args.input, **options)
     backend = keras.backend.backend()
     elsewhere = "" if report.backend == backend else f", in a process of its own, since {backend} cannot"
     opset = f", opset {report.opset}" if report.opset else ""
-    height, width, _ = model.image_shape
-    print(f"images: float32 (batch, {height}, {width}, 3), RGB in 0..255")
+    of_latents = args.input == LATENTS
+    shape = ", ".join(map(str, (model.latent_classifier if of_latents else model).input_shape[1:]))
+    what = "of the model's compressor" if of_latents else "RGB in 0..255"
+    print(f"{args.input}: float32 (batch, {shape}), {what}")
     print(f"written by {report.backend}{elsewhere}{opset}: {report.num_bytes:,} bytes")
     print(f"largest difference from the model on {backend}: {report.difference:.1e}")
     print(f"written: {args.dest}")
 
 
+def _export_int8(model, args, options):
+    from keras_ci2p.export.int8 import export_int8
+
+    data = _int8_data(model, args)
+    report = export_int8(model, args.dest, args.format, data, outputs=args.outputs, **options)
+    height, width, _ = model.image_shape
+    print(f"images: float32 (batch, {height}, {width}, 3), RGB in 0..255")
+    _print_int8(report)
+    print(f"written: {args.dest}")
+
+
+def _int8_data(model, args):
+    from keras_ci2p.data.sources import open_data
+    from keras_ci2p.training.evaluation import match_classes
+
+    return match_classes(model, open_data(args.data))
+
+
+def _print_int8(report):
+    kept = f"; floats: {', '.join(report.floats)}" if report.floats else ""
+    print(f"8 bits, ranges by {report.method}{kept}: {report.num_bytes:,} bytes, as floats {report.float_bytes:,}")
+    print(f"top-1 of {report.photos:,} validation images: {report.top1:.2%}, as floats {report.float_top1:.2%}")
+
+
+def add_demo(add):
+    parser = add("demo", "write a web page on which a model looks at images", DEMO, demo, prepare_demo)
+    parser.add_argument("model", metavar="RUN|PRESET", help=MODEL_HELP)
+    parser.add_argument("dest", metavar="DEST", help="directory or .html file to write")
+    parser.add_argument("--samples", nargs="+", metavar="IMAGE", help="to choose from; default: scikit-image's cat")
+    parser.add_argument("--runtime", metavar="FILE", help="archive that `npm pack` made, or a directory of its files")
+    _add_int8(parser)
+    parser.add_argument("--overwrite", action="store_true", help="replace a page at DEST")
+
+
+def prepare_demo(args):
+    _check_int8_data(args)
+    check_inputs([args.model], [args.data] if args.int8 else [])
+    for path in [*(args.samples or ()), *([args.runtime] if args.runtime else ())]:
+        if not user_path(path).exists():
+            raise FileNotFoundError(f"There is no file {path}.")
+
+
+def demo(args):
+    from keras_ci2p.export.demo.build import write_demo
+    from keras_ci2p.models.loading import open_classifier
+    from keras_ci2p.presets import preset_name
+
+    model, preset = open_classifier(args.model)
+    args.on_interrupt = f"Nothing is written to {args.dest}."
+    options = {"samples": args.samples, "runtime": args.runtime, "overwrite": args.overwrite}
+    options["int8_data"] = _int8_data(model, args) if args.int8 else None
+    report = write_demo(model, args.dest, name=preset_name(preset.directory), **options)
+    is_one_file = user_path(args.dest).suffix == ".html"
+    advice = "open it" if is_one_file else f"python -m http.server --directory {shlex.quote(args.dest)}"
+    if args.int8:
+        _print_int8(report)
+    else:
+        print(f"largest difference of the model in it: {report.difference:.1e}")
+    print(f"written: {args.dest} ({advice})")
+
+
 def add_publish(add):
-    parser = add("publish", "make a small preset with a model card of a training run", PUBLISH, publish)
+    parser = add(
+        "publish", "make a small preset with a model card of a training run", PUBLISH, publish, prepare_publish
+    )
     parser.add_argument("source", metavar="RUN|PRESET", help=MODEL_HELP)
     parser.add_argument("dest", metavar="DEST", help=_REPLACED)
     parser.add_argument("--data", required=True, metavar="DATA", help="the images of the training, as in train")
+    add_rescan(parser)
     parser.add_argument(
         "--storage",
         choices=STORAGES,
@@ -213,10 +349,14 @@ def add_publish(add):
     parser.add_argument("--batch-size", type=integer(at_least=1), default=32, metavar="N", help="default: 32")
 
 
+def prepare_publish(args):
+    check_inputs([args.source], [args.data])
+
+
 def publish(args):
     from keras_ci2p.training.publish import publish
 
-    notes = Path(args.notes).read_text(encoding="utf-8") if args.notes else ""
+    notes = user_path(args.notes).read_text(encoding="utf-8") if args.notes else ""
     args.on_interrupt = f"Nothing is written to {args.dest}."
     report = publish(
         args.source,
@@ -237,7 +377,9 @@ def publish(args):
 
 
 def add_quantize(add):
-    parser = add("quantize", "store and multiply a transformer's weights as 8-bit integers", QUANTIZE, quantize)
+    parser = add(
+        "quantize", "store and multiply a transformer's weights as 8-bit integers", QUANTIZE, quantize, prepare_model
+    )
     parser.add_argument("model", metavar="RUN|PRESET", help=MODEL_HELP)
     parser.add_argument("dest", metavar="DEST", help=_REPLACED)
 
@@ -251,7 +393,7 @@ def quantize(args):
     model.quantize("int8")
     model.save_to_preset(args.dest, **preset.carried())
     count = sum(layer.quantization_mode is not None for layer in model._flatten_layers())
-    before, after = ((Path(path) / WEIGHTS).stat().st_size for path in (preset.directory, args.dest))
+    before, after = ((user_path(path) / WEIGHTS).stat().st_size for path in (preset.directory, args.dest))
     print(f"quantised: {count} products of the transformer")
     print(f"weights: {after:,} bytes, before {before:,}")
     print(f"written: {args.dest}")

@@ -1,14 +1,16 @@
-"""Commands that use and look at models: `evaluate`, `predict`, `info` and `flops`."""
+"""Commands that use and look at models: `evaluate`, `info` and `flops`."""
 
 import argparse
-import json
 import sys
 import warnings
-from pathlib import Path
 
-from keras_ci2p.models.variants import MODELS, VARIANTS
-from keras_ci2p.setting import integer
+from keras_ci2p.models.variants import METRICS, MODELS, VARIANTS
+from keras_ci2p.setting import integer, name_pairs
 from keras_ci2p.training.configs import VARIANT_NAMES
+from keras_ci2p.utils import user_path
+
+# Rows of a table by class.
+_MOST_CLASSES = 50
 
 MODEL_HELP = "a training run, a preset directory or the name of a preset"
 
@@ -25,18 +27,20 @@ What the paper calls FLOPs are the multiply-accumulates, norms and averages. Of 
 takes its forward pass, the rest three times its own."""
 
 # Options of `evaluate` that are for one kind of model alone, with their defaults.
-_FOR_CLASSIFIERS = {"without_copies": False, "worst": 0}
-_FOR_COMPRESSORS = {"images": 100, "size": 256, "lmbda": None}
+_FOR_CLASSIFIERS = {"without_copies": False, "worst": 0, "class_map": None, "compressor": None}
+_FOR_COMPRESSORS = {"images": 100, "size": 256, "lmbda": None, "metric": METRICS[0]}
 
 
 def add_evaluate(add):
-    parser = add("evaluate", "measure a classifier, or a compressor, on a folder of images", EVALUATE, evaluate)
+    parser = add(
+        "evaluate", "measure a classifier, or a compressor, on a folder of images", EVALUATE, evaluate, prepare_evaluate
+    )
     parser.add_argument("model", metavar="RUN|PRESET", help=MODEL_HELP)
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="folder with one subfolder of images per class, or with such folders train, val and test; or tfds:NAME; "
-        "for a compressor any folder of images",
+        help="folder with one subfolder of images, or .ci2p files, per class, or with such folders train, val and "
+        "test; or tfds:NAME; for a compressor any folder of images",
     )
     parser.add_argument(
         "--split",
@@ -48,6 +52,7 @@ def add_evaluate(add):
     parser.add_argument(
         "--out", metavar="DIR", help="where to write; default: RUN/evaluation, for a preset ./evaluation"
     )
+    add_rescan(parser)
     classifiers = parser.add_argument_group("for classifiers")
     classifiers.add_argument(
         "--without-copies",
@@ -63,6 +68,15 @@ def add_evaluate(add):
         metavar="N",
         help="also worst.png: of the wrong images the N of highest loss",
     )
+    classifiers.add_argument(
+        "--class-map",
+        type=name_pairs,
+        default=argparse.SUPPRESS,
+        metavar="FOLDER=CLASS,...|FILE",
+        help="for folders that are called otherwise than the classes of the model, such as cane=dog,gatto=cat; or a "
+        "file with one in each line",
+    )
+    add_compressor_of_files(classifiers, default=argparse.SUPPRESS)
     compressors = parser.add_argument_group("for compressors")
     count = {"type": integer(at_least=1), "default": argparse.SUPPRESS, "metavar": "N"}
     compressors.add_argument("--images", **count, help="how many at most; default: 100")
@@ -73,16 +87,54 @@ def add_evaluate(add):
         type=float,
         default=argparse.SUPPRESS,
         metavar="X",
-        help="weight of the squared error in the cost; default: that of the compressor's quality",
+        help="weight of the error in the cost; default: that of the compressor's quality",
     )
+    compressors.add_argument(
+        "--metric", choices=METRICS, default=argparse.SUPPRESS, help="the error in the cost; default: mse"
+    )
+
+
+def add_compressor_of_files(parser, **options):
+    """`--compressor`, of a command that takes `.ci2p` files for a classifier."""
+    parser.add_argument(
+        "--compressor",
+        metavar="NAME|PATH",
+        help="the compressor of .ci2p files, where neither they nor the classifier name it",
+        **options,
+    )
+
+
+def prepare_evaluate(args):
+    check_inputs([args.model], [args.data])
+
+
+def add_rescan(parser):
+    """`--rescan`, of a command with DATA; `main` obeys it."""
+    parser.add_argument(
+        "--rescan",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="read every file of DATA again, not only those whose size or time has changed since it was last opened",
+    )
+
+
+def check_inputs(presets=(), data=()):
+    """Raises ValueError where a preset or a folder of data is not there, before Keras is imported; None counts not."""
+    from keras_ci2p.data.sources import check_exists
+    from keras_ci2p.presets import check_preset_name
+
+    for name in presets:
+        if name is not None:
+            check_preset_name(name)
+    for source in data:
+        if source is not None:
+            check_exists(source)
 
 
 def evaluate(args):
     from keras_ci2p.models.loading import is_compressor
     from keras_ci2p.presets import open_preset, preset_of
-    from keras_ci2p.utils import require
 
-    require("matplotlib.figure", extra="train")
     preset = open_preset(preset_of(args.model))
     kind, mine, others = "classifier", _FOR_CLASSIFIERS, _FOR_COMPRESSORS
     if is_compressor(preset):
@@ -91,7 +143,7 @@ def evaluate(args):
     for name, default in mine.items():
         setattr(args, name, getattr(args, name, default))
     is_run = preset_of(args.model) != args.model
-    out = Path(args.out) if args.out else Path(args.model if is_run else ".") / "evaluation"
+    out = user_path(args.out) if args.out else user_path(args.model if is_run else ".") / "evaluation"
     measure = _measure_compressor if is_compressor(preset) else _measure_classifier
     measure(args, preset, out)
 
@@ -110,20 +162,24 @@ def _measure_classifier(args, preset, out):
     from keras_ci2p.data.sources import open_data
     from keras_ci2p.models.loading import open_classifier
     from keras_ci2p.plots import plot_confusion, plot_worst
-    from keras_ci2p.training.evaluation import check_classes, evaluate, evaluation_size, worst_images
+    from keras_ci2p.training.compressed_files import FileReader
+    from keras_ci2p.training.evaluation import evaluate, evaluation_size, match_classes, weakest, worst_images
 
     model, _ = open_classifier(preset)
     manifest = open_data(args.data)
-    check_classes(model, manifest)
+    aliases = preset.further_metadata().get("class_aliases", {})
+    class_map = {name: aliases[name] for name in manifest.class_names if name in aliases} | (args.class_map or {})
+    matched = match_classes(model, manifest, class_map)
     # Copies are left out of a validation or test split.
-    split = args.split or ("val" if args.without_copies else default_split(preset, manifest))
+    split = args.split or ("val" if args.without_copies else default_split(preset, matched))
     if split == "all" and args.split is None:
         print(f"All images are measured, since {args.model} was trained on none of them.")
     count = len(manifest.split(split))
-    known, by_name = count_overlap(preset, manifest, split)
+    known, by_name = count_overlap(preset, matched, split)
     if known:
         by = f" ({by_name} are known by class and name alone)" if by_name else ""
         warnings.warn(f"{known} of these {count} images were trained on{by}: the figures are too good.", stacklevel=1)
+    reader = FileReader(getattr(model, "compressor", None), args.compressor, preset.metadata.get("compressor"))
     report = evaluate(
         model,
         manifest,
@@ -132,15 +188,12 @@ def _measure_classifier(args, preset, out):
         verbose=int(sys.stdout.isatty()),
         without_copies=args.without_copies,
         worst=args.worst,
+        class_map=class_map,
+        reader=reader,
     )
     report = {"model": str(args.model), **report, **environment()}
-    utils.write_json(out / "report.json", report)
-    plot_confusion(out / "confusion.png", report)
-    written = [out / "report.json", out / "confusion.png"]
-    if report.get("worst"):
-        plot_worst(out / "worst.png", report, worst_images(report, manifest, evaluation_size(model)))
-        written.append(out / "worst.png")
-    print(_table_by_class(report))
+    # Before anything is written, which may fail.
+    print(_table_by_class(report, weakest(report["per_class"], _MOST_CLASSES)))
     if args.without_copies:
         copies = report["copies"]
         print(
@@ -149,6 +202,14 @@ def _measure_classifier(args, preset, out):
         )
     scores = f"top-1 {100 * report['top1']:.2f} %, top-5 {100 * report['top5']:.2f} %"
     print(f"{scores} of {report['images']} images ({split})")
+    utils.write_json(out / "report.json", report)
+    written = [out / "report.json"]
+    if report["confusion"] is not None and plot_confusion(out / "confusion.png", report):
+        written.append(out / "confusion.png")
+    if report.get("worst"):
+        images = worst_images(report, manifest, evaluation_size(model), reader)
+        if plot_worst(out / "worst.png", report, images):
+            written.append(out / "worst.png")
     print(f"written: {', '.join(map(str, written))}")
 
 
@@ -171,69 +232,31 @@ def _measure_compressor(args, preset, out):
         args.lmbda,
         args.batch_size,
         verbose=int(sys.stdout.isatty()),
+        metric=args.metric,
     )
-    utils.write_json(out / "report.json", {"model": str(args.model), **report, **environment()})
-    show_reconstructions(out / "reconstructions.png", compressor, images, split, args.size)
+    similarity = f"MS-SSIM {report['ms_ssim']:.4f}, " if "ms_ssim" in report else ""
     print(
-        f"{report['psnr']:.2f} dB, {report['bpp']:.4f} bits per pixel, cost {report['cost']:.4f} at lambda "
+        f"{report['psnr']:.2f} dB, {similarity}{report['bpp']:.4f} bits per pixel, cost {report['cost']:.4f} at lambda "
         f"{report['lmbda']:g}, of {report['images']} images ({split}), {args.size} px"
     )
-    print(f"written: {out / 'report.json'}, {out / 'reconstructions.png'}")
+    utils.write_json(out / "report.json", {"model": str(args.model), **report, **environment()})
+    written = [out / "report.json"]
+    if show_reconstructions(out / "reconstructions.png", compressor, images, split, args.size):
+        written.append(out / "reconstructions.png")
+    print(f"written: {', '.join(map(str, written))}")
 
 
-def _table_by_class(report):
-    width = max(len("class"), *(len(row["name"]) for row in report["per_class"]))
+def _table_by_class(report, rows):
+    width = max(len("class"), *(len(row["name"]) for row in rows))
     lines = [f"{'class':<{width}}  images  recall  precision"]
-    for row in report["per_class"]:
+    for row in rows:
         recall, precision = (
             "      -" if row[key] is None else f"{100 * row[key]:5.1f} %" for key in ("recall", "precision")
         )
         lines.append(f"{row['name']:<{width}}  {row['images']:6}  {recall}    {precision}")
+    if len(rows) < len(report["per_class"]):
+        lines.append(f"and {len(report['per_class']) - len(rows):,} classes of no lower recall, in report.json")
     return "\n".join(lines)
-
-
-def add_predict(add):
-    parser = add("predict", "classify images", "The most probable classes of each image.", predict)
-    parser.add_argument("model", metavar="RUN|PRESET", help=MODEL_HELP)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image in any format that Pillow reads")
-    parser.add_argument(
-        "--top", type=integer(at_least=1), default=5, metavar="K", help="classes for each image; default: 5"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def predict(args):
-    import keras
-    import numpy as np
-
-    from keras_ci2p.data.transforms import center_crop, load_image
-    from keras_ci2p.models.loading import open_classifier
-    from keras_ci2p.training.evaluation import evaluation_size
-
-    model, _ = open_classifier(args.model)
-    names = model.class_names or [str(i) for i in range(model.num_classes)]
-    results, unreadable = [], 0
-    for path in args.images:
-        try:
-            image = center_crop(load_image(path), evaluation_size(model))
-        except OSError as error:
-            print(f"keras-ci2p: {path} cannot be read: {error}", file=sys.stderr)
-            unreadable += 1
-            continue
-        outputs = model.predict_on_batch(image[None])
-        is_logits = model.activation is None
-        scores = keras.ops.convert_to_numpy(keras.ops.softmax(outputs) if is_logits else outputs)[0]
-        best = np.argsort(-scores, kind="stable")[: args.top]
-        top = [{"class": names[i], "probability": float(scores[i])} for i in best]
-        results.append({"image": path, "top": top})
-    if args.json:
-        print(json.dumps(results, indent=2, ensure_ascii=False))
-    else:
-        for result in results:
-            print(result["image"])
-            for row in result["top"]:
-                print(f"  {100 * row['probability']:5.1f} %  {row['class']}")
-    return 2 if unreadable else 0
 
 
 def add_info(add):
@@ -252,6 +275,7 @@ def _add_kind(parser):
 def prepare_info(args):
     if args.model not in VARIANTS:
         refuse_variant_options(args, {"kind": "model", "num_classes": "num-classes"}, args.model)
+        check_inputs([args.model])
 
 
 def refuse_variant_options(args, flags, name):
@@ -265,6 +289,7 @@ def info(args):
     from keras_ci2p.flops import parameters_by_part
     from keras_ci2p.models.ci2p_vit import CI2PViTDualScale
     from keras_ci2p.models.loading import CLASSIFIERS, open_classifier
+    from keras_ci2p.utils import listed
 
     if args.model in VARIANTS:
         model = CLASSIFIERS[args.kind or "ci2p"](variant=args.model, num_classes=args.num_classes or 10)
@@ -274,7 +299,7 @@ def info(args):
     backbone = model.backbone
     print(f"{type(model).__name__}, images {size}, {model.num_classes} classes")
     if model.class_names:
-        print("classes: " + ", ".join(model.class_names))
+        print("classes: " + listed(model.class_names, _MOST_CLASSES))
     print(
         f"transformer: {backbone.num_layers} blocks, {backbone.hidden_dim} wide, {backbone.num_heads} heads, "
         f"MLP {backbone.mlp_dim}"
@@ -311,8 +336,10 @@ def add_flops(add):
 
 
 def prepare_flops(args):
-    if not any(name in VARIANTS for name in args.models):
+    presets = [name for name in args.models if name not in VARIANTS]
+    if len(presets) == len(args.models):
         refuse_variant_options(args, {"kind": "model"}, args.models[0])
+    check_inputs(presets)
 
 
 def flops(args):

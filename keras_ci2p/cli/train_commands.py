@@ -1,9 +1,11 @@
 """Commands that take long: `train`, `train-compressor`, `cache` and `compare`."""
 
 import argparse
+import operator
 import sys
-from pathlib import Path
 
+from keras_ci2p.cli.evaluate_commands import add_rescan, check_inputs
+from keras_ci2p.convert.zoo import NO_COMPRESSOR
 from keras_ci2p.setting import integer
 from keras_ci2p.training.configs import (
     DEFAULT_COMPRESSOR,
@@ -13,7 +15,8 @@ from keras_ci2p.training.configs import (
     LatentCacheConfig,
     TrainConfig,
 )
-from keras_ci2p.training.recipes import add_recipe_flags, recipe_from_args
+from keras_ci2p.training.recipes import add_recipe_flags, changes_of_recipe, recipe_from_args
+from keras_ci2p.utils import user_path
 
 TRAIN = """\
 Train a classifier on a folder of images: one subfolder per class, or folders train and val (and test) that hold these.
@@ -40,7 +43,11 @@ Run a trained, frozen compressor once over some augmented views of each training
 validation image, and store the latents. `keras-ci2p train OUT ...` then trains on them without the compressor.
 
 OUT gets latents.json, photos.npz, compressor/ (a preset) and the latents in ArrayRecord files. After Ctrl-C or a crash,
-the same command with --resume keeps the whole files and makes the others."""
+the same command with --resume keeps the whole files and makes the others.
+
+Several processes or machines that share OUT make it together: the same command on each, with --part 1/8, --part 2/8
+and so on. The first begins it, the others wait for that; any that ended early is run again. The last checks and seals
+it."""
 
 CACHE_EPILOG = """\
 Of the recipe only the augmentation and the image size count; Mixup and CutMix are done on the latents in training."""
@@ -72,7 +79,14 @@ def prepare_train(args):
     if args.out is None:
         raise ValueError("--out RUN is missing: the directory that the run is written to.")
     args.config = TrainConfig.from_args(args)
+    check_inputs([args.config.init, _compressor_preset(args.config)], [args.config.data])
     return False
+
+
+def _compressor_preset(asked):
+    """The compressor that is asked for where it must be the name of a preset, not a file; else None."""
+    name = getattr(asked, "compressor", None)
+    return None if name in (None, NO_COMPRESSOR) or user_path(name).is_file() else name
 
 
 def run_train(args):
@@ -80,9 +94,28 @@ def run_train(args):
     from keras_ci2p.training.train import train
 
     config = args.config
+    _check_settled(config, changes_of_recipe(args))
     if config.init is not None:
         config = config.override({"init": str(preset_of(config.init))})
     train(config, args.out, resume=args.resume, verbose=_verbose(args))
+
+
+def _check_settled(config, given):
+    """Raises ValueError where what was given has been settled otherwise by the latents; `train` knows no defaults."""
+    from keras_ci2p.data.latent_cache import is_latent_cache, read_cache
+    from keras_ci2p.training.run_dir import recipe_of_latents
+
+    given = [name for name in given if name.partition(".")[0] in ("image_size", "augmentation")]
+    if not given or not is_latent_cache(config.data):
+        return
+    settled = config.recipe.override(recipe_of_latents(read_cache(config.data).manifest["settings"]))
+    for name in given:
+        asked, stored = (operator.attrgetter(name)(recipe) for recipe in (config.recipe, settled))
+        if asked != stored:
+            raise ValueError(
+                f"{config.data} is a latent cache, made with {name} {stored}, which can no longer be changed. Leave "
+                f"{name} out, or make a new cache. Received: {name}={asked}"
+            )
 
 
 def add_train_compressor(add):
@@ -99,6 +132,7 @@ def add_train_compressor(add):
 
 def prepare_train_compressor(args):
     args.config = CompressorTrainConfig.from_args(args)
+    check_inputs(data=[args.config.data])
 
 
 def run_train_compressor(args):
@@ -110,6 +144,7 @@ def run_train_compressor(args):
 def _add_run_flags(parser, required=False):
     parser.add_argument("--out", required=required, metavar="RUN", help="directory of the run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in RUN")
+    add_rescan(parser)
 
 
 def _verbose(args):
@@ -149,10 +184,36 @@ def add_cache(add):
         "--threads", type=integer(at_least=1), metavar="N", help="that decode and augment; default: one per core"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the cache in OUT")
+    parser.add_argument(
+        "--part", type=_part, metavar="K/N", help="make the K-th of N parts of the cache; the others are made elsewhere"
+    )
+    add_rescan(parser)
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--verify",
+        action="store_true",
+        help="check the complete cache OUT instead: that it was made of DATA, and each byte against its checksums",
+    )
+    only.add_argument(
+        "--finish",
+        action="store_true",
+        help="check the parts of OUT instead and seal it, as the last part does by itself unless it adds views",
+    )
     TrainConfig.add_flags(parser, group=parser.add_argument_group("teacher"), names=_TEACHER)
 
 
+def _part(text):
+    """An `argparse` type: "2/8" to `(2, 8)`."""
+    numbers = text.split("/")
+    if len(numbers) != 2 or not all(map(str.isdecimal, numbers)) or not 1 <= int(numbers[0]) <= int(numbers[1]):
+        raise argparse.ArgumentTypeError(f"must be K/N with K from 1 to N, such as 2/8. Received: {text!r}")
+    return tuple(map(int, numbers))
+
+
 def prepare_cache(args):
+    if args.verify or args.finish:
+        _check_only(args)
+        return
     args.teacher = getattr(args, "teacher", NO_TEACHER)
     args.teacher_options = {name: getattr(args, name) for name in _TEACHER[1:] if hasattr(args, name)}
     if args.teacher == NO_TEACHER and args.teacher_options:
@@ -160,6 +221,7 @@ def prepare_cache(args):
         raise ValueError(f"--{flag} goes with a teacher: give --teacher too.")
     if args.more_views is None:
         args.config = LatentCacheConfig.from_args(args)
+        check_inputs([_compressor_preset(args)], [args.data])
         return
     args.config = None
     given = [name for name in _BEGUN_BY if hasattr(args, name)]
@@ -170,12 +232,41 @@ def prepare_cache(args):
         )
 
 
+_MADE_BY = (*_BEGUN_BY, *_TEACHER, "threads", "more_views", "part", "resume")
+
+
+def _check_only(args):
+    """Raises ValueError where something is given that is for making a cache."""
+    values = {name: getattr(args, name, None) for name in _MADE_BY}
+    given = [name for name, value in values.items() if value is not None and value is not False]
+    if given:
+        raise ValueError(
+            f"--{'verify' if args.verify else 'finish'} makes nothing; it takes DATA and OUT alone. "
+            f"Received also: --{given[0].replace('_', '-')}"
+        )
+
+
+def _verify(args, open_data):
+    from keras_ci2p.data.latent_cache import open_cache, seal_cache
+
+    latents = seal_cache(args.out) if args.finish else open_cache(args.out)
+    count = len(latents.files()) if args.finish else latents.verify()
+    if open_data(args.data).sha256 != latents.sha256:
+        raise ValueError(f"{args.out} was made of other images than those in {args.data}.")
+    print(f"{count} files, {latents.num_bytes / 1e6:,.1f} MB: all are as they were written. Cache: {args.out}")
+
+
+_ALL_ADDED = "All are there: --finish checks and seals them."
+
+
 def cache(args):
     from keras_ci2p.convert.compressai import read_compressor
     from keras_ci2p.data.sources import open_data
     from keras_ci2p.training.cache_latents import cache_latents
     from keras_ci2p.training.distillation import load_teacher
 
+    if args.verify or args.finish:
+        return _verify(args, open_data)
     compressor = None
     if args.config is not None:
         compressor = read_compressor(getattr(args, "compressor", DEFAULT_COMPRESSOR))
@@ -183,7 +274,7 @@ def cache(args):
     teacher = None
     if args.teacher != NO_TEACHER:
         teacher = load_teacher(args.teacher, images, *map(args.teacher_options.get, _TEACHER[1:]))
-    again = "" if args.more_views is not None else " with --resume"
+    again = "" if args.more_views is not None or args.part else " with --resume"
     args.on_interrupt = f"The whole files are kept in {args.out}; the same command{again} goes on."
     latents = cache_latents(
         images,
@@ -195,7 +286,12 @@ def cache(args):
         verbose=1 if sys.stdout.isatty() else 2,
         teacher=teacher,
         more_views=args.more_views,
+        part=args.part,
     )
+    missing = ", ".join(map(str, latents.missing_shares()))
+    if missing or (args.part and args.more_views is not None):
+        print(f"Part {'/'.join(map(str, args.part))} is made. " + (f"Not yet: {missing}." if missing else _ALL_ADDED))
+        return
     counts = {split: latents.num_records(split) for split in ("train", "val")}
     total = sum(counts.values())
     print(
@@ -222,4 +318,5 @@ def compare(args):
     print(table(report))
     if report["reference"] is None:
         return 2
-    print(f"written: {Path(args.out) / REPORT}, {Path(args.out) / FIGURE}")
+    written = [path for path in (user_path(args.out) / REPORT, user_path(args.out) / FIGURE) if path.is_file()]
+    print(f"written: {', '.join(map(str, written))}")

@@ -1,6 +1,6 @@
 """Weights of PyTorch checkpoints as Keras models, and back."""
 
-from keras_ci2p.utils import lazy_imports
+from keras_ci2p.names import lazy_imports
 
 __all__, __getattr__, __dir__ = lazy_imports(
     __name__,

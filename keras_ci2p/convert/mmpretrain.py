@@ -1,25 +1,28 @@
 """Checkpoints of the paper's code (fanchy/ci2pvit on mmpretrain) as Keras models."""
 
 import re
+from typing import Any
 
 import numpy as np
 
+from keras_ci2p.annotations import Shape
 from keras_ci2p.convert.compressai import gdn_constants, transform_entries
+from keras_ci2p.convert.pretrained_vit import add_qkv_biases, find_grid, transformer_entries
 from keras_ci2p.convert.state_dict import (
     CheckpointError,
     WeightMapping,
     batch_norm,
     convolution,
     dense,
-    find_grid,
     layer_norm,
     load_state_dict,
     read_state_dict,
-    transformer_entries,
 )
 from keras_ci2p.layers.compression_transforms import DOWNSAMPLING
+from keras_ci2p.layers.constants import IMAGENET_MEAN, IMAGENET_STD
 from keras_ci2p.layers.embedding import resize_position_embedding
 from keras_ci2p.models.ci2p_vit import CI2PViT, CI2PViTDualScale
+from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.models.vit import ViT
 
 _EMBEDDING = "backbone.to_patch_embedding."
@@ -27,17 +30,35 @@ _TRANSFORMER = "backbone.transformer."
 # Of the dual-scale model alone.
 _BLOCKS = f"{_TRANSFORMER}blocks."
 _MERGE = re.compile(re.escape(_BLOCKS) + r"(\d+)\.0\.convReshape\.")
-# Buffers that hold no weights: BatchNorm's counters, the constants of GDN's reparametrisation.
-_CONSTANTS = re.compile(r"\.(num_batches_tracked|(beta|gamma)_reparam\.(pedestal|lower_bound\.bound))$")
+_HEAD = ("head.fc.weight", "head.fc.bias")
+LAYOUT = {"the paper's code": r"backbone\.(?:to_patch_embedding\.compressai\.0|patch_embed\.projection)\.weight"}
+_PREPROCESSOR = "data_preprocessor."
+# What is no weight of the model, and why it is left out.
+_LEFT_OUT = {
+    # BatchNorm's counters, the constants of GDN's reparametrisation.
+    r".*\.(num_batches_tracked|(beta|gamma)_reparam\.(pedestal|lower_bound\.bound))$": "constant",
+    rf"{re.escape(_PREPROCESSOR)}(mean|std)$": "constant",
+    # mmcv's: what is not averaged, since the keys without this prefix hold the averages when it saves.
+    r"ema_": "other weights of an averaged model",
+}
 
 
-def from_mmpretrain(checkpoint, image_shape=None, num_heads=None, drop_path_rate=0.1, grid=None):
+def from_mmpretrain(
+    checkpoint: Any,
+    image_shape: Shape | None = None,
+    num_heads: int | None = None,
+    drop_path_rate: float = 0.1,
+    grid: tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    key: str | None = None,
+) -> ImageClassifier:
     """The Keras model of a checkpoint written by the paper's code.
 
-    Sizes and class count are read off the weights; the CI2P-ViT comes with its compressor frozen.
+    Sizes and class count are read off the weights, the names of the classes off what mmengine stores beside them; the
+    CI2P-ViT comes with its compressor frozen. The state dict is found in whatever holds it (`docs/convert.md`).
 
     Args:
-        checkpoint: Path (`.pth`, `.safetensors`) or dict of arrays, with the key names of mmpretrain's
+        checkpoint: Path (`.pth`, `.safetensors`), dict of arrays, or torch `Module`, with the key names of mmpretrain's
             `ImageClassifier` (`backbone. ...`, `head.fc. ...`).
         image_shape: `(height, width, 3)`; None for what a position embedding's `grid` says, else (256, 256, 3). A
             position embedding is resized to it.
@@ -46,29 +67,67 @@ def from_mmpretrain(checkpoint, image_shape=None, num_heads=None, drop_path_rate
         drop_path_rate: Stochastic depth of the last block, which the weights do not tell.
         grid: `(rows, columns)` of the checkpoint's position embedding; None for that of `image_shape` or a square,
             whichever its number of positions makes.
+        num_classes: Number of classes of a fresh head without class names; None for the checkpoint's head.
+        key: Which state dict to take where the checkpoint has several, such as "ema_state_dict".
 
     Returns:
         A `CI2PViT`, `CI2PViTDualScale` or `ViT`.
 
     Raises:
         CheckpointError: Unreadable file; a key that is missing, left over or misshapen; positions that make no such
-            grid, or several.
+            grid, or several; several state dicts; no head and no `num_classes`; a model of images that were
+            normalised otherwise.
         ValueError: Sizes that make no model.
+
+    Examples:
+        >>> model = keras_ci2p.ViT(
+        ...     (64, 64, 3), num_classes=3, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64
+        ... )
+        >>> state = keras_ci2p.convert.to_mmpretrain(model)
+        >>> keras_ci2p.convert.from_mmpretrain(state, num_heads=2).image_shape
+        (64, 64, 3)
     """
-    state = read_state_dict(checkpoint)
-    common = {"num_classes": _shape(state, "head.fc.weight", 2)[0], "drop_path_rate": drop_path_rate}
+    state = read_state_dict(checkpoint, LAYOUT, key)
+    _check_normalisation(state)
+    class_names = None
+    if num_classes is None:
+        if _HEAD[0] not in state:
+            raise CheckpointError(f"The checkpoint has no head ({_HEAD[0]}): give `num_classes` for a new one.")
+        num_classes = _shape(state, _HEAD[0], 2)[0]
+        # A head that was replaced may have left the names of other classes.
+        class_names = state.class_names if len(state.class_names or ()) == num_classes else None
+    else:
+        state = {name: value for name, value in state.items() if not name.startswith("head.")}
+    common = {"num_classes": num_classes, "class_names": class_names, "drop_path_rate": drop_path_rate}
     if any(key.startswith(_BLOCKS) for key in state):
         make = _dual_scale
     elif any(key.startswith(_EMBEDDING) for key in state):
         make = _ci2p
     else:
         make = _vit
-    model, state = make(state, image_shape, grid, num_heads, common)
-    load_state_dict(mmpretrain_entries(model), state, constants=_CONSTANTS.search)
+    model, state = make(add_qkv_biases(state), image_shape, grid, num_heads, common)
+    has_head = any(name.startswith("head.") for name in state)
+    entries = [entry for entry in mmpretrain_entries(model) if has_head or entry.key not in _HEAD]
+    load_state_dict(entries, state, constants=unused_reason)
     return model
 
 
-def to_mmpretrain(model):
+def unused_reason(key):
+    """Why a key is left over in a conversion, None where it should not be."""
+    return next((reason for pattern, reason in _LEFT_OUT.items() if re.match(pattern, key)), None)
+
+
+def _check_normalisation(state):
+    for name, own in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        found = state.get(f"{_PREPROCESSOR}{name}")
+        if found is not None and not (found.size == 3 and np.allclose(found.reshape(-1), own, atol=0.01)):
+            raise CheckpointError(
+                f"The checkpoint's model takes images normalised with {name} {found.reshape(-1).tolist()}, those of "
+                f"this package with {list(own)}: it would not see what it was trained on."
+            )
+
+
+def to_mmpretrain(model: ImageClassifier) -> dict[str, np.ndarray]:
     """A state dict with the key names of the paper's code, the inverse of `from_mmpretrain`.
 
     Args:
@@ -76,6 +135,14 @@ def to_mmpretrain(model):
 
     Returns:
         dict of str to numpy array: the weights, and the constants that the paper's code asks for.
+
+    Examples:
+        >>> model = keras_ci2p.ViT(
+        ...     (64, 64, 3), num_classes=3, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64
+        ... )
+        >>> state = keras_ci2p.convert.to_mmpretrain(model)
+        >>> state["head.fc.weight"].shape
+        (3, 32)
     """
     state = {entry.key: entry.array() for entry in mmpretrain_entries(model)}
     for key in [key for key in state if key.endswith((".running_mean", ".beta"))]:

@@ -1,6 +1,8 @@
 """The transformer of a pretrained Vision Transformer, put into one of this package's models."""
 
+import math
 import re
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,15 +11,22 @@ from keras_ci2p.convert.state_dict import (
     CheckpointError,
     WeightMapping,
     convolution,
-    find_grid,
+    dense,
+    layer_norm,
     load_state_dict,
     read_state_dict,
-    transformer_entries,
 )
 from keras_ci2p.layers.embedding import resize_position_embedding
 from keras_ci2p.models.ci2p_vit import CI2PViT
+from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.models.vit import ViT
 
+# Each layout by a key that it has.
+_LAYOUTS = {
+    "timm": r"blocks\.0\.attn\.qkv\.weight",
+    "Hugging Face": r"encoder\.layer\.0\.layernorm_before\.weight",
+    "mmpretrain": r"layers\.0\.ffn\.layers\.0\.0\.weight",
+}
 _TIMM = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 # What stands before the patches, each `(1, tokens, dim)`.
 _TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -32,35 +41,50 @@ _HUGGING_FACE = {
 _MMPRETRAIN = {"ln1": "norm1", "ln2": "norm2", "ffn.layers.0.0": "mlp.fc1", "ffn.layers.1": "mlp.fc2"}
 
 
-def from_vit(checkpoint, model, grid=None):
+def from_vit(
+    checkpoint: Any, model: ImageClassifier, grid: tuple[int, int] | None = None, key: str | None = None
+) -> dict[str, Any]:
     """Puts the transformer of a pretrained ViT into `model`, which must be as wide and deep.
 
     All transformer blocks and the closing norm are taken over; patch embedding and position embedding where the model
     has them (the latter resized); the rest is reported. The checkpoint may expect other normalisation of images.
 
     Args:
-        checkpoint: Path or dict of arrays in the layout of timm, Hugging Face or mmpretrain, or a KerasHub
-            `ViTBackbone` or `ViTImageClassifier`.
+        checkpoint: Path, dict of arrays, or torch `Module`, in the layout of timm, Hugging Face or mmpretrain, within
+            and behind whatever keys (`docs/convert.md`); or a KerasHub `ViTBackbone` or `ViTImageClassifier`.
         model: A `CI2PViT` or `ViT`; changed in place, and only if everything fits.
         grid: `(rows, columns)` of the checkpoint's position embedding; None for the model's own or a square, whichever
             its number of positions makes. Positions of `cls_token`, `dist_token` and `reg_token` stand before it.
+        key: Which state dict to take where the checkpoint has several, such as "model_ema".
 
     Returns:
-        dict: `used`, the list of the entries taken over (in timm's names), and `ignored`, a dict of the others with the
-        reason.
+        dict: `used`, the list of the entries taken over (in timm's names), and `ignored`, a dict of the others of the
+        same state dict with the reason.
 
     Raises:
         CheckpointError: Unknown layout; another width, depth or kind of block; positions that make no such grid, or
-            several.
+            several; several state dicts.
         ValueError: A model whose blocks are not those of a ViT.
+
+    Examples:
+        >>> sizes = {"hidden_dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 64}
+        >>> pretrained = keras_ci2p.convert.to_mmpretrain(keras_ci2p.ViT((64, 64, 3), **sizes))
+        >>> model = keras_ci2p.CI2PViT((64, 64, 3), **sizes)
+        >>> report = keras_ci2p.convert.from_vit(pretrained, model)
+        >>> report["ignored"]["pos_embed"]
+        'the model has no position embedding'
     """
     if not isinstance(model, (CI2PViT, ViT)):
-        raise ValueError(f"`model` must be a CI2PViT or ViT, whose blocks are those of a ViT. Received: {model!r}")
-    if isinstance(checkpoint, keras.Model):
-        state, grid = _keras_hub(checkpoint)
-    else:
-        state = _to_timm(read_state_dict(checkpoint))
+        raise ValueError(
+            f"`model` must be a CI2PViT or ViT, whose blocks are those of a ViT. Received: model={model!r}"
+        )
     ignored = {}
+    if isinstance(checkpoint, keras.Model):
+        found, grid = _keras_hub(checkpoint)
+    else:
+        found, beside = _to_timm(read_state_dict(checkpoint, _LAYOUTS, key))
+        ignored = {name: _ignored(name, True) or "it stands beside the transformer" for name in beside}
+    state = add_qkv_biases(found)
     wanted = transformer_entries(model, "blocks", _TIMM, "norm")
     is_vit = not isinstance(model, CI2PViT)
     if is_vit:
@@ -71,7 +95,70 @@ def from_vit(checkpoint, model, grid=None):
         if reason:
             ignored[key] = reason
     load_state_dict(wanted, state, constants=ignored.__contains__)
-    return {"used": sorted(keys), "ignored": ignored}
+    return {"used": sorted(keys & found.keys()), "ignored": ignored}
+
+
+def add_qkv_biases(state):
+    """The state dict with biases of zero for queries, keys and values, if none of its blocks has such biases."""
+    kernels = [name for name in state if name.endswith("attn.qkv.weight")]
+    biases = {name.removesuffix("weight") + "bias": np.zeros(len(state[name]), "float32") for name in kernels}
+    return state if biases.keys() & state.keys() else {**state, **biases}
+
+
+def find_grid(key, positions, own_grid, grid=None, prefix=0):
+    """Finds the grid of a stored position embedding, of which only the number of positions is known.
+
+    Args:
+        key: Its name, for messages.
+        positions: Its number of positions.
+        own_grid: `(rows, columns)` of the model; None where the grid is to be a square.
+        grid: `(rows, columns)` of the embedding if known; None for the model's own or a square.
+        prefix: Number of tokens before the patches; they have positions of their own or none.
+
+    Returns:
+        `(number of positions before the grid, (rows, columns))`.
+
+    Raises:
+        CheckpointError: No such grid, or several.
+    """
+    own_grid, grid = own_grid and tuple(own_grid), grid and tuple(grid)
+    found = set()
+    for before in {prefix, 0}:
+        side = math.isqrt(max(positions - before, 0))
+        for rows, columns in [grid] if grid else [*([own_grid] if own_grid else []), (side, side)]:
+            if rows * columns == positions - before > 0:
+                found.add((before, (rows, columns)))
+    if len(found) == 1:
+        return found.pop()
+    candidates = [grid] if grid else ["square", *([own_grid] if own_grid else [])]
+    wanted = " or ".join(one if one == "square" else f"{one[0]} x {one[1]}" for one in candidates)
+    tokens = f" behind {prefix} positions of other tokens, or none" if prefix else ""
+    if not found:
+        raise CheckpointError(f"{key} has {positions} positions, which make no {wanted} grid{tokens}. Give its `grid`.")
+    readings = " or ".join(f"{rows} x {columns} behind {before} others" for before, (rows, columns) in sorted(found))
+    raise CheckpointError(f"{key} has {positions} positions, which may be {readings}: give its `grid`.")
+
+
+def transformer_entries(model, blocks, names, norm):
+    """Entries of a model's transformer blocks and closing norm.
+
+    Args:
+        model: A `CI2PViT` or `ViT`.
+        blocks: Prefix of the numbered blocks.
+        names: Of a block's first norm, qkv, attention output, second norm, MLP's hidden and output layer.
+        norm: Name of the closing norm.
+    """
+    entries = []
+    for i in range(model.backbone.num_layers):
+        block = model.get_layer(f"block_{i}")
+        norm1, qkv, attention_output, norm2, mlp_hidden, mlp_output = (f"{blocks}.{i}.{name}" for name in names)
+        entries += layer_norm(norm1, block.attention_norm)
+        entries += dense(qkv, block.qkv)
+        entries += dense(attention_output, block.attention_output)
+        entries += layer_norm(norm2, block.mlp_norm)
+        entries += dense(mlp_hidden, block.mlp_hidden)
+        entries += dense(mlp_output, block.mlp_output)
+    return entries + layer_norm(norm, model.get_layer("norm"))
 
 
 def _embedding_entries(model, state, ignored, grid):
@@ -100,6 +187,8 @@ def _embedding_entries(model, state, ignored, grid):
 def _ignored(key, is_vit):
     if key.startswith(("head.", "head_dist.", "pre_logits.")):
         return "the head belongs to the checkpoint's classes"
+    if key.startswith(("mask_token", "decoder_")):
+        return "it belongs to the pre-training by masked images"
     if key in _TOKENS:
         return "the model has no class token"
     if key.startswith("pooler."):
@@ -112,44 +201,43 @@ def _ignored(key, is_vit):
 
 
 def _to_timm(state):
-    """The state dict in timm's names, whichever of the known layouts it has."""
-    if any(re.search(r"encoder\.layer\.\d+\.layernorm_before", key) for key in state):
-        return _hugging_face(state)
-    if any(re.search(r"(^|\.)layers\.\d+\.ffn\.layers\.0\.0\.weight$", key) for key in state):
-        return _mmpretrain(state)
-    if "blocks.0.attn.qkv.weight" in state:
-        renamed = dict(state)
-        if "norm.weight" not in state and "fc_norm.weight" in state:
-            # timm's name of the closing norm where the tokens are averaged.
-            for leaf in ("weight", "bias"):
-                renamed[f"norm.{leaf}"] = renamed.pop(f"fc_norm.{leaf}")
-        return renamed
-    raise CheckpointError(
-        "The checkpoint is no Vision Transformer in the layout of timm, Hugging Face or mmpretrain. "
-        f"It begins with {', '.join(sorted(state)[:3])}."
-    )
+    """The state dict in timm's names, and the names of what stood beside it."""
+    if state.layout == "Hugging Face":
+        beside = [_HUGGING_FACE_NAMES.get(name, name) for name in state.beside]
+        return _hugging_face(state), beside
+    if state.layout == "mmpretrain":
+        return _mmpretrain(state), state.beside
+    renamed = dict(state)
+    if "norm.weight" not in state and "fc_norm.weight" in state:
+        # timm's name of the closing norm where the tokens are averaged.
+        for leaf in ("weight", "bias"):
+            renamed[f"norm.{leaf}"] = renamed.pop(f"fc_norm.{leaf}")
+    return renamed, state.beside
+
+
+_HUGGING_FACE_NAMES = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.distillation_token": "dist_token",
+    "embeddings.mask_token": "mask_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+    "classifier.weight": "head.weight",
+    "classifier.bias": "head.bias",
+}
 
 
 def _hugging_face(state):
-    names = {
-        "embeddings.cls_token": "cls_token",
-        "embeddings.position_embeddings": "pos_embed",
-        "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
-        "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
-        "layernorm.weight": "norm.weight",
-        "layernorm.bias": "norm.bias",
-        "classifier.weight": "head.weight",
-        "classifier.bias": "head.bias",
-    }
     renamed, parts = {}, {}
     for key, value in state.items():
-        key = re.sub(r"^vit\.", "", key)
         if match := re.fullmatch(r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)", key):
             parts.setdefault((match[1], match[3]), {})[match[2]] = value
         elif match := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", key):
             renamed[f"blocks.{match[1]}.{_HUGGING_FACE.get(match[2], match[2])}.{match[3]}"] = value
         else:
-            renamed[names.get(key, key)] = value
+            renamed[_HUGGING_FACE_NAMES.get(key, key)] = value
     for (i, leaf), found in parts.items():
         if len(found) < 3:
             raise CheckpointError(f"Block {i} of the checkpoint lacks a {leaf} of its queries, keys or values.")
@@ -166,7 +254,6 @@ def _mmpretrain(state):
     }
     renamed = {}
     for key, value in state.items():
-        key = re.sub(r"^backbone\.", "", key)
         if match := re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", key):
             renamed[f"blocks.{match[1]}.{_MMPRETRAIN.get(match[2], match[2])}.{match[3]}"] = value
         else:

@@ -1,15 +1,17 @@
 """CompressAI's published compressors: names, files and hashes, and their download. Imports no Keras."""
 
 import hashlib
-import os
 import urllib.error
 import urllib.request
-from pathlib import Path
+from collections.abc import Iterator
 
-from keras_ci2p.utils import atomic_file, file_sha256
+from keras_ci2p.annotations import PathLike
+from keras_ci2p.utils import DiskFullError, atomic_file, file_sha256
 
 # Stands in the place of a compressor's name for none.
 NO_COMPRESSOR = "none"
+# By what a compressor codes: by tables made from its weights, or by those that its checkpoint holds.
+TABLE_CHOICES = ("weights", "checkpoint")
 
 ADDRESS = "https://compressai.s3.amazonaws.com/models/v1"
 
@@ -69,10 +71,15 @@ _TIMEOUT_SECONDS = 60
 
 
 class DownloadError(OSError):
-    """A published file that could not be had, or is not the published one."""
+    """A published file that could not be had, or is not the published one.
+
+    Examples:
+        >>> issubclass(keras_ci2p.convert.DownloadError, OSError)
+        True
+    """
 
 
-def published():
+def published() -> Iterator[tuple[str, str, int, str, str]]:
     """Each published compressor: `(name, architecture, quality, file name, first digits of its SHA-256)`."""
     for (architecture, metric), (stem, digits) in _FILES.items():
         for quality, digest in enumerate(digits.split(), start=1):
@@ -85,17 +92,23 @@ def published():
             )
 
 
-def zoo_names():
-    """Names that `Compressor.from_preset` can download, such as "bmshj2018-factorized-mse-5"."""
+def zoo_names() -> list[str]:
+    """Names that `Compressor.from_preset` can download, such as "bmshj2018-factorized-mse-5".
+
+    Examples:
+        >>> keras_ci2p.convert.zoo_names()[:2]
+        ['bmshj2018-factorized-mse-1', 'bmshj2018-factorized-mse-2']
+    """
     return [name for name, *_ in published()]
 
 
-def cache_directory():
-    """Where downloads are kept: $KERAS_CI2P_CACHE, else ~/.cache/keras_ci2p."""
-    return Path(os.environ.get("KERAS_CI2P_CACHE") or Path.home() / ".cache" / "keras_ci2p")
+def zoo_families() -> str:
+    """The names that `zoo_names()` gives, in a short sentence."""
+    qualities = ((f"{'-'.join(kind)}-", len(digits.split())) for kind, (_, digits) in _FILES.items())
+    return ", ".join(f"{family}1 to {last}" for family, last in qualities)
 
 
-def check(file, digest):
+def check(file: PathLike, digest: str) -> str:
     """The SHA-256 of a file; DownloadError unless it begins with the digits `digest`."""
     sha256 = file_sha256(file)
     if not sha256.startswith(digest):
@@ -106,11 +119,12 @@ def check(file, digest):
     return sha256
 
 
-def download(address, file, digest):
+def download(address: str, file: PathLike, digest: str) -> None:
     """Writes what `address` serves to `file`, under a temporary name until its SHA-256 is checked.
 
     Raises:
         DownloadError: It could not be had whole, or its SHA-256 does not begin with `digest`.
+        keras_ci2p.utils.DiskFullError: There is no room for it.
     """
     by_hand = f"Put it there by hand as {file}; its SHA-256 must begin with {digest}."
     try:
@@ -130,7 +144,7 @@ def download(address, file, digest):
                     f"What {address} serves is not the published file: its SHA-256 begins with "
                     f"{sha256.hexdigest()[: len(digest)]}, not {digest}."
                 )
-    except DownloadError:
+    except (DownloadError, DiskFullError):
         raise
     except (OSError, ValueError, urllib.error.URLError) as error:
         raise DownloadError(f"{address} cannot be downloaded: {error}. {by_hand}") from error

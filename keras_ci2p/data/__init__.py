@@ -1,12 +1,12 @@
 """Images as data: reads, splits, augments and loads them. Knows no models."""
 
-from keras_ci2p.utils import lazy_imports
+from keras_ci2p.names import lazy_imports
 
 __all__, __getattr__, __dir__ = lazy_imports(
     __name__,
     {
         "augmentation": ["Augmentation", "CROP_AND_FLIP"],
-        "latent_cache": ["LatentCache", "open_cache"],
+        "latent_cache": ["LatentCache", "open_cache", "seal_cache"],
         "latent_loader": ["latent_folder"],
         "loader": ["image_folder"],
         "manifest": ["DataError", "ImageManifest", "validation_mask"],

@@ -3,13 +3,13 @@
 import warnings
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import numpy as np
 
+from keras_ci2p.data.layouts import SPLIT_FOLDERS, is_visible
 from keras_ci2p.data.manifest import (
     NAMES_FILE,
-    SPLIT_FOLDERS,
     DataError,
     check_image,
     hash_names,
@@ -17,7 +17,7 @@ from keras_ci2p.data.manifest import (
     warn_of_skipped,
 )
 from keras_ci2p.presets import named_preset
-from keras_ci2p.utils import atomic_directory, progress
+from keras_ci2p.utils import atomic_directory, is_empty, progress, user_path
 
 KAGGLE = "alessiocorrado99/animals10"
 PAGE = f"https://www.kaggle.com/datasets/{KAGGLE}"
@@ -67,7 +67,7 @@ def find_class_folders(source):
     Raises:
         DataError: There is no such file, it is damaged, or it does not hold the ten.
     """
-    source = Path(source)
+    source = user_path(source)
     if not source.exists():
         raise DataError(f"There is no file or folder {source}.")
     best = _find_below(source if source.is_dir() else _open_archive(source))
@@ -112,7 +112,7 @@ def _find_below(root):
 
 
 def _visible(folder):
-    return sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    return sorted((entry for entry in folder.iterdir() if is_visible(entry.name)), key=lambda entry: entry.name)
 
 
 def files_below(folder, name):
@@ -148,7 +148,7 @@ def check_file(path):
     try:
         return check_image(read_file(path))
     except OSError as error:
-        return None, str(error)
+        return None, str(error), None
 
 
 def read_file(path):
@@ -251,8 +251,8 @@ def lay_out(source, out):
         FileExistsError: `out` is there and not empty.
         DataError: No Animals-10; other names than the lists'; a class without an image for training or validation.
     """
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    out = user_path(out)
+    if out.exists() and not (out.is_dir() and is_empty(out)):
         raise FileExistsError(f"{out} exists and is not empty; choose another directory.")
     leftovers = sorted(map(str, out.parent.glob(f"{out.name}.partial-*")))
     if leftovers:
@@ -304,7 +304,7 @@ def _copy(paths):
         content = read_file(source)
     except OSError as error:
         return str(error)
-    _, problem = check_image(content)
+    _, problem, _ = check_image(content)
     if not problem:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)

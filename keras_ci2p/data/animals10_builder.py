@@ -2,17 +2,7 @@
 
 import tensorflow_datasets as tfds
 
-from keras_ci2p.data.animals10 import (
-    ARCHIVES,
-    CLASSES,
-    PAGE,
-    DamagedArchive,
-    check_file,
-    find_class_folders,
-    find_images,
-    listed_splits,
-    read_file,
-)
+from keras_ci2p.data import animals10
 from keras_ci2p.data.manifest import DataError, in_threads, validation_mask, warn_of_skipped
 from keras_ci2p.data.tfds import UNREADABLE
 from keras_ci2p.utils import progress
@@ -34,7 +24,7 @@ class Animals10(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "Split by lists of names, into train, validation and test."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"""\
-    `manual_dir` holds the archive of {PAGE} ({" or ".join(ARCHIVES)}), or its folder `raw-img`.
+    `manual_dir` holds the archive of {animals10.PAGE} ({" or ".join(animals10.ARCHIVES)}), or its folder `raw-img`.
     """
 
     source = None
@@ -46,27 +36,27 @@ class Animals10(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(),
-                    "label": tfds.features.ClassLabel(names=list(CLASSES)),
+                    "label": tfds.features.ClassLabel(names=list(animals10.CLASSES)),
                     "file_name": tfds.features.Text(),
                 }
             ),
             supervised_keys=("image", "label"),
-            homepage=PAGE,
+            homepage=animals10.PAGE,
             license="GPL-2.0",
             metadata=tfds.core.MetadataDict(
                 {
-                    "italian_names": {english: italian for english, (italian, _) in CLASSES.items()},
-                    "published_photos": {english: count for english, (_, count) in CLASSES.items()},
+                    "italian_names": {english: italian for english, (italian, _) in animals10.CLASSES.items()},
+                    "published_photos": {english: count for english, (_, count) in animals10.CLASSES.items()},
                     UNREADABLE: [],
                 }
             ),
         )
 
     def _split_generators(self, dl_manager):
-        found = find_images(self.source or _manual_directory(dl_manager))
-        checked = progress(in_threads(check_file, (path for _, path, _ in found)), len(found), "Checking")
+        found = animals10.find_images(self.source or _manual_directory(dl_manager))
+        checked = progress(in_threads(animals10.check_file, (path for _, path, _ in found)), len(found), "Checking")
         images, hashes, unreadable = [], [], []
-        for image, (sha256, problem) in zip(found, checked, strict=True):
+        for image, (sha256, problem, _) in zip(found, checked, strict=True):
             if problem:
                 unreadable.append((image[0], problem))
             else:
@@ -75,10 +65,10 @@ class Animals10(tfds.core.GeneratorBasedBuilder):
         warn_of_skipped("Animals-10", unreadable)
         self.info.metadata[UNREADABLE] = unreadable
         labels = [label for _, _, label in images]
-        empty = [name for label, name in enumerate(CLASSES) if label not in set(labels)]
+        empty = [name for label, name in enumerate(animals10.CLASSES) if label not in set(labels)]
         if empty:
             raise DataError(f"Animals-10: no readable image of the class {', '.join(empty)}.")
-        own = listed_splits((name, list(CLASSES)[label]) for name, _, label in images)
+        own = animals10.listed_splits((name, list(animals10.CLASSES)[label]) for name, _, label in images)
         if own is None:
             own = ["val" if chosen else "train" for chosen in validation_mask(hashes, labels)]
         splits = {"train": [], "val": [], "test": []}
@@ -91,7 +81,7 @@ class Animals10(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, images):
         for name, path, label in images:
-            yield name, {"image": read_file(path), "label": label, "file_name": name}
+            yield name, {"image": animals10.read_file(path), "label": label, "file_name": name}
 
 
 def _manual_directory(dl_manager):
@@ -102,8 +92,8 @@ def _manual_directory(dl_manager):
         # TFDS's word for a missing or empty one.
         return None
     try:
-        find_class_folders(manual_dir)
-    except DamagedArchive:
+        animals10.find_class_folders(manual_dir)
+    except animals10.DamagedArchive:
         raise
     except DataError:
         # It is for all sets, and holds others.

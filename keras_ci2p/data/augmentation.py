@@ -41,6 +41,11 @@ class Augmentation(Config):
 
     Raises:
         ValueError: A value out of its range.
+
+    Examples:
+        >>> augmentation = keras_ci2p.data.Augmentation(blur=0, erasing=0.5)
+        >>> augmentation.blur, augmentation.flip
+        (0.0, 0.5)
     """
 
     crop_area: tuple[float, float] = setting(
@@ -77,7 +82,7 @@ class Augmentation(Config):
         for name in ("crop_area", "crop_aspect", "blur_radius", "erasing_area", "erasing_aspect"):
             least, most = getattr(self, name)
             if least > most:
-                raise ValueError(f"{name} must be (least, most). Received: {getattr(self, name)}")
+                raise ValueError(f"{name} must be (least, most). Received: {name}={getattr(self, name)}")
 
 
 CROP_AND_FLIP = Augmentation(randaugment_ops=0, grayscale=0.0, blur=0.0, solarize=0.0, erasing=0.0)

@@ -1,46 +1,56 @@
 """Loads batches of images and labels, in threads or processes."""
 
 import functools
-import operator
 import warnings
+from collections.abc import Callable, Sequence
 from itertools import cycle, islice
+from numbers import Integral
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from keras_ci2p.annotations import PathLike
+from keras_ci2p.codec.rans import CodecError
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation, collate_params, sample_params
-from keras_ci2p.data.manifest import DataError
+from keras_ci2p.data.manifest import DataError, ImageManifest
 from keras_ci2p.data.mixup import Mixup, SampleMixup
 from keras_ci2p.data.sources import open_data
+from keras_ci2p.data.transforms import as_image_size, center_crop
 from keras_ci2p.data.transforms import augment as augment_image
-from keras_ci2p.data.transforms import center_crop
 from keras_ci2p.data.workers import WorkerDataset
 from keras_ci2p.utils import num_cpus, require
 
-grain = require("grain", extra="train")
+if TYPE_CHECKING:
+    import grain
+else:
+    grain = require("grain", extra="train")
 
 
 def image_folder(
-    root,
+    root: ImageManifest | PathLike,
     *,
-    image_size=256,
-    batch_size=32,
-    split="train",
-    seed=0,
-    augment=None,
-    augment_on="host",
-    in_memory=False,
-    mixup=0.0,
-    cutmix=0.0,
-    mix_probability=1.0,
-    targets=None,
-    num_threads=None,
-    num_workers=0,
-    shard=(0, 1),
-    patch_size=16,
-    size_multiple=None,
-):
+    image_size: int | tuple[int, int] = 256,
+    batch_size: int = 32,
+    split: str = "train",
+    seed: int = 0,
+    augment: Augmentation | Callable | bool | None = None,
+    augment_on: str = "host",
+    in_memory: bool = False,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    mix_probability: float = 1.0,
+    targets: Callable | None = None,
+    num_threads: int | None = None,
+    num_workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    patch_size: int = 16,
+    class_names: Sequence[str] | None = None,
+    size_multiple: int | None = None,
+) -> "DataLoader":
     """Loads the images below `root/<class>/` as batches of images and one-hot labels, for `fit`, `evaluate`, `predict`.
+
+    Pixels are promised: of `.ci2p` files, which hold latents, `latent_folder` makes batches.
 
     Args:
         root: What `open_data` takes; for several splits the manifest it returns, since it reads and hashes every file.
@@ -56,6 +66,8 @@ def image_folder(
         mixup, cutmix, mix_probability: Beta distributions' parameters (paper: 0.8 and 1), 0 for none, and the
             probability of mixing a batch; for the training split only.
         targets, num_threads, num_workers, shard: As in `DataLoader`; targets of the training split only.
+        class_names: Names of the classes in the order of the labels, such as a model's, which may have further ones;
+            None for those of the data, sorted.
         patch_size: Patch size in pixels that height and width must be multiples of: 32 for `CI2PViT`, 16 for `ViT`.
 
     Returns:
@@ -63,14 +75,22 @@ def image_folder(
 
     Raises:
         DataError: Data that cannot be used, an empty split, a wrong size.
+
+    Examples:
+        >>> train = keras_ci2p.data.image_folder("photos", image_size=32, batch_size=8)
+        >>> [(images.shape, labels.shape) for images, labels in train]
+        [((8, 32, 32, 3), (8, 3)), ((8, 32, 32, 3), (8, 3)), ((8, 32, 32, 3), (8, 3))]
     """
     if size_multiple is not None:
         warnings.warn("`size_multiple` is now called `patch_size`.", DeprecationWarning, stacklevel=2)
         patch_size = size_multiple
     image_size = check_image_size(image_size, patch_size)
-    _check_options(batch_size, augment_on, in_memory, targets, num_workers)
+    _check_options(batch_size, seed, augment, augment_on, in_memory, targets, num_workers)
     is_training = split == "train"
     manifest = open_data(root).split(split)
+    manifest.check_pixels("`image_folder`")
+    if class_names is not None:
+        manifest = manifest.with_class_names(class_names)
     augment = CROP_AND_FLIP if augment is None and is_training else augment
     if is_training and augment_on == "device":
         load = LoadRawImage(manifest, image_size, augment, in_memory)
@@ -94,21 +114,20 @@ def image_folder(
 
 
 def check_image_size(image_size, patch_size):
-    """Returns `(height, width)` of one or two integers; DataError unless they are positive multiples of the patch."""
+    """Returns `(height, width)` as `as_image_size` does; DataError unless they are positive multiples of the patch."""
     try:
-        size = tuple(map(operator.index, (image_size, image_size) if np.ndim(image_size) == 0 else image_size))
-    except TypeError:
-        size = ()
-    if len(size) != 2 or min(size) < 1 or any(side % patch_size for side in size):
-        raise DataError(
-            f"`image_size` must be one or two positive multiples of {patch_size}. Received: image_size={image_size!r}"
-        )
-    return size
+        return as_image_size(image_size, patch_size)
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
-def _check_options(batch_size, augment_on, in_memory, targets, num_workers):
-    if batch_size < 1:
-        raise DataError(f"`batch_size` must be positive. Received: batch_size={batch_size}")
+def _check_options(batch_size, seed, augment, augment_on, in_memory, targets, num_workers):
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise DataError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**32:
+        raise DataError(f"`seed` must be an integer in 0..2**32-1. Received: seed={seed!r}")
+    if not (augment is None or augment is False or isinstance(augment, Augmentation) or callable(augment)):
+        raise DataError(f"`augment` must be an `Augmentation`, a function or None. Received: augment={augment!r}")
     if augment_on not in ("host", "device"):
         raise DataError(f'`augment_on` must be "host" or "device". Received: augment_on={augment_on!r}')
     received = f"Received: augment_on={augment_on!r}, num_workers={num_workers}"
@@ -183,7 +202,10 @@ class DataLoader(grain.IterDataset):
         index, count = shard
         self.batch_size = min(batch_size, len(load))
         if self.batch_size % count:
-            raise ValueError(f"A batch of {self.batch_size} examples cannot be shared out evenly among {count}.")
+            raise ValueError(
+                f"A batch of {self.batch_size} examples cannot be shared out evenly among {count}. "
+                f"Received: shard={shard}"
+            )
         self.epoch = 0
         self.manifest = manifest
         # grain derives the random numbers of each step from its position in this chain: another step, and all change.
@@ -217,11 +239,14 @@ class DataLoader(grain.IterDataset):
     def steps_per_epoch(self):
         return len(self._batches)
 
+    def __len__(self):
+        return self.steps_per_epoch
+
     def __iter__(self):
         return _EpochIterator(self)
 
     def repeat(self, initial_epoch=0):
-        """Returns an endless grain `IterDataset` that begins with an epoch, for `fit(..., steps_per_epoch=...)`."""
+        """Returns an endless grain `IterDataset` with `class_names` that begins with an epoch, for `fit`."""
         return self.repeat_from_batch(initial_epoch * self.steps_per_epoch)
 
     def repeated(self, initial_epoch=0):
@@ -242,7 +267,11 @@ class DataLoader(grain.IterDataset):
 
     def _read(self, batches):
         batches = batches.to_iter_dataset(self._read_options)
-        return WorkerDataset(batches, self._num_workers) if self._num_workers else batches
+        batches = WorkerDataset(batches, self._num_workers) if self._num_workers else batches
+        if self.manifest is not None:
+            # For a model that compares them with its own.
+            batches.class_names = self.class_names
+        return batches
 
     def __str__(self):
         return f"DataLoader({self.steps_per_epoch} batches of {self.batch_size})"
@@ -288,6 +317,8 @@ class _EpochIterator(grain.DatasetIterator):
 
 
 _UNREADABLE = "unreadable"
+# What files raise that were readable when the data were scanned.
+READ_ERRORS = (OSError, MemoryError, CodecError)
 
 
 class LoadImage:
@@ -309,6 +340,7 @@ class LoadImage:
         self._manifest = manifest
         self._labels = np.eye(len(manifest.class_names), dtype="float32")
         self._image_size = image_size
+        self._shape = (*image_size, 3)
         self._transform = transform
         self._fill = fill
 
@@ -318,7 +350,7 @@ class LoadImage:
     def __call__(self, index, rng):
         try:
             return self._load(index, rng)
-        except OSError as error:
+        except READ_ERRORS as error:
             # It was readable when the data were scanned; a long run must not end for it.
             file = self._manifest.files[index]
             warnings.warn(f"{file} can no longer be read and is left out: {error}", stacklevel=2)
@@ -332,7 +364,7 @@ class LoadImage:
         """Makes a batch of examples: `(images, labels)`, float32; of no images where none of them could be read."""
         readable = self._readable(examples)
         if not readable:
-            return np.empty((0, *self._image_size, 3), "float32"), np.empty((0, len(self._labels)), "float32")
+            return np.empty((0, *self._shape), "float32"), np.empty((0, len(self._labels)), "float32")
         images, labels = zip(*readable, strict=True)
         return np.stack(images, dtype="float32"), np.stack(labels)
 
@@ -352,7 +384,7 @@ class LoadImage:
         for index in range(len(self)):
             try:
                 return self._load(index, np.random.default_rng(0))
-            except OSError:
+            except READ_ERRORS:
                 continue
         raise DataError(f"None of the {len(self)} images of {self._manifest.root} can be read any longer. Is it there?")
 

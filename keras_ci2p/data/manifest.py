@@ -6,15 +6,18 @@ import hashlib
 import io
 import itertools
 import warnings
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
 
-from keras_ci2p.data.transforms import load_image
-from keras_ci2p.utils import num_cpus
+from keras_ci2p.codec.file_format import SUFFIX
+from keras_ci2p.data.transforms import decode_image
+from keras_ci2p.utils import listed, num_cpus, wrong_choice
 
 SPLITS = ("train", "val", "test", "all")
 _PIECE = 32
@@ -23,7 +26,14 @@ _MOST_CLASSES = 20
 
 
 class DataError(ValueError):
-    """Raised for data that cannot be used as they are."""
+    """Raised for data that cannot be used as they are.
+
+    Examples:
+        >>> keras_ci2p.data.open_data("no_such_folder")
+        Traceback (most recent call last):
+            ...
+        keras_ci2p.data.manifest.DataError: There is no folder no_such_folder.
+    """
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,11 @@ class ImageManifest:
         skipped: `(relative path, reason)` of each file that is no readable image.
         splits: "train", "val" or "test" for each image, as the data set itself is split; empty where
             `keras_ci2p.data.validation_mask` splits it.
+
+    Examples:
+        >>> manifest = keras_ci2p.data.open_data("photos")
+        >>> manifest.class_names, len(manifest.split("val"))
+        (('bird', 'cat', 'dog'), 6)
     """
 
     root: Path
@@ -49,13 +64,13 @@ class ImageManifest:
     skipped: tuple = ()
     splits: tuple = ()
 
-    _columns = ("files", "labels", "hashes", "splits")
+    _columns: ClassVar[tuple[str, ...]] = ("files", "labels", "hashes", "splits")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files)
 
     @functools.cached_property
-    def sha256(self):
+    def sha256(self) -> str:
         """Hash of the contents: class names and images, whatever the files are called and wherever they lie.
 
         A data set's own split is covered too, unless it is the one that `validation_mask` would have made.
@@ -68,7 +83,7 @@ class ImageManifest:
         return hashlib.sha256("\n".join([*self.class_names, *lines]).encode()).hexdigest()
 
     @property
-    def is_split_by_contents(self):
+    def is_split_by_contents(self) -> bool:
         """Whether "val" is what `validation_mask` takes from all that is not "test"."""
         images = zip(self.image_splits(), self.hashes, self.labels, strict=True)
         images = [image for image in images if image[0] != "test"]
@@ -76,26 +91,50 @@ class ImageManifest:
         return chosen == [split == "val" for split, _, _ in images]
 
     @property
-    def digests(self):
+    def digests(self) -> tuple[str, ...]:
         """Former name of `hashes`."""
         warnings.warn("`digests` is now called `hashes`.", DeprecationWarning, stacklevel=2)
         return self.hashes
 
-    def open(self, index):
+    def open(self, index: int) -> Image.Image:
         """Decodes an image to an upright RGB `PIL.Image.Image`; OSError where it can no longer be read."""
-        return load_image(self.root / self.files[index])
+        return decode_image(self.root / self.files[index])[0]
 
-    def counts(self):
+    def read(self, index: int) -> bytes:
+        """Returns the bytes of a `.ci2p` file; OSError where it can no longer be read."""
+        return (self.root / self.files[index]).read_bytes()
+
+    @property
+    def compressed(self) -> list[int]:
+        """Indices of the `.ci2p` files, which hold latents, no pixels."""
+        return [index for index, file in enumerate(self.files) if is_compressed(file)]
+
+    def check_pixels(self, who: str) -> None:
+        """Raises DataError where there are `.ci2p` files among the images.
+
+        Args:
+            who: What needs pixels, in words.
+        """
+        compressed = self.compressed
+        if compressed:
+            raise DataError(
+                f"{who} needs pixels, and {len(compressed):,} of the {len(self):,} files of {self.root} are {SUFFIX} "
+                f"files, which hold latents; the first is {self.files[compressed[0]]}. `latent_folder` loads them, and "
+                "`train`, `cache`, `evaluate` and `predict` take them, without pixels; `keras-ci2p decompress` makes "
+                "images of them."
+            )
+
+    def counts(self) -> dict[str, int]:
         """Returns the number of images by class name."""
         counts = collections.Counter(self.labels)
         return {name: counts[label] for label, name in enumerate(self.class_names)}
 
-    def sizes(self):
+    def sizes(self) -> dict[str, int]:
         """Returns the number of images by split, of "train", "val" and "test" those that have any."""
         counts = collections.Counter(self.image_splits())
         return {name: counts[name] for name in SPLITS if name in counts}
 
-    def image_splits(self):
+    def image_splits(self) -> tuple[str, ...]:
         """Returns the split of each image: "train", "val" or "test"."""
         return self.splits or self._splits_by_contents
 
@@ -103,31 +142,62 @@ class ImageManifest:
     def _splits_by_contents(self):
         return tuple("val" if chosen else "train" for chosen in validation_mask(self.hashes, self.labels))
 
-    def split(self, name):
+    def split(self, name: str) -> Self:
         """Returns the manifest of one split: "train", "val", "test" or "all".
 
         Raises:
             DataError: Unknown split, or no image in it.
         """
         if name not in SPLITS:
-            raise DataError(f"`split` must be one of {', '.join(SPLITS)}. Received: split={name!r}")
+            raise DataError(wrong_choice("split", name, SPLITS))
         kept = [i for i, split in enumerate(self.image_splits()) if name in ("all", split)]
         if kept:
             return self.subset(kept)
         if not self.splits and name != "test":
-            raise DataError(f"The {name} split of {self.root} is empty: {len(self)} images are too few to split.")
+            why = "are too few to split" if name == "val" else "are all copies of those for validation"
+            raise DataError(f"The {name} split of {self.root} is empty: its {len(self)} images {why}.")
         there = ", ".join(f"{split} ({count})" for split, count in self.sizes().items())
         raise DataError(
             f"{self.root} has no image of the split {name}; it has {there}. Choose one of these, or all; in a folder, "
             f"what lies in {name}/CLASS is that split."
         )
 
-    def subset(self, indices):
+    def with_class_names(self, class_names: Sequence[str], class_map: dict[str, str] | None = None) -> Self:
+        """Returns the same images with labels that count other class names.
+
+        Args:
+            class_names: Names of the classes, which may be more than there are images of.
+            class_map: Dict of the classes' names here to those; None where they are called alike.
+
+        Raises:
+            DataError: A class that is not among `class_names`; names without places, or the same twice.
+        """
+        has_places = hasattr(class_names, "__getitem__") and not isinstance(class_names, (str, bytes, dict))
+        if not has_places or len({*class_names}) != len(class_names):
+            raise DataError(
+                "`class_names` must be a list of texts that differ, in the order of the labels. "
+                f"Received: class_names={class_names!r}"
+            )
+        names = [(class_map or {}).get(name, name) for name in self.class_names]
+        position = {name: label for label, name in enumerate(class_names)}
+        unknown = [name for name in names if name not in position]
+        if unknown:
+            raise DataError(
+                f"{self.root} has classes that are not among those asked for: {', '.join(unknown)}. Asked for: "
+                f"{', '.join(class_names)}."
+            )
+        # Classes that become one would be split anew.
+        splits = self.splits if len({*names}) == len(names) else self.image_splits()
+        labels = tuple(position[names[label]] for label in self.labels)
+        return replace(self, class_names=tuple(class_names), labels=labels, splits=splits)
+
+    def subset(self, indices: Iterable[int]) -> Self:
         """Returns the manifest of these images only, in this order."""
         columns = {name: getattr(self, name) for name in self._columns}
-        return replace(
-            self, **{name: tuple(column[i] for i in indices) for name, column in columns.items() if len(column)}
-        )
+        kept: dict[str, Any] = {
+            name: tuple(column[i] for i in indices) for name, column in columns.items() if len(column)
+        }
+        return replace(self, **kept)
 
 
 def summarize(data):
@@ -170,6 +240,11 @@ def in_threads(check, items):
             yield from running.popleft().result()
 
 
+def is_compressed(name):
+    """Whether a file of this name is a `.ci2p` file, of a compressor."""
+    return str(name).lower().endswith(SUFFIX)
+
+
 def check_image(content):
     """Decodes and hashes an image.
 
@@ -177,30 +252,31 @@ def check_image(content):
         content: Bytes of a file.
 
     Returns:
-        `(SHA-256, None)` of a readable image, `(None, reason)` of anything else.
+        `(SHA-256, None, note)` of a readable image, the note that of `decode_image`; `(None, reason, None)` of anything
+        else.
     """
     if not content:
-        return None, "empty file"
+        return None, "empty file", None
     try:
-        _decode_cheaply(content)
+        note = _decode_cheaply(content)
     except MemoryError:
-        return None, "too large"
+        return None, "too large", None
     except OSError as error:
-        return None, "no image" if "cannot identify" in str(error) else str(error)
-    return hashlib.sha256(content).hexdigest(), None
+        return None, "no image" if "cannot identify" in str(error) else str(error), None
+    return hashlib.sha256(content).hexdigest(), None, note
 
 
 def _decode_cheaply(content):
-    """Decodes an image; of a JPEG only an eighth of the pixels, though every byte."""
+    """Decodes an image, of a JPEG only an eighth of the pixels, though every byte; returns its note."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.format == "JPEG":
                 image.draft("L", (image.width // 8, image.height // 8))
                 image.load()
-                return
+                return None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         pass
-    load_image(io.BytesIO(content))
+    return decode_image(io.BytesIO(content))[1]
 
 
 def warn_of_skipped(root, skipped, most=10):
@@ -214,28 +290,36 @@ def warn_of_skipped(root, skipped, most=10):
     warnings.warn(f"{root}: skipped {count} that are no readable images:\n" + "\n".join(lines), stacklevel=3)
 
 
-def warn_of_missing_validation(manifest):
-    """Warns once of the classes that have training images, but none for validation."""
+def warn_of_notes(root, notes):
+    """Warns of what there is to say of images, `(name, note)`: once of each note, with the number of images."""
+    for note, count in collections.Counter(note for _, note in notes).items():
+        first = next(name for name, own in notes if own == note)
+        images = "1 image" if count == 1 else f"{count:,} images"
+        warnings.warn(f"{root}: {images}, the first is {first}, each of which {note}.", stacklevel=3)
+
+
+def warn_of_missing_images(manifest):
+    """Warns of the classes without images for validation, and of those without images to train on."""
     splits = {"train": set(), "val": set(), "test": set()}
     for label, split in zip(manifest.labels, manifest.image_splits(), strict=True):
         splits[split].add(label)
-    names = [manifest.class_names[label] for label in sorted(splits["train"] - splits["val"])]
-    if not names or not splits["val"]:
-        # Without any, the split says so itself once it is asked for.
-        return
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    count = "1 class has" if len(names) == 1 else f"{len(names):,} classes have"
-    why = "" if manifest.splits else " A fifth is taken of each class, rounded: none of one or two images."
-    warnings.warn(
-        f"{manifest.root}: {count} no image for validation, so that no result tells of them: {shown}.{why}",
-        stacklevel=3,
-    )
+    for split, other, what, why in (
+        ("val", "train", "for validation, so that no result tells of them", "none of one or two images"),
+        ("train", "val", "to train on, so that no model learns them", "with copies, which are all of their images"),
+    ):
+        names = [manifest.class_names[label] for label in sorted(splits[other] - splits[split])]
+        if not names or not splits[split]:
+            # Without any of all classes, the split says so itself once it is asked for.
+            continue
+        count = "1 class has" if len(names) == 1 else f"{len(names):,} classes have"
+        why = "" if manifest.splits else f" A fifth is taken of each class, rounded: {why}."
+        warnings.warn(f"{manifest.root}: {count} no image {what}: {listed(names)}.{why}", stacklevel=3)
 
 
 VALIDATION_SHARE = 0.2
 
 
-def validation_mask(hashes, labels):
+def validation_mask(hashes: Sequence[str], labels: Sequence[int]) -> list[bool]:
     """Chooses the images of the validation split.
 
     In each class the images are sorted by the SHA-256 of their bytes, and the first `round(0.2 n)` of the `n` are
@@ -248,6 +332,10 @@ def validation_mask(hashes, labels):
 
     Returns:
         List of bool, True for validation.
+
+    Examples:
+        >>> keras_ci2p.data.validation_mask(["05", "03", "01", "04", "02"], [0] * 5)
+        [False, False, True, False, False]
     """
     by_class = {}
     for sha256, label in zip(hashes, labels, strict=True):
@@ -256,18 +344,6 @@ def validation_mask(hashes, labels):
     for members in by_class.values():
         validation.update(sorted(members)[: round(VALIDATION_SHARE * len(members))])
     return [sha256 in validation for sha256 in hashes]
-
-
-# What the folders of a data set that is split already are called, in capitals or not.
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 
 # Arrays "train" and "val" of `hash_names`.

@@ -158,6 +158,8 @@ def without_near_copies(manifest, split="val", max_distance=MAX_DISTANCE):
     if split not in ("val", "test"):
         raise ValueError(f"Copies of training images are left out of val or test. Received: split={split!r}")
     images, train = manifest.split(split), manifest.split("train")
+    for part in (images, train):
+        part.check_pixels("The search for near-copies (--without-copies)")
     known, _, is_known = difference_hashes(train)
     hashes, mirrored, is_readable = difference_hashes(images)
     known = known[is_known]

@@ -11,26 +11,29 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from keras_ci2p.annotations import PathLike
 from keras_ci2p.data.manifest import (
     DataError,
     ImageManifest,
     check_image,
     in_threads,
-    warn_of_missing_validation,
+    warn_of_missing_images,
     warn_of_skipped,
 )
-from keras_ci2p.data.transforms import load_image
-from keras_ci2p.utils import atomic_file, progress, require
+from keras_ci2p.data.transforms import decode_image
+from keras_ci2p.utils import atomic_file, progress, require, user_path
 
 PREFIX = "tfds:"
 FORMAT = "array_record"
 # Sets whose builders are in this package; their metadata list `(name, reason)` of the files left out under this key.
 OWN_SETS = {"animals10": "keras_ci2p.data.animals10_builder"}
 UNREADABLE = "unreadable_files"
+# Of TFDS's ten, each waiting twice as long as the one before, the last ones take minutes where there is no network.
+_RETRIES = 5
 _NAME = re.compile(r"(\w+)(/[\w.+-]+)?(:\d+\.(\d+|\*)\.(\d+|\*))?", re.ASCII)
 
 
@@ -39,17 +42,17 @@ def import_tfds():
 
 
 def set_of(name):
-    """Returns NAME of "NAME[/CONFIG][:VERSION]"; DataError for anything else, such as sets that run foreign code."""
+    """Returns NAME of `NAME[/CONFIG][:VERSION]`; DataError for anything else, such as sets that run foreign code."""
     if match := _NAME.fullmatch(name):
         return match[1]
-    raise DataError(f"A set of TFDS is named NAME[/CONFIG][:1.2.3]. Received: {name!r}")
+    raise DataError(f"A set of TFDS is named NAME[/CONFIG][:1.2.3]. Received: name={name!r}")
 
 
 def prepared_directory(name, data_dir=None):
     """Finds the directory of a prepared set, `DATA_DIR/NAME/[CONFIG/]VERSION`; None where it is not prepared.
 
     Args:
-        name: "NAME[/CONFIG][:VERSION]"; without a version, the newest that is prepared.
+        name: `NAME[/CONFIG][:VERSION]`; without a version, the newest that is prepared.
         data_dir: Where the sets of TFDS are; None for $TFDS_DATA_DIR, else `~/tensorflow_datasets`.
     """
     _know(name)
@@ -70,7 +73,7 @@ def find_builder(name, data_dir=None):
         raise DataError(f"TFDS has no set {name}: {str(error).strip().splitlines()[0]}") from error
 
 
-def prepare_tfds(name, source=None, data_dir=None):
+def prepare_tfds(name: str, source: PathLike | None = None, data_dir: str | None = None) -> Path:
     """Downloads a set if need be and prepares it as ArrayRecord. An interruption leaves nothing that looks prepared.
 
     Args:
@@ -83,6 +86,10 @@ def prepare_tfds(name, source=None, data_dir=None):
     Raises:
         DataError: It could not be had or prepared.
         ImportError: TFDS is not installed, or the set's builder needs a package, such as tensorflow, that is not.
+
+    Examples:
+        >>> directory = keras_ci2p.data.prepare_tfds("animals10", source="archive.zip")  # doctest: +SKIP
+        >>> manifest = keras_ci2p.data.open_data("tfds:animals10")  # doctest: +SKIP
     """
     builder = find_builder(name, data_dir)
     # TFDS 4.9.10 uses it without requiring it (tensorflow/datasets issue 11212).
@@ -95,18 +102,23 @@ def prepare_tfds(name, source=None, data_dir=None):
         )
     manual = {}
     if source is not None:
-        if not Path(source).exists():
+        source = user_path(source)
+        if not source.exists():
             raise DataError(f"There is no file or folder {source}.")
         if set_of(name) in OWN_SETS:
             builder.source = source
         else:
             manual = {"manual_dir": source}
     config = import_tfds().download.DownloadConfig(**manual)
+    downloader: Any = importlib.import_module("tensorflow_datasets.core.download.downloader")
+    downloader.MAX_RETRIES = _RETRIES
     try:
         # TFDS's talk; standard output is the caller's.
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(download_config=config, file_format=FORMAT)
-    except (ValueError, OSError, ImportError):
+    except (ValueError, OSError, ImportError) as error:
+        if type(error).__module__.startswith("requests"):
+            raise DataError(f"{PREFIX}{name} could not be downloaded, after {_RETRIES} tries: {error}") from error
         raise
     except Exception as error:
         # A missing archive is an AssertionError; a failed download has a class of its own.
@@ -122,7 +134,7 @@ def _know(name):
 
 def _data_dir(data_dir):
     # TFDS reads the variable once, when it is imported.
-    return data_dir or os.environ.get("TFDS_DATA_DIR") or None
+    return os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or "") or None
 
 
 INDEX = "keras_ci2p_index.npz"
@@ -174,7 +186,7 @@ def _check(records, position):
         content, label, file = records[position]
     except OSError as error:
         return Finding(None, None, _NO_HASH, str(error))
-    sha256, problem = check_image(content) if label >= 0 else (None, "no label")
+    sha256, problem, _ = check_image(content) if label >= 0 else (None, "no label", None)
     return Finding(label, file, sha256 or _NO_HASH, problem)
 
 
@@ -275,12 +287,12 @@ class TFDSManifest(ImageManifest):
     records: TFDSRecords
     positions: tuple
 
-    _columns = (*ImageManifest._columns, "positions")
+    _columns: ClassVar[tuple[str, ...]] = (*ImageManifest._columns, "positions")
 
     def open(self, index):
         """Decodes an image to an upright RGB `PIL.Image.Image`; OSError where it can no longer be read."""
         content, _, _ = self.records[self.positions[index]]
-        return load_image(io.BytesIO(content))
+        return decode_image(io.BytesIO(content))[0]
 
 
 def open_tfds(name, data_dir=None):
@@ -292,7 +304,7 @@ def open_tfds(name, data_dir=None):
     set, in `keras_ci2p_index.npz`, for as long as the set's files stay as they are.
 
     Args:
-        name: "NAME[/CONFIG][:VERSION]".
+        name: `NAME[/CONFIG][:VERSION]`.
         data_dir: Where the sets of TFDS are; None for $TFDS_DATA_DIR, else `~/tensorflow_datasets`.
 
     Returns:
@@ -341,7 +353,7 @@ def open_tfds(name, data_dir=None):
         records=records,
         positions=positions,
     )
-    warn_of_missing_validation(manifest)
+    warn_of_missing_images(manifest)
     return manifest
 
 

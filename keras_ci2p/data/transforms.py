@@ -1,44 +1,121 @@
 """Decodes, crops and augments single images with Pillow."""
 
 import math
+import operator
+import os
+import warnings
 from statistics import NormalDist
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps, UnidentifiedImageError
 
+from keras_ci2p.annotations import PathLike
 from keras_ci2p.data.augmentation import sample_params
 from keras_ci2p.layers.constants import FILL, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_ADD_THRESHOLD
+from keras_ci2p.utils import user_path
+
+# Of files that are taken for images before they are opened.
+_PHOTOS = (".avif", ".avifs", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".webp")
+_PICTURES = (".apng", ".bmp", ".dib", ".gif", ".ico", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".tif", ".tiff")
+IMAGE_SUFFIXES = _PHOTOS + _PICTURES
 
 
-def load_image(source):
+def load_image(source: PathLike | BinaryIO | Image.Image) -> Image.Image:
     """Decodes an image to upright RGB.
 
-    EXIF rotation is applied, transparency is laid on white, 16-bit grey is scaled to 8 bits, palettes, grey and CMYK
-    are converted. Of several frames the first is taken.
+    EXIF rotation is applied, transparency is laid on white, palettes, grey and CMYK are converted. Of several frames
+    the first is taken. Grey of more than 8 bits is scaled to them: white is the largest value of 8, 12 or 16 bits, of
+    the fewest that hold the image's own; of floats also 1. HEIC needs the package pillow-heif.
 
     Args:
-        source: Path or binary file object of any format that Pillow reads.
+        source: Path or binary file object of any format that Pillow reads, or a `PIL.Image`, which stays as it is.
 
     Returns:
-        `PIL.Image.Image` of mode RGB.
+        `PIL.Image.Image` of mode RGB. Warns of an image that uses fewer bits than its file has.
 
     Raises:
-        OSError: Not readable, truncated, empty or no image.
+        OSError: Not readable, truncated, empty or no image; too large for the memory, or for
+            `PIL.Image.MAX_IMAGE_PIXELS`; grey that is not finite or has more than 16 bits.
+
+    Examples:
+        >>> keras_ci2p.data.load_image("photos/cat/000.png").size
+        (48, 40)
     """
+    image, note = decode_image(source)
+    if note:
+        warnings.warn(f"The image {note}.", stacklevel=2)
+    return image
+
+
+def decode_image(source):
+    """Decodes an image as `load_image` does, without a warning; returns it and what there is to say of it, or None."""
+    if isinstance(source, (str, os.PathLike)):
+        source = user_path(source)
     try:
-        with Image.open(source) as image:
+        with source.copy() if isinstance(source, Image.Image) else _open_image(source) as image:
+            # How it is stored is known until it is decoded.
+            is_16_bit, note = ";16" in str(getattr(image, "tile", "")), None
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            if image.mode.startswith(("I", "F")):
+                image, note = _to_8_bit(image)
+            elif is_16_bit and max(high for _, high in image.getextrema()[:3]) < 16:
+                note = _DARK
+            return _to_rgb(image), note
+    except Image.DecompressionBombError as error:
+        raise OSError(
+            f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, which Pillow takes for an attack. Make it smaller, or, "
+            "in Python, set PIL.Image.MAX_IMAGE_PIXELS = None"
+        ) from error
     except OSError:
         raise
+    except MemoryError as error:
+        raise OSError("too large for this machine's memory") from error
     except Exception as error:
         # Pillow's decoders raise SyntaxError, ValueError, struct.error and more on damaged files.
         raise OSError(f"cannot decode the image: {error}") from error
 
 
+def _open_image(source):
+    try:
+        return Image.open(source)
+    except UnidentifiedImageError as error:
+        if not _is_heic(source):
+            raise
+        if not register_heic():
+            raise OSError("HEIC, which needs: pip install pillow-heif; or store it as JPEG") from error
+        return Image.open(source)
+
+
+def register_heic():
+    """Lets Pillow open HEIC where the package pillow-heif is installed; returns whether it is."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _is_heic(source):
+    """Whether it begins as ISO/IEC 23008-12 says; what is open is set back to its beginning."""
+    if not hasattr(source, "read"):
+        with open(source, "rb") as file:
+            return _is_heic(file)
+    source.seek(0)
+    head = source.read(12)
+    source.seek(0)
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS
+
+
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+# What there is to say of images: 16 bits a channel, of which Pillow keeps the upper 8; grey that uses fewer bits.
+_DARK = "has 16 bits for each colour, uses 12 or fewer of them, and is nearly black in 8: scale it to 8 bits"
+_GREY = "has more than 8 bits, uses {bits} or fewer of them, and is scaled as if it had {bits}: {white} is white"
+
+
 def _to_rgb(image):
-    if image.mode.startswith(("I", "F")):
-        image = _to_8_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -48,13 +125,21 @@ def _to_rgb(image):
 
 
 def _to_8_bit(image):
+    """Scales grey of more than 8 bits; returns it, and a note where it uses fewer than 16."""
     values = np.asarray(image).astype("float64")
-    if image.mode.startswith("I"):
-        # 16-bit files; Pillow widens some of them to 32 bits without changing the values.
-        values = values / 257 if values.max(initial=0) > 255 or image.mode != "I" else values
-    elif values.max(initial=0) <= 1:
-        values = values * 255
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype("uint8"))
+    most = values.max(initial=0)
+    if not np.isfinite(values).all():
+        raise OSError("its values are not finite")
+    if most > 65535:
+        raise OSError(f"values up to {most:g}: more than 16 bits")
+    is_float = image.mode.startswith("F")
+    if is_float and most <= 1:
+        white, note = 1, None
+    else:
+        bits = next(bits for bits in (8, 12, 16) if most < 2**bits)
+        white = 2**bits - 1
+        note = _GREY.format(bits=bits, white=white) if bits < 16 else None
+    return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype("uint8")), note
 
 
 _LEVELS = 2**16
@@ -207,19 +292,32 @@ OPS = {
 }
 
 
+def as_image_size(image_size, multiple=1):
+    """Returns `(height, width)` of one or two integers; ValueError unless they are positive multiples of `multiple`."""
+    try:
+        size = tuple(map(operator.index, (image_size, image_size) if np.ndim(image_size) == 0 else image_size))
+    except TypeError:
+        size = ()
+    if isinstance(image_size, bool) or len(size) != 2 or min(size) < 1 or any(side % multiple for side in size):
+        kind = f"multiples of {multiple}" if multiple > 1 else "integers, (height, width)"
+        hint = " A model for any size has none: choose one." if np.ndim(image_size) and None in image_size else ""
+        raise ValueError(f"`image_size` must be one or two positive {kind}. Received: image_size={image_size!r}.{hint}")
+    return size
+
+
 def random_crop(image, image_size, rng):
     """Cuts a random crop out of an image in its own resolution, and flips it half the time.
 
     Args:
         image: PIL image, RGB; a smaller one is enlarged first, bicubically.
-        image_size: `(height, width)` of the result.
+        image_size: `(height, width)` of the result, or one number for both.
         rng: `numpy.random.Generator`.
 
     Returns:
         uint8 array `(height, width, 3)`, 0..255.
     """
-    image = _at_least(image, *image_size)
-    height, width = image_size
+    height, width = as_image_size(image_size)
+    image = _at_least(image, height, width)
     top, left = rng.integers(image.height - height + 1), rng.integers(image.width - width + 1)
     image = image.crop((left, top, left + width, top + height))
     return np.array(ImageOps.mirror(image) if rng.random() < 0.5 else image)
@@ -227,7 +325,7 @@ def random_crop(image, image_size, rng):
 
 def native_center_crop(image, image_size, rng=None):
     """Cuts the central crop out of an image in its own resolution; arguments and result as of `random_crop`."""
-    height, width = image_size
+    height, width = as_image_size(image_size)
     image = _at_least(image, height, width)
     top, left = (image.height - height) // 2, (image.width - width) // 2
     return np.array(image.crop((left, top, left + width, top + height)))
@@ -301,17 +399,25 @@ def apply_params(image, params, image_size, rng):
     return pixels
 
 
-def center_crop(image, image_size):
+def center_crop(image: Image.Image, image_size: int | tuple[int, int]) -> np.ndarray:
     """Resizes the short edge to 292/256 of the size, bicubically, and cuts the central crop: as the paper evaluates.
 
     Args:
         image: PIL image, RGB.
-        image_size: `(height, width)` of the result.
+        image_size: `(height, width)` of the result, or one number for both.
 
     Returns:
         uint8 array `(height, width, 3)`, 0..255.
+
+    Raises:
+        ValueError: An `image_size` that is none, as that of a model which takes any.
+
+    Examples:
+        >>> image = keras_ci2p.data.load_image("photos/cat/000.png")
+        >>> keras_ci2p.data.center_crop(image, 32).shape
+        (32, 32, 3)
     """
-    height, width = image_size
+    height, width = as_image_size(image_size)
     least_width, least_height = int(width * RESIZE_RATIO), int(height * RESIZE_RATIO)
     if least_width * image.height >= least_height * image.width:
         resized = (least_width, int(least_width * image.height / image.width))

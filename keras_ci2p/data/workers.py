@@ -2,18 +2,24 @@
 
 import atexit
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
 import threading
 import weakref
 from multiprocessing import parent_process, util
+from typing import TYPE_CHECKING
 
+import numpy as np
 from absl import flags
 
 from keras_ci2p.utils import require
 
-grain = require("grain", extra="train")
+if TYPE_CHECKING:
+    import grain
+else:
+    grain = require("grain", extra="train")
 
 
 class WorkerDataset(grain.IterDataset):
@@ -48,7 +54,7 @@ class _WorkerIterator(grain.DatasetIterator):
 
     def __next__(self):
         if self._running:
-            return next(self._batches)
+            return _copied(next(self._batches))
         if not flags.FLAGS.is_parsed():
             # grain reads flags, which only programs built with absl parse.
             flags.FLAGS.mark_as_parsed()
@@ -57,7 +63,7 @@ class _WorkerIterator(grain.DatasetIterator):
             self._batches.start_prefetch()
             batch = next(self._batches)
         self._running = True
-        return batch
+        return _copied(batch)
 
     def close(self):
         super().close()
@@ -71,6 +77,20 @@ class _WorkerIterator(grain.DatasetIterator):
     def set_state(self, state):
         self._batches.set_state(state)
         self._running = False
+
+
+def _copied(batch):
+    """The batch in memory of this process. The shared memory goes at once: grain deletes it with its last array, by a
+    thread and modules that are gone by then where a script holds a batch until it ends."""
+    if isinstance(batch, dict):
+        return {name: _copied(part) for name, part in batch.items()}
+    if isinstance(batch, tuple):
+        return tuple(map(_copied, batch))
+    if getattr(batch, "shm", None) is None:
+        return batch
+    batch._unlink_on_del = False
+    batch.shm.unlink()
+    return np.array(batch)
 
 
 _open = weakref.WeakSet()
@@ -89,6 +109,10 @@ _environment = threading.Lock()
 @contextlib.contextmanager
 def _numpy_for_children():
     """Lets processes that start meanwhile import Keras with NumPy, should they import it: half the time and memory."""
+    if importlib.util.find_spec("jax") is None:
+        # Keras 3.15 imports JAX for NumPy's backend.
+        yield
+        return
     with _environment:
         before = os.environ.get("KERAS_BACKEND")
         os.environ["KERAS_BACKEND"] = "numpy"

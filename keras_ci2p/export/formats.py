@@ -1,19 +1,22 @@
 """File formats: one entry each in `FORMATS`, with the functions that write and open it. Imports no Keras by itself."""
 
-import functools
+import errno
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from keras_ci2p.annotations import PathLike
 from keras_ci2p.export import metadata
-from keras_ci2p.export.metadata import output_name
-from keras_ci2p.utils import require
+from keras_ci2p.export.metadata import IMAGES, input_name
+from keras_ci2p.utils import first_line, misplaced_file, require, user_path, written_bytes
 
 # Element types of inputs, as ONNX Runtime calls them.
 _ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -31,6 +34,19 @@ class Network:
         input_type: "float32", "float16" or "uint8".
         output_shapes: Name to shape, with None for what may be of any size, in the order of the file.
         metadata: The entries of `keras_ci2p.export.metadata` that the file has.
+
+    Examples:
+        >>> network = keras_ci2p.export.Network(
+        ...     run=lambda images, names: [images.mean(axis=(1, 2)) for _ in names],
+        ...     runtime="NumPy",
+        ...     input_shape=(None, None, None, 3),
+        ...     input_type="float32",
+        ...     output_shapes={"means": (None, 3)},
+        ...     metadata={},
+        ... )
+        >>> (means,) = network.run(np.ones((2, 8, 8, 3), "float32"), ["means"])
+        >>> means.shape
+        (2, 3)
     """
 
     run: Callable
@@ -43,11 +59,12 @@ class Network:
 
 def network_file(path):
     """Path of the file that `open_network` reads: in a directory the .xml that `export` wrote for OpenVINO."""
-    inside = Path(path) / OPENVINO_FILE
-    return inside if inside.is_file() else Path(path)
+    path = user_path(path)
+    inside = path / OPENVINO_FILE
+    return inside if inside.is_file() else path
 
 
-def open_network(path, exact=False):
+def open_network(path: PathLike, exact: bool = False) -> Network:
     """Opens an ONNX or OpenVINO file of whatever origin that has one input.
 
     OpenVINO runs either where it is installed, which is faster; else ONNX Runtime runs the former.
@@ -63,10 +80,24 @@ def open_network(path, exact=False):
         FileNotFoundError: There is no such file.
         ValueError: The runtime cannot read it, or it has several inputs or one that is no image.
         ImportError: No runtime is installed.
+
+    Examples:
+        >>> model = keras_ci2p.ViT(
+        ...     (32, 32, 3), num_classes=3, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64
+        ... )
+        >>> report = keras_ci2p.export.export(model, "vit.onnx", "onnx")
+        >>> network = keras_ci2p.export.open_network("vit.onnx")
+        >>> (logits,) = network.run(np.zeros((2, 32, 32, 3), "float32"), ["logits"])
+        >>> logits.shape
+        (2, 3)
     """
     path = network_file(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
+    # An .xml begins as web pages may.
+    kind = None if path.suffix == ".xml" else misplaced_file(path)
+    if kind is not None:
+        raise ValueError(f"{path} is {kind}.")
     if path.suffix == ".xml" or importlib.util.find_spec("openvino"):
         return _open_with_openvino(path, exact)
     return _open_with_onnxruntime(path)
@@ -101,7 +132,7 @@ def _open_with_openvino(path, exact):
         # Several batches at a time, each on a core of its own, is the fastest, and needs calls from several threads.
         compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", **(_EXACT if exact else {})})
     except RuntimeError as error:
-        raise ValueError(f"OpenVINO cannot read {path}: {_first_line(error)}") from error
+        raise ValueError(f"OpenVINO cannot read {path}: {first_line(error)}") from error
     names = [_name(output) for output in model.outputs]
     own = threading.local()
 
@@ -128,7 +159,7 @@ def _open_with_onnxruntime(path):
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # Its classes have no common base but this.
-        raise ValueError(f"ONNX Runtime cannot read {path}: {_first_line(error)}") from error
+        raise ValueError(f"ONNX Runtime cannot read {path}: {first_line(error)}") from error
     inputs = session.get_inputs()
     input_type = _ONNX_TYPES.get(inputs[0].type, inputs[0].type) if inputs else None
     return Network(
@@ -165,42 +196,46 @@ def _name(port):
     return min(port.names, default=port.node.friendly_name)
 
 
-def _first_line(error):
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _open_onnx(path):
-    return _first_output(_open_with_onnxruntime(path))
+    return _outputs(_open_with_onnxruntime(path))
 
 
 def _open_openvino(path):
-    return _first_output(_open_with_openvino(network_file(path), exact=True))
+    return _outputs(_open_with_openvino(network_file(path), exact=True))
 
 
-def _first_output(network):
-    wanted = list(network.output_shapes)[:1]
-    return lambda images: network.run(images, wanted)[0]
+def _outputs(network):
+    names = list(network.output_shapes)
+    return lambda images: dict(zip(names, network.run(images, names), strict=True))
 
 
 def _open_saved_model(path):
     tensorflow = require("tensorflow", extra="tensorflow")
     loaded = tensorflow.saved_model.load(str(path))
-    return lambda images: loaded.serve(images).numpy()
+    serve = loaded.signatures["serving_default"]
+    return lambda images: {name: value.numpy() for name, value in serve(tensorflow.constant(images)).items()}
 
 
 def _open_torch(path):
     torch = require("torch", extra="torch")
     module = torch.export.load(path).module()
-    return lambda images: module(torch.from_numpy(images)).numpy()
+
+    def run(images):
+        given = module(torch.from_numpy(images))
+        given = given if isinstance(given, dict) else {None: given}
+        return {name: value.numpy() for name, value in given.items()}
+
+    return run
 
 
 def _open_litert(path):
     interpreter = require("ai_edge_litert.interpreter", extra="export").Interpreter(str(path))
     signature = interpreter.get_signature_runner()
-    return lambda images: next(iter(signature(images=images).values()))
+    (name,) = signature.get_input_details()
+    return lambda inputs: signature(**{name: inputs})
 
 
-def _save_openvino(converted, directory, model, entries):
+def _save_openvino(converted, directory, model, entries, outputs):
     """Writes an `openvino.Model` with named input and output, of any batch size, its weights in float32.
 
     Args:
@@ -208,31 +243,48 @@ def _save_openvino(converted, directory, model, entries):
         directory: Where to; gets an .xml and a .bin.
         model: The classifier.
         entries: Metadata.
+        outputs: Names of the outputs.
     """
     openvino = import_openvino()
 
-    (images,), (output,) = converted.inputs, converted.outputs
-    images.get_node().set_partial_shape(openvino.PartialShape([-1, *model.image_shape]))
-    images.tensor.set_names({"images"})
-    output.tensor.set_names({output_name(model)})
+    (given,) = converted.inputs
+    given.get_node().set_partial_shape(openvino.PartialShape([-1, *_network(model, entries).input_shape[1:]]))
+    given.tensor.set_names({input_name(entries)})
+    # TensorFlow's converter names them, and orders them as it likes; torch's keeps the order.
+    named = {output for output in converted.outputs if output.names & set(outputs)}
+    if len(named) != len(outputs):
+        for output, name in zip(converted.outputs, outputs, strict=True):
+            output.tensor.set_names({name})
     converted.validate_nodes_and_infer_types()
     metadata.to_openvino(entries, converted)
-    openvino.save_model(converted, Path(directory) / OPENVINO_FILE, compress_to_fp16=False)
+    path = Path(directory) / OPENVINO_FILE
+    try:
+        openvino.save_model(converted, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        # All that it says where a write fails, and what was written is gone by then.
+        if "iostream error" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
-def _write_openvino_from_torch(model, path, opset, entries):
-    _save_openvino(import_openvino().convert_model(_program(model)), path, model, entries)
+def _write_openvino_from_torch(model, path, opset, entries, outputs):
+    _save_openvino(import_openvino().convert_model(_program(model, entries, outputs)), path, model, entries, outputs)
 
 
 # A protobuf file ends at 2 GB; torch moves weights to a second file from here on.
 LARGEST_ONNX = 3 * 2**29
 
 
-def _program(model):
+def _network(model, entries):
+    """The classifier, or its part after the compressor, as the entries say."""
+    return model if input_name(entries) == IMAGES else model.latent_classifier
+
+
+def _program(model, entries, outputs):
     import keras
     import torch
 
-    from keras_ci2p.export.fold_batch_norm import fold_batch_norm
+    from keras_ci2p.export.inference import fold_batch_norm, inference_function
 
     class _Inference(torch.nn.Module):
         """A Keras model whose weights torch can see: `torch.export` takes those of Keras for nameless constants."""
@@ -241,6 +293,7 @@ def _program(model):
             super().__init__()
             # In a tuple, so that it is no submodule.
             self._model = (model,)
+            self._serve = inference_function(model, outputs)
             for weight in model.weights:
                 self.register_buffer(weight.path, weight.value.detach())
 
@@ -249,13 +302,13 @@ def _program(model):
             state = list(zip(model.weights, self.buffers(), strict=True))
             # Else variables that wait for their values elsewhere would get them here, as a part of the program.
             with keras.StatelessScope(state_mapping=state, initialize_variables=False):
-                return model(images, training=False)
+                return self._serve(images)
 
     # The program remembers devices.
     with keras.device("cpu"):
-        folded = fold_batch_norm(model)
+        folded = _network(fold_batch_norm(model), entries)
         # Two, since torch takes a batch of one for a constant.
-        images = torch.zeros(2, *folded.image_shape)
+        images = torch.zeros(2, *folded.input_shape[1:])
         batch = torch.export.Dim("batch", min=1)
         program = torch.export.export(_Inference(folded).eval(), (images,), dynamic_shapes=({0: batch},), strict=False)
     for node in program.graph.nodes:
@@ -264,19 +317,20 @@ def _program(model):
     return program
 
 
-def _write_torch(model, path, opset, entries):
+def _write_torch(model, path, opset, entries, outputs):
     import torch
 
-    program = _program(model)
+    program = _program(model, entries, outputs)
     # Else it would be stored too.
     program.example_inputs = None
-    torch.export.save(program, path, extra_files={metadata.FILE_NAME: json.dumps(entries, ensure_ascii=False)})
+    extra_files = {metadata.FILE_NAME: json.dumps(entries, ensure_ascii=False)}
+    Path(path).write_bytes(written_bytes(lambda file: torch.export.save(program, file, extra_files=extra_files)))
 
 
-def _write_onnx(model, path, opset, entries):
+def _write_onnx(model, path, opset, entries, outputs):
     import torch
 
-    program = _program(model)
+    program = _program(model, entries, outputs)
     size = sum(weight.nbytes for weight in program.state_dict.values())
     if size > LARGEST_ONNX:
         raise ValueError(f"The weights are too large for one ONNX file: {size:,} bytes, at most {LARGEST_ONNX:,}.")
@@ -284,8 +338,8 @@ def _write_onnx(model, path, opset, entries):
         program,
         dynamo=True,
         dynamic_shapes=({0: "batch"},),
-        input_names=["images"],
-        output_names=[output_name(model)],
+        input_names=[input_name(entries)],
+        output_names=list(outputs),
         opset_version=opset,
         verbose=False,
     )
@@ -295,34 +349,42 @@ def _write_onnx(model, path, opset, entries):
     onnx_program.save(path, external_data=False)
 
 
-def _write_saved_model(model, path, opset, entries):
-    _save_saved_model(model, path)
+def _write_saved_model(model, path, opset, entries, outputs):
+    _save_saved_model(model, path, entries, outputs, named=True)
     metadata.write_beside(entries, path)
 
 
-def _write_litert(model, path, opset, entries):
+def _write_litert(model, path, opset, entries, outputs):
     with tempfile.TemporaryDirectory() as directory:
-        _save_saved_model(model, directory)
+        _save_saved_model(model, directory, entries, outputs)
         _save_litert(directory, path)
     metadata.append_to_litert(entries, path)
 
 
-def _write_openvino_from_tensorflow(model, path, opset, entries):
+def _write_openvino_from_tensorflow(model, path, opset, entries, outputs):
     with tempfile.TemporaryDirectory() as directory:
-        _save_saved_model(model, directory)
-        _save_openvino(import_openvino().convert_model(directory), path, model, entries)
+        _save_saved_model(model, directory, entries, outputs)
+        _save_openvino(import_openvino().convert_model(directory), path, model, entries, outputs)
 
 
-def _save_saved_model(model, path):
+def _save_saved_model(model, path, entries, outputs, named=False):
+    """Writes a SavedModel; `named` adds the signature `serving_default`, whose outputs have names in any case."""
     import keras
 
-    from keras_ci2p.export.fold_batch_norm import fold_batch_norm
+    from keras_ci2p.export.inference import fold_batch_norm, inference_function
 
-    folded = fold_batch_norm(model)
+    folded = _network(fold_batch_norm(model), entries)
     archive = keras.export.ExportArchive()
     # What the function uses is stored; the model, tracked as `folded.export` does it, would be stored once more.
-    serve = functools.partial(folded, training=False)
+    serve = inference_function(folded, outputs)
     archive.add_endpoint("serve", serve, input_signature=folded.inputs)
+    if named:
+
+        def with_names(images):
+            given = serve(images)
+            return given if isinstance(given, dict) else {outputs[0]: given}
+
+        archive.add_endpoint("serving_default", with_names, input_signature=folded.inputs)
     archive.write_out(str(path), verbose=False)
 
 
@@ -340,8 +402,9 @@ class Format:
 
     Attributes:
         writers: By the backend of Keras that can write it, the better one first, a function `(model, path, opset,
-            entries)`.
-        open: Function of the path of such a file, for `open_exported`.
+            entries, outputs)`.
+        open: Function of the path of such a file, for `open_exported`: gives a function of images that gives its
+            outputs by name; of a name that says nothing where there is one.
         packages: What it needs besides the backend, to be written and to be run.
         suffix: Of the file; None where it is a directory.
         main_file: In the directory; None where it is a file.
@@ -375,6 +438,9 @@ FORMATS = {
     "litert": Format({"tensorflow": _write_litert}, _open_litert, packages=("ai_edge_litert",), suffix=".tflite"),
 }
 
+# Those that `keras_ci2p.export.int8` quantises.
+INT8_FORMATS = ("onnx", "openvino")
+
 
 def writing_backend(name):
     """The backend to write the format `name` with: the current one where it can, else the first that is installed.
@@ -405,7 +471,7 @@ def _is_installed(package):
     return importlib.util.find_spec(package) is not None
 
 
-def open_exported(path, format):
+def open_exported(path: PathLike, format: str, outputs: Sequence[str] | None = None) -> Callable[..., Any]:
     """An exported model as a function, on the CPU and in float32.
 
     Not every runtime is for every process: TensorFlow before torch's compiler ends it, and OpenVINO forks when it is
@@ -414,17 +480,37 @@ def open_exported(path, format):
     Args:
         path: What `export` wrote.
         format: One of `FORMATS`.
+        outputs: Names of the outputs wanted, of a file that has several; None for the model's own.
 
     Returns:
-        A function of float32 images `(batch, height, width, 3)`, RGB in 0..255, that gives `(batch, num_classes)`.
+        A function of float32 images `(batch, height, width, 3)`, RGB in 0..255, that gives `(batch, num_classes)`,
+        or of latents, where the file takes these;
+        with `outputs` a list of arrays.
 
     Raises:
         ImportError: The runtime is not installed.
+
+    Examples:
+        >>> model = keras_ci2p.ViT(
+        ...     (32, 32, 3), num_classes=3, hidden_dim=32, num_layers=1, num_heads=2, mlp_dim=64
+        ... )
+        >>> report = keras_ci2p.export.export(model, "vit.onnx", "onnx")
+        >>> run = keras_ci2p.export.open_exported("vit.onnx", "onnx")
+        >>> run(np.zeros((2, 32, 32, 3), "float32")).shape
+        (2, 3)
     """
-    return FORMATS[format].open(Path(path))
+    run = FORMATS[format].open(user_path(path))
+    if outputs is None:
+        return lambda images: next(value for name, value in run(images).items() if name != metadata.ATTENTION)
+
+    def run_several(images):
+        given = run(images)
+        return [given[name] for name in outputs]
+
+    return run_several
 
 
-def write(model, path, format, opset, entries):
+def write(model, path, format, opset, entries, outputs):
     """Writes a classifier with its batch norms folded, by the current backend; any batch size can be run.
 
     Args:
@@ -433,10 +519,11 @@ def write(model, path, format, opset, entries):
         format: Key of `FORMATS` that the backend writes.
         opset: Of ONNX; None for torch's default.
         entries: Metadata, a dict.
+        outputs: As in `inference_function`.
     """
     import keras
 
     with warnings.catch_warnings():
         # Of the converters about themselves.
         warnings.simplefilter("ignore")
-        FORMATS[format].writers[keras.backend.backend()](model, path, opset, entries)
+        FORMATS[format].writers[keras.backend.backend()](model, path, opset, entries, outputs)

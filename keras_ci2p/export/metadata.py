@@ -7,8 +7,13 @@
 | `value_range` | the input's values for black and for white, `[0, 255]`; by channel: `[[r, g, b], [r, g, b]]` |
 | `data_format` | "channels_last" or "channels_first" of the input |
 | `crop` | how a photo is cut: the short edge resized to `resize_ratio` of the size, of that the middle |
-| `output` | "logits" or "probabilities" |
+| `input` | "latents" where the classifier begins after its compressor; absent where it takes images |
+| `latent_shape` | `[rows, columns, channels]` of latents |
+| `compressor` | of latents, its `fingerprint`, `AnalysisTransform.weights_hash()`, and its `name`, if it has one |
+| `output` | "logits", "probabilities", or "scores" where the activation gives neither |
+| `grid_size` | `[rows, columns]` of the output `attention`, where the file has it |
 | `feature_data_format` | "channels_last" or "channels_first" of feature maps among the outputs |
+| `int8` | of an 8-bit file: how it was made, and its top-1 beside that in floats |
 | `name`, `license`, `top1`, ... | what the writer adds |
 
 ONNX holds an entry as `metadata_props` under `keras_ci2p.` and its name, OpenVINO as `rt_info` under keras_ci2p and its
@@ -22,14 +27,21 @@ import zipfile
 from pathlib import Path
 
 from keras_ci2p.data.transforms import RESIZE_RATIO
+from keras_ci2p.models.variants import PROBABILITIES
 
 PREFIX = "keras_ci2p"
 FILE_NAME = f"{PREFIX}.json"
+# The name of the further output.
+ATTENTION = "attention"
 CENTER_CROP = {"resize_ratio": RESIZE_RATIO, "interpolation": "bicubic", "crop": "center"}
 
 
-def model_metadata(model):
-    """The entries of a classifier of this package, `image_shape` fixed, as a dict."""
+# What an exported file takes.
+IMAGES, LATENTS = INPUTS = ("images", "latents")
+
+
+def model_metadata(model, input=IMAGES):
+    """The entries of a classifier of this package, `image_shape` fixed, as a dict; `input` is one of `INPUTS`."""
     entries = {
         "image_size": list(model.image_shape[:2]),
         "value_range": [0, 255],
@@ -37,6 +49,12 @@ def model_metadata(model):
         "crop": CENTER_CROP,
         "output": output_name(model),
     }
+    if input == LATENTS:
+        del entries["value_range"]
+        compressor = {"fingerprint": model.compressor.weights_hash(), **(model.compressor.source or {})}
+        compressor = {key: value for key, value in compressor.items() if key in ("fingerprint", "name")}
+        shape = model.latent_classifier.input_shape[1:]
+        entries.update(input=LATENTS, latent_shape=list(shape), compressor=compressor)
     return entries if model.class_names is None else {"class_names": list(model.class_names), **entries}
 
 
@@ -104,6 +122,18 @@ def _loads(strings):
     return entries
 
 
+def input_name(entries):
+    """What a file with these entries takes, one of `INPUTS`, which its input is called after."""
+    return entries.get("input", IMAGES)
+
+
+def input_shape(model, entries):
+    """The shape of it without the batch."""
+    return tuple(model.image_shape if input_name(entries) == IMAGES else entries["latent_shape"])
+
+
 def output_name(model):
     """What the output is called in the formats that let it be named."""
-    return "logits" if model.activation is None else "probabilities"
+    if model.activation is None:
+        return "logits"
+    return "probabilities" if model.activation in PROBABILITIES else "scores"

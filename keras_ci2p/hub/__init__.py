@@ -1,6 +1,6 @@
 """CI2P-ViT among KerasHub's models. Importing this registers the classes, so that KerasHub's loader finds them."""
 
-from keras_ci2p.utils import lazy_imports
+from keras_ci2p.names import lazy_imports
 
 __all__, __getattr__, __dir__ = lazy_imports(
     __name__,

@@ -1,20 +1,48 @@
 """CI2P-ViT among KerasHub's models: backbones, classifiers, preprocessors."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
 import keras
 
 from keras_ci2p import models
-from keras_ci2p.models.backbone import CompressorMixin
-from keras_ci2p.models.image_classifier import HEAD_ARGUMENTS, activation_name, check_classes, classify, head_model
-from keras_ci2p.presets import HUB, complete_metadata
-from keras_ci2p.utils import require
+from keras_ci2p.annotations import Mixin, PathLike, Shape
+from keras_ci2p.models.backbone import CompressorMixin, FixedGraph
+from keras_ci2p.models.data_checks import ChecksData
+from keras_ci2p.models.image_classifier import (
+    NamedClasses,
+    activation_name,
+    check_activation,
+    check_classes,
+    head_model,
+    pooled_head,
+)
+from keras_ci2p.presets import HUB, Preset, complete_metadata
+from keras_ci2p.utils import require, room_for, user_path
 
-keras_hub = require("keras_hub", extra="hub")
+if TYPE_CHECKING:
+    import keras_hub
+else:
+    keras_hub = require("keras_hub", extra="hub")
 
 # `keras_ci2p.models` has registered classes of the same names.
 register = keras.saving.register_keras_serializable(package=HUB)
 
 
-class HubBackbone(keras_hub.models.Backbone):
+class HomePresets(Mixin):
+    """Mixed into KerasHub's classes: "~" is the home directory, which KerasHub does not say."""
+
+    @classmethod
+    def from_preset(cls, preset: PathLike | Preset, *args: Any, **kwargs: Any) -> Any:
+        # An address is no path.
+        preset = str(user_path(preset)) if str(preset).startswith("~") else preset
+        return super().from_preset(preset, *args, **kwargs)
+
+    def save_to_preset(self, preset_dir: PathLike, *args: Any, **kwargs: Any) -> None:
+        return super().save_to_preset(user_path(preset_dir), *args, **kwargs)
+
+
+class HubBackbone(HomePresets, FixedGraph, keras_hub.models.Backbone):
     """Base class: a `keras_hub.models.Backbone` over the functional graph of a `core_class` of ours.
 
     Args:
@@ -23,9 +51,9 @@ class HubBackbone(keras_hub.models.Backbone):
         **arguments: Of the `core_class`.
     """
 
-    core_class = None
+    core_class: Any = None
 
-    def __init__(self, dtype=None, name=None, trainable=True, **arguments):
+    def __init__(self, dtype: Any = None, name: str | None = None, trainable: bool = True, **arguments: Any) -> None:
         core = self.core_class(dtype=dtype, **arguments)
         super().__init__(inputs=core.input, outputs=core.output, dtype=dtype, name=name, trainable=trainable)
 
@@ -34,22 +62,29 @@ class HubBackbone(keras_hub.models.Backbone):
         for argument in self._arguments:
             if not hasattr(type(self), argument):
                 setattr(self, argument, getattr(core, argument))
+        self._fix(self._arguments)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         return {**config, **{argument: getattr(self, argument) for argument in self._arguments}}
 
-    def save_to_preset(self, preset_dir, max_shard_size=10):
+    def save_to_preset(self, preset_dir: PathLike, max_shard_size: float | None = 10) -> None:
         """Saves the backbone as a preset that `keras_ci2p` reads as well.
 
         Args:
             preset_dir: Directory to write to.
             max_shard_size: Largest size of a weight file in GB; None for a single file.
-        """
-        super().save_to_preset(preset_dir, max_shard_size=max_shard_size)
-        complete_metadata(preset_dir)
 
-    def default_lora_layer_names(self):
+        Raises:
+            keras_ci2p.utils.DiskFullError: There is not enough room. What was at `preset_dir` is still there.
+        """
+        preset_dir = user_path(preset_dir)
+        # KerasHub writes into the directory itself, by HDF5, which must not begin on a disk that is too full.
+        with room_for(preset_dir, preset_dir, needed=4 * self.count_params() + 2**20):
+            super().save_to_preset(preset_dir, max_shard_size=max_shard_size)
+            complete_metadata(preset_dir)
+
+    def default_lora_layer_names(self) -> list[str]:
         return ["qkv"]
 
 
@@ -62,10 +97,12 @@ class CI2PViTBackbone(CompressorMixin, HubBackbone):
     Input shape: `(batch, height, width, 3)`, RGB in 0..255, channels last.
     Output shape: `(batch, height / 32 * width / 32, hidden_dim)`.
 
-    Example:
-        >>> backbone = keras_ci2p.hub.CI2PViTBackbone(image_shape=(64, 64, 3), num_layers=2)
+    Examples:
+        >>> backbone = keras_ci2p.hub.CI2PViTBackbone(
+        ...     image_shape=(64, 64, 3), hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64
+        ... )
         >>> backbone(np.zeros((1, 64, 64, 3), "uint8")).shape
-        (1, 4, 768)
+        (1, 4, 32)
     """
 
     core_class = models.CI2PViTBackbone
@@ -79,16 +116,23 @@ class CI2PViTDualScaleBackbone(CompressorMixin, HubBackbone):
 
     Input shape: `(batch, height, width, 3)`, RGB in 0..255, channels last.
     Output shape: `(batch, height / 32 * width / 32, hidden_dim)`.
+
+    Examples:
+        >>> backbone = keras_ci2p.hub.CI2PViTDualScaleBackbone(
+        ...     image_shape=(64, 64, 3), hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64, early_dim=16, merge_at=1
+        ... )
+        >>> backbone(np.zeros((1, 64, 64, 3), "uint8")).shape
+        (1, 4, 32)
     """
 
     core_class = models.CI2PViTDualScaleBackbone
 
 
-class HubPreprocessor(keras_hub.models.ImageClassifierPreprocessor):
+class HubPreprocessor(HomePresets, keras_hub.models.ImageClassifierPreprocessor):
     """Base class: an image converter before the model."""
 
     @classmethod
-    def for_image_shape(cls, image_shape):
+    def for_image_shape(cls, image_shape: Shape) -> Self:
         """The preprocessor of a model for images of `image_shape`, `(height, width, 3)`; None for any size.
 
         The largest window of that aspect ratio is resized bilinearly, with antialiasing. Values stay RGB in 0..255.
@@ -98,7 +142,7 @@ class HubPreprocessor(keras_hub.models.ImageClassifierPreprocessor):
         return cls(cls.image_converter_cls(image_size=size, antialias=True))
 
     @classmethod
-    def _add_missing_kwargs(cls, loader, kwargs):
+    def _add_missing_kwargs(cls, loader: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         # What `keras_ci2p` has saved holds no preprocessor.
         if "image_converter" not in kwargs:
             image_shape = loader.config["config"]["image_shape"]
@@ -111,6 +155,11 @@ class CI2PViTImageConverter(keras_hub.layers.ImageConverter):
     """Resizes and crops images for `CI2PViTBackbone`, which takes RGB in 0..255: no scale, no offset.
 
     Args: As in `keras_hub.layers.ImageConverter`.
+
+    Examples:
+        >>> converter = keras_ci2p.hub.CI2PViTImageConverter(image_size=(64, 64))
+        >>> converter(np.zeros((2, 80, 100, 3), "uint8")).shape
+        (2, 64, 64, 3)
     """
 
     backbone_cls = CI2PViTBackbone
@@ -122,6 +171,12 @@ class CI2PViTImageClassifierPreprocessor(HubPreprocessor):
 
     Args:
         image_converter: `CI2PViTImageConverter`.
+
+    Examples:
+        >>> converter = keras_ci2p.hub.CI2PViTImageConverter(image_size=(64, 64))
+        >>> preprocessor = keras_ci2p.hub.CI2PViTImageClassifierPreprocessor(converter)
+        >>> preprocessor(np.zeros((2, 80, 100, 3), "uint8")).shape
+        (2, 64, 64, 3)
     """
 
     backbone_cls = CI2PViTBackbone
@@ -133,6 +188,11 @@ class CI2PViTDualScaleImageConverter(keras_hub.layers.ImageConverter):
     """Resizes and crops images for `CI2PViTDualScaleBackbone`, which takes RGB in 0..255: no scale, no offset.
 
     Args: As in `keras_hub.layers.ImageConverter`.
+
+    Examples:
+        >>> converter = keras_ci2p.hub.CI2PViTDualScaleImageConverter(image_size=(64, 64))
+        >>> converter(np.zeros((2, 80, 100, 3), "uint8")).shape
+        (2, 64, 64, 3)
     """
 
     backbone_cls = CI2PViTDualScaleBackbone
@@ -144,13 +204,19 @@ class CI2PViTDualScaleImageClassifierPreprocessor(HubPreprocessor):
 
     Args:
         image_converter: `CI2PViTDualScaleImageConverter`.
+
+    Examples:
+        >>> converter = keras_ci2p.hub.CI2PViTDualScaleImageConverter(image_size=(64, 64))
+        >>> preprocessor = keras_ci2p.hub.CI2PViTDualScaleImageClassifierPreprocessor(converter)
+        >>> preprocessor(np.zeros((2, 80, 100, 3), "uint8")).shape
+        (2, 64, 64, 3)
     """
 
     backbone_cls = CI2PViTDualScaleBackbone
     image_converter_cls = CI2PViTDualScaleImageConverter
 
 
-class HubImageClassifier(CompressorMixin, keras_hub.models.ImageClassifier):
+class HubImageClassifier(HomePresets, ChecksData, CompressorMixin, NamedClasses, keras_hub.models.ImageClassifier):
     """Base class: the mean of the backbone's tokens is classified.
 
     Args:
@@ -160,33 +226,50 @@ class HubImageClassifier(CompressorMixin, keras_hub.models.ImageClassifier):
             size. `from_preset` makes one for a preset that has none.
         class_names: Names of the classes, or None.
         activation: Activation of the head, None for logits.
-        **kwargs: Of `keras_hub.models.Task`: `name`, `compile`.
+        **kwargs: Of `keras_hub.models.Task`: `name`, `compile`, `trainable`.
+
+    Raises:
+        TypeError: Another argument, which Keras would pass over.
     """
 
-    def __init__(self, backbone, num_classes, preprocessor=None, class_names=None, activation=None, **kwargs):
-        check_classes(num_classes, class_names)
-        outputs, head = classify(backbone, num_classes, activation)
+    def __init__(
+        self,
+        backbone: HubBackbone,
+        num_classes: int,
+        preprocessor: HubPreprocessor | None = None,
+        class_names: Sequence[str] | None = None,
+        activation: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        for argument in sorted(kwargs.keys() - {"name", "compile", "trainable"}):
+            raise TypeError(
+                f"{type(self).__name__} has no argument {argument!r}, and its sizes are the backbone's. Its arguments: "
+                "backbone, num_classes, preprocessor, class_names, activation, name, compile, trainable"
+            )
+        num_classes, class_names = check_classes(num_classes, class_names)
+        outputs, head = pooled_head(backbone, num_classes, activation)
 
         # === Config ===
         # Before the constructor, which compiles: the default loss asks for the activation.
         self.backbone = backbone
         self.preprocessor = preprocessor
-        self.num_classes = head.units
-        self.class_names = None if class_names is None else list(class_names)
+        self.num_classes = num_classes
+        self.class_names = class_names
         self.activation = activation_name(head)
+        # KerasHub asks for it by its configuration.
+        check_activation(self.activation)
 
         # === Functional model ===
         # Past the constructor of KerasHub's classifier, which pools over a grid and not over tokens.
         keras_hub.models.Task.__init__(self, inputs=backbone.input, outputs=outputs, **kwargs)
+        self._fix(("num_classes", "activation"))
 
-    def get_config(self):
+    def _constructor_config(self) -> dict[str, Any]:
         # Not the base class's, which tells of arguments that this one does not have.
-        config = keras_hub.models.Task.get_config(self)
-        head = {argument: getattr(self, argument) for argument in HEAD_ARGUMENTS}
-        return {**config, **head, "class_names": None if self.class_names is None else list(self.class_names)}
+        return {**keras_hub.models.Task.get_config(self), **self._task_config()}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
         if isinstance(config["backbone"], dict):
             config["backbone"] = keras.saving.deserialize_keras_object(config["backbone"])
@@ -198,12 +281,17 @@ class HubImageClassifier(CompressorMixin, keras_hub.models.ImageClassifier):
             config["class_names"] = None
         return super().from_config(config)
 
+    @property
+    def head(self) -> keras.layers.Dense:
+        """The `Dense` layer that classifies; its input is the pooled feature."""
+        return self.get_layer("head")
+
     # A head is stored alike by both libraries.
 
-    def save_task_weights(self, filepath):
+    def save_task_weights(self, filepath: PathLike) -> None:
         head_model(self.get_layer("head")).save_weights(filepath)
 
-    def load_task_weights(self, filepath):
+    def load_task_weights(self, filepath: PathLike) -> None:
         head_model(self.get_layer("head")).load_weights(filepath)
 
 
@@ -220,10 +308,12 @@ class CI2PViTImageClassifier(HubImageClassifier):
         activation: Activation of the head, None for logits.
         **kwargs: Of `keras_hub.models.Task`: `name`, `compile`.
 
-    Example:
-        >>> backbone = keras_ci2p.hub.CI2PViTBackbone(image_shape=(64, 64, 3), num_layers=2)
+    Examples:
+        >>> backbone = keras_ci2p.hub.CI2PViTBackbone(
+        ...     image_shape=(64, 64, 3), hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64
+        ... )
         >>> classifier = keras_ci2p.hub.CI2PViTImageClassifier(backbone, num_classes=3)
-        >>> classifier.predict(np.zeros((1, 64, 64, 3), "uint8")).shape
+        >>> classifier.predict(np.zeros((1, 64, 64, 3), "uint8"), verbose=0).shape
         (1, 3)
     """
 
@@ -239,6 +329,14 @@ class CI2PViTDualScaleImageClassifier(HubImageClassifier):
         backbone: `CI2PViTDualScaleBackbone`.
         num_classes, preprocessor, class_names, activation, **kwargs: As in `CI2PViTImageClassifier`, the preprocessor a
             `CI2PViTDualScaleImageClassifierPreprocessor`.
+
+    Examples:
+        >>> backbone = keras_ci2p.hub.CI2PViTDualScaleBackbone(
+        ...     image_shape=(64, 64, 3), hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64, early_dim=16, merge_at=1
+        ... )
+        >>> classifier = keras_ci2p.hub.CI2PViTDualScaleImageClassifier(backbone, num_classes=3)
+        >>> classifier.predict(np.zeros((1, 64, 64, 3), "uint8"), verbose=0).shape
+        (1, 3)
     """
 
     backbone_cls = CI2PViTDualScaleBackbone

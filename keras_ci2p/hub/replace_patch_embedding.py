@@ -1,16 +1,21 @@
 """CI2P in place of the patch embedding of a KerasHub ViT."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
+from keras_ci2p.annotations import Shape, Tensor
 from keras_ci2p.hub.models import keras_hub, register
 from keras_ci2p.layers.compression_transforms import check_images
 from keras_ci2p.layers.embedding import PATCH_SIZE, CI2PPatchEmbedding, resize_position_embedding
-from keras_ci2p.models.backbone import compressor_layer
+from keras_ci2p.models.backbone import CompressorLike, compressor_layer
 
 
-def replace_patch_embedding(model, compressor=None, freeze_compressor=True):
+def replace_patch_embedding(
+    model: keras.Model, compressor: CompressorLike | None = None, freeze_compressor: bool = True
+) -> keras.Model:
     """A KerasHub ViT with `CI2PPatchEmbedding` in place of its patch embedding, which makes tokens of 32x32 pixels.
 
     All other weights are copied: the encoder's, the class token's, those of a classifier's head. The position embedding
@@ -32,6 +37,14 @@ def replace_patch_embedding(model, compressor=None, freeze_compressor=True):
     Raises:
         ValueError: Another kind of model; images that are not channels last, or have no multiples of 32 as height and
             width.
+
+    Examples:
+        >>> import keras_hub
+        >>> vit = keras_hub.models.ViTBackbone(
+        ...     image_shape=(64, 64, 3), patch_size=16, hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64
+        ... )
+        >>> keras_ci2p.hub.replace_patch_embedding(vit).output.shape
+        (None, 5, 32)
     """
     if isinstance(model, keras_hub.models.ViTImageClassifier):
         return _replace_in_classifier(model, compressor, freeze_compressor)
@@ -50,13 +63,17 @@ class ClassTokenAndPositions(keras.layers.Layer):
         use_class_token: Whether to prepend a class token.
 
     Input shape: `(batch, tokens, hidden_dim)`, float. Output shape: the same, with one token more for the class token.
+
+    Examples:
+        >>> keras_ci2p.hub.ClassTokenAndPositions()(np.zeros((1, 4, 32), "float32")).shape
+        (1, 5, 32)
     """
 
-    def __init__(self, use_class_token=True, **kwargs):
+    def __init__(self, use_class_token: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.use_class_token = use_class_token
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         _, tokens, hidden_dim = self.compute_output_shape(input_shape)
         if self.use_class_token:
             self.class_token = self.add_weight(
@@ -68,23 +85,25 @@ class ClassTokenAndPositions(keras.layers.Layer):
             name="position_embedding",
         )
 
-    def call(self, tokens):
+    def call(self, tokens: Tensor) -> Tensor:
         if self.use_class_token:
             class_tokens = ops.tile(ops.cast(self.class_token, tokens.dtype), (ops.shape(tokens)[0], 1, 1))
             tokens = ops.concatenate([class_tokens, tokens], axis=1)
         return tokens + ops.cast(self.position_embedding, tokens.dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, tokens, hidden_dim = input_shape
         return (batch, tokens + self.use_class_token, hidden_dim)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(use_class_token=self.use_class_token)
         return config
 
 
-def _replace_in_backbone(backbone, compressor, freeze_compressor):
+def _replace_in_backbone(
+    backbone: keras.Model, compressor: CompressorLike | None, freeze_compressor: bool
+) -> keras.Model:
     if backbone.data_format != "channels_last":
         raise ValueError(f"CI2P takes images channels last. Received: data_format={backbone.data_format!r}")
     check_images((None, *backbone.image_shape), PATCH_SIZE, "CI2PPatchEmbedding")
@@ -123,7 +142,9 @@ def _replace_in_backbone(backbone, compressor, freeze_compressor):
     return keras.Model(images, outputs, name=f"ci2p_{backbone.name}")
 
 
-def _replace_in_classifier(classifier, compressor, freeze_compressor):
+def _replace_in_classifier(
+    classifier: keras.Model, compressor: CompressorLike | None, freeze_compressor: bool
+) -> keras.Model:
     backbone = _replace_in_backbone(classifier.backbone, compressor, freeze_compressor)
     arguments = classifier.get_config()
     arguments.update(backbone=backbone, preprocessor=_without_scaling(classifier.preprocessor))
@@ -134,7 +155,7 @@ def _replace_in_classifier(classifier, compressor, freeze_compressor):
     return replaced
 
 
-def _without_scaling(preprocessor):
+def _without_scaling(preprocessor: Any) -> Any:
     """A copy that leaves values in 0..255; what is no KerasHub preprocessor of images is the caller's to change."""
     if getattr(preprocessor, "image_converter", None) is None:
         return preprocessor

@@ -1,6 +1,6 @@
 """Keras layers of CI2P-ViT. They know nothing of models, files or data."""
 
-from keras_ci2p.utils import lazy_imports
+from keras_ci2p.names import lazy_imports
 
 _importable, __getattr__, __dir__ = lazy_imports(
     __name__,
@@ -10,11 +10,12 @@ _importable, __getattr__, __dir__ = lazy_imports(
             "AttentionBlock",
             "EntropyBottleneck",
             "GDN",
+            "GaussianConditional",
             "ResidualBlock",
             "ResidualUnit",
             "StridedResidualBlock",
         ],
-        "compression_transforms": ["AnalysisTransform", "SynthesisTransform"],
+        "compression_transforms": ["AnalysisTransform", "HyperAnalysis", "HyperSynthesis", "SynthesisTransform"],
         "core": ["ImageNormalization", "SymmetricConv2D", "SymmetricConv2DTranspose", "SymmetricDepthwiseConv2D"],
         "embedding": [
             "CI2PPatchEmbedding",

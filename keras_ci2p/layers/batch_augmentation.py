@@ -1,16 +1,14 @@
 """Augmentation of a batch inside the compiled training step."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.layers.constants import (
-    COLOR_OPERATIONS,
-    FILL,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    SOLARIZE_ADD_THRESHOLD,
-)
+from keras_ci2p.annotations import Shape, Tensor
+from keras_ci2p.layers.constants import COLOR_OPERATIONS, FILL, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_ADD_THRESHOLD
+from keras_ci2p.layers.core import SeedGenerator
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -56,17 +54,24 @@ class BatchAugmentation(keras.layers.Layer):
         erase: int32 `(batch, 4)`, top, left, bottom, right of the rectangle of noise; empty for none.
 
     Output shape: `(batch, height, width, 3)`, float32, RGB, 0..255.
+
+    Examples:
+        >>> layer = keras_ci2p.layers.BatchAugmentation(image_size=(8, 8))
+        >>> whole = np.array([[1, 0, 0], [0, 1, 0]], "float32") / 8
+        >>> batch = {"images": np.zeros((1, 16, 16, 3), "uint8"), "warp": whole[None], "grayscale": np.array([True])}
+        >>> layer(batch).shape
+        (1, 8, 8, 3)
     """
 
-    def __init__(self, image_size, seed=None, **kwargs):
+    def __init__(self, image_size: tuple[int, int], seed: int | None = None, **kwargs: Any) -> None:
         # autocast=False: 16-bit floats cannot hold positions and pixel values.
         super().__init__(autocast=False, **kwargs)
         self.image_size = tuple(image_size)
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = SeedGenerator(seed)
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: dict[str, Tensor]) -> Tensor:
         images = warp(inputs["images"], inputs["warp"], self.image_size)
         if "operations" in inputs:
             # A loop that stays one when compiled: XLA computes what comes before it once, not once for each use.
@@ -88,10 +93,10 @@ class BatchAugmentation(keras.layers.Layer):
         mean, std = (ops.convert_to_tensor(values, "float32") for values in (IMAGENET_MEAN, IMAGENET_STD))
         return ops.where(inside(boxes, self.image_size), _to_levels(noise * std + mean), images)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: dict[str, Shape]) -> Shape:
         return (input_shape["images"][0], *self.image_size, 3)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("autocast", None)
         config.update(image_size=self.image_size, seed=self.seed)
@@ -321,32 +326,45 @@ class BatchMixing(keras.layers.Layer):
         label_weight: float32 `(batch,)`, share of the own label, in 0..1.
 
     Output: tuple of images and labels, shapes and dtypes as they came.
+
+    Examples:
+        >>> batch = {
+        ...     "images": np.zeros((2, 8, 8, 3), "float32"),
+        ...     "labels": np.eye(2, dtype="float32"),
+        ...     "partner": np.array([1, 0], "int32"),
+        ...     "weight": np.array([0.75, 0.75], "float32"),
+        ...     "box": np.zeros((2, 4), "int32"),
+        ...     "label_weight": np.array([0.75, 0.75], "float32"),
+        ... }
+        >>> images, labels = keras_ci2p.layers.BatchMixing()(batch)
+        >>> keras.ops.convert_to_numpy(labels).tolist()
+        [[0.75, 0.25], [0.25, 0.75]]
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         # autocast=False: 16-bit floats cannot hold pixel values.
         super().__init__(autocast=False, **kwargs)
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         return self.mix_images(inputs["images"], inputs), self.mix_labels(inputs["labels"], inputs)
 
-    def mix_images(self, images, parameters):
+    def mix_images(self, images: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """The images alone; of the parameters `partner`, `weight` and `box` are read."""
         partners = ops.take(images, parameters["partner"], axis=0)
         weight = ops.cast(ops.reshape(parameters["weight"], (-1, 1, 1, 1)), images.dtype)
         mixed = weight * images + (1 - weight) * partners
         return ops.where(inside(parameters["box"], images.shape[1:3]), partners, mixed)
 
-    def mix_labels(self, labels, parameters):
+    def mix_labels(self, labels: Tensor, parameters: dict[str, Tensor]) -> Tensor:
         """The labels alone; of the parameters `partner` and `label_weight` are read."""
         weight = ops.cast(parameters["label_weight"][:, None], labels.dtype)
         return weight * labels + (1 - weight) * ops.take(labels, parameters["partner"], axis=0)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: dict[str, Shape]) -> tuple[Shape, Shape]:
         return input_shape["images"], input_shape["labels"]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("autocast", None)
         return config

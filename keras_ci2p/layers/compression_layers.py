@@ -1,12 +1,14 @@
-"""Layers of learned image compression: GDN, residual blocks, entropy bottleneck."""
+"""Layers of learned image compression: GDN, residual blocks, entropy models."""
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.layers.core import torch_conv2d
+from keras_ci2p.annotations import Shape, Tensor
+from keras_ci2p.layers.core import SeedGenerator, torch_conv2d
 
 # CompressAI's `NonNegativeParametrizer`: reparam_offset = 2**-18.
 PEDESTAL = 2.0**-36
@@ -29,6 +31,9 @@ def lower_bound(x, bound):
 
         return ops.maximum(x, bound), grad
 
+    if isinstance(x, keras.KerasTensor):
+        # JAX does not look into functions of its own gradient with these.
+        return ops.maximum(x, bound)
     # A Keras Variable given directly yields a zero gradient on torch.
     return clamp(ops.convert_to_tensor(x))
 
@@ -39,6 +44,11 @@ def _non_negative(raw, minimum, trainable):
     return ops.square(clamped) - PEDESTAL
 
 
+def _tensor(values, dtype):
+    """A tensor of NumPy's float64 numbers, which Apple's GPUs cannot even be given to be rounded."""
+    return ops.convert_to_tensor(values if dtype == "float64" else values.astype("float32"), dtype=dtype)
+
+
 class _StoredRoot(keras.initializers.Initializer):
     """The raw value whose effective (squared) value is `value`, or `value` times the identity for matrices."""
 
@@ -47,7 +57,7 @@ class _StoredRoot(keras.initializers.Initializer):
 
     def __call__(self, shape, dtype=None):
         value = self.value * np.eye(shape[0]) if len(shape) == 2 else np.full(shape, self.value)
-        return ops.convert_to_tensor(np.sqrt(value + PEDESTAL), dtype=dtype)
+        return _tensor(np.sqrt(value + PEDESTAL), dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -69,12 +79,12 @@ class GDN(keras.layers.Layer):
 
     Input shape: `(..., channels)`, float. Output shape: the same.
 
-    Example:
+    Examples:
         >>> keras_ci2p.layers.GDN()(np.ones((1, 4, 4, 8), "float32")).shape
         (1, 4, 4, 8)
     """
 
-    def __init__(self, inverse=False, beta_min=1e-6, gamma_init=0.1, **kwargs):
+    def __init__(self, inverse: bool = False, beta_min: float = 1e-6, gamma_init: float = 0.1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if beta_min <= 0:
             raise ValueError(f"`beta_min` must be positive. Received: beta_min={beta_min}")
@@ -84,7 +94,7 @@ class GDN(keras.layers.Layer):
         self.beta_min = beta_min
         self.gamma_init = gamma_init
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = input_shape[-1]
         if channels is None:
             raise ValueError(f"GDN needs a known number of channels. Received: input_shape={input_shape}")
@@ -94,7 +104,7 @@ class GDN(keras.layers.Layer):
             shape=(channels, channels), initializer=_StoredRoot(self.gamma_init), autocast=False, name="gamma"
         )
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         dtype = keras.backend.result_type(self.compute_dtype, "float32")
         beta = _non_negative(ops.cast(self.beta, dtype), self.beta_min, self.trainable)
         gamma = _non_negative(ops.cast(self.gamma, dtype), 0.0, self.trainable)
@@ -103,10 +113,10 @@ class GDN(keras.layers.Layer):
         outputs = x * (ops.sqrt(energy) if self.inverse else ops.rsqrt(energy))
         return ops.cast(outputs, self.compute_dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(inverse=self.inverse, beta_min=self.beta_min, gamma_init=self.gamma_init)
         return config
@@ -243,10 +253,38 @@ WIDTHS = (1, 3, 3, 3, 3, 1)
 INIT_SCALE = 10.0
 TAIL_MASS = 1e-9
 LIKELIHOOD_BOUND = 1e-9
+# CompressAI `GaussianConditional` default.
+LEAST_SCALE = 0.11
+
+
+class _EntropyModel(keras.layers.Layer):
+    """Base of the layers that quantise and tell how probable the result is; float32 under every dtype policy."""
+
+    def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+        self.seed = seed
+        self.seed_generator = SeedGenerator(seed)
+
+    def _quantize(self, x, centers, noise, training):
+        """Adds noise, drawn where none is given, or rounds about `centers`."""
+        if not training:
+            return ops.round(x - centers) + centers
+        if noise is None:
+            noise = keras.random.uniform(ops.shape(x), -0.5, 0.5, dtype="float32", seed=self.seed_generator)
+        return x + noise
+
+    def _at_least(self, x, bound):
+        return lower_bound(x, bound) if self.trainable else ops.maximum(x, bound)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        config.pop("autocast", None)
+        config.update(seed=self.seed)
+        return config
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
-class EntropyBottleneck(keras.layers.Layer):
+class EntropyBottleneck(_EntropyModel):
     """A learned probability distribution for each channel, and quantisation.
 
     In training, uniform noise in (-1/2, 1/2) stands for rounding; otherwise values are rounded about the channel's
@@ -257,14 +295,15 @@ class EntropyBottleneck(keras.layers.Layer):
 
     Input shape: `(..., channels)`, float.
     Output: `(values, likelihoods)`, both of the input's shape; likelihoods in [1e-9, 1].
+
+    Examples:
+        >>> bottleneck = keras_ci2p.layers.EntropyBottleneck()
+        >>> values, likelihoods = bottleneck(np.zeros((1, 4, 4, 8), "float32"))
+        >>> values.shape, likelihoods.shape
+        ((1, 4, 4, 8), (1, 4, 4, 8))
     """
 
-    def __init__(self, seed=None, **kwargs):
-        super().__init__(autocast=False, **kwargs)
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
-
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = input_shape[-1]
         scale = INIT_SCALE ** (1 / (len(WIDTHS) - 1))
 
@@ -280,22 +319,16 @@ class EntropyBottleneck(keras.layers.Layer):
                 self.factors.append(add(f"factor_{i}", (next_width, 1), "zeros"))
         self.quantiles = add("quantiles", (1, 3), _initial_quantiles)
 
-    def call(self, inputs, noise=None, training=False):
-        x = ops.cast(inputs, "float32")
-        if training:
-            if noise is None:
-                noise = keras.random.uniform(ops.shape(x), -0.5, 0.5, dtype="float32", seed=self.seed_generator)
-            values = x + noise
-        else:
-            values = ops.round(x - self.medians) + self.medians
+    def call(self, inputs: Tensor, noise: Tensor | None = None, training: bool = False) -> tuple[Tensor, Tensor]:
+        values = self._quantize(ops.cast(inputs, "float32"), self.medians, noise, training)
         return values, self.likelihood(values)
 
     @property
-    def medians(self):
+    def medians(self) -> Tensor:
         """Median of each channel, `(channels,)`."""
         return ops.convert_to_tensor(self.quantiles)[:, 0, 1]
 
-    def likelihood(self, values):
+    def likelihood(self, values: Tensor) -> Tensor:
         """Probability of the unit interval around each value, at least 1e-9; `(..., channels)` to the same."""
         channels = values.shape[-1]
         columns = ops.reshape(ops.transpose(ops.reshape(values, (-1, channels))), (channels, 1, -1))
@@ -303,10 +336,10 @@ class EntropyBottleneck(keras.layers.Layer):
         # Where both are large, the difference of sigmoids cancels; mirrored to the negative side it does not.
         sign = ops.stop_gradient(ops.where(lower + upper > 0, -1.0, 1.0))
         mass = ops.abs(ops.sigmoid(sign * upper) - ops.sigmoid(sign * lower))
-        mass = lower_bound(mass, LIKELIHOOD_BOUND) if self.trainable else ops.maximum(mass, LIKELIHOOD_BOUND)
-        return ops.reshape(ops.transpose(ops.reshape(mass, (channels, -1))), ops.shape(values))
+        mass = ops.reshape(ops.transpose(ops.reshape(mass, (channels, -1))), ops.shape(values))
+        return self._at_least(mass, LIKELIHOOD_BOUND)
 
-    def auxiliary_loss(self):
+    def auxiliary_loss(self) -> Tensor:
         """What the quantiles learn by: their distance from the median and the tails of mass 1e-9. A scalar.
 
         The other weights get no gradient from it.
@@ -326,19 +359,59 @@ class EntropyBottleneck(keras.layers.Layer):
                 logits = logits + ops.tanh(factor) * ops.tanh(logits)
         return logits
 
-    def compute_output_shape(self, input_shape, **kwargs):
+    def compute_output_shape(self, input_shape: Shape, **kwargs: Any) -> tuple[Shape, Shape]:
         return input_shape, input_shape
 
-    def compute_output_spec(self, inputs, noise=None, training=False):
+    def compute_output_spec(
+        self, inputs: Tensor, noise: Tensor | None = None, training: bool = False
+    ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
         spec = keras.KerasTensor(inputs.shape, dtype="float32")
         return spec, keras.KerasTensor(inputs.shape, dtype="float32")
 
-    def get_config(self):
-        config = super().get_config()
-        config.pop("autocast", None)
-        config.update(seed=self.seed)
-        return config
-
 
 def _initial_quantiles(shape, dtype=None):
-    return ops.convert_to_tensor(np.tile([-INIT_SCALE, 0, INIT_SCALE], (*shape[:2], 1)), dtype=dtype)
+    return _tensor(np.tile([-INIT_SCALE, 0, INIT_SCALE], (*shape[:2], 1)), dtype)
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class GaussianConditional(_EntropyModel):
+    """A normal distribution for each value, and quantisation.
+
+    In training, uniform noise in (-1/2, 1/2) stands for rounding; otherwise values are rounded about the means. All is
+    computed in float32 under every dtype policy.
+
+    Args:
+        seed: Seed of the noise, an integer or None.
+
+    Inputs: values `(..., channels)`, float; and `parameters`, their standard deviations, counted as 0.11 where they are
+    less, `(..., channels)`, or these and then the means, `(..., 2 * channels)`. Without means these are 0.
+    Output: `(values, likelihoods)`, both of the values' shape; likelihoods in [1e-9, 1].
+
+    Examples:
+        >>> latents, scales = np.array([[0.2, 1.7]]), np.array([[0.1, 2.0]])
+        >>> _, likelihoods = keras_ci2p.layers.GaussianConditional()(latents, scales)
+        >>> [round(float(value), 3) for value in likelihoods[0]]
+        [1.0, 0.121]
+    """
+
+    def call(
+        self, inputs: Tensor, parameters: Tensor, noise: Tensor | None = None, training: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        x, parameters = (ops.cast(tensor, "float32") for tensor in (inputs, parameters))
+        channels = x.shape[-1]
+        means = parameters[..., channels:] if parameters.shape[-1] == 2 * channels else ops.zeros_like(x)
+        values = self._quantize(x, means, noise, training)
+        return values, self.likelihood(values - means, parameters[..., :channels])
+
+    def likelihood(self, distances: Tensor, scales: Tensor) -> Tensor:
+        """Probability of the unit interval around values at such distances from their means, at least 1e-9."""
+        scales = self._at_least(scales, LEAST_SCALE) * math.sqrt(2)
+        # In the lower tail, where the cumulative distribution has all its digits.
+        distances = ops.abs(distances)
+        upper, lower = (ops.erfc((distances - side) / scales) for side in (0.5, -0.5))
+        return self._at_least(0.5 * (upper - lower), LIKELIHOOD_BOUND)
+
+    def compute_output_spec(
+        self, inputs: Tensor, parameters: Tensor, noise: Tensor | None = None, training: bool = False
+    ) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+        return tuple(keras.KerasTensor(inputs.shape, dtype="float32") for _ in range(2))

@@ -1,12 +1,37 @@
 """Dense, convolution and normalization layers that the others are built of, and the check of image shapes."""
 
 import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_ci2p import backend
+from keras_ci2p.annotations import Mixin, Shape, Tensor
 from keras_ci2p.layers.constants import IMAGENET_MEAN, IMAGENET_STD
+
+
+class SeedGenerator(keras.random.SeedGenerator):
+    """Keras's, whose draw stays the same where a layer is computed once more for its gradient (`keras.RematScope`).
+
+    TensorFlow does not tell that it does so: there a warning must do.
+    """
+
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(seed, **kwargs)
+        # Whatever is made in such a scope keeps its mode.
+        scope = keras.Operation(name="scope")._remat_mode if backend.draws_anew else None
+        if scope is not None and scope.mode not in (None, "activations"):
+            warnings.warn(
+                "In a `keras.RematScope` TensorFlow draws random numbers once for the loss and once more for its "
+                "gradient, which then is that of another loss: train with `drop_path_rate=0`, or on torch.",
+                stacklevel=2,
+            )
+
+    def next(self, ordered=True):
+        return backend.drawn_once(lambda: super(SeedGenerator, self).next(ordered))
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -15,6 +40,19 @@ class Dense(keras.layers.Dense):
 
     def call(self, inputs, training=None):
         return self.activation(backend.linear(inputs, self.kernel, self.bias))
+
+    def quantized_call(self, inputs, training=None):
+        if training:
+            self.check_learns()
+        return super().quantized_call(inputs, training=training)
+
+    def check_learns(self):
+        """Raises ValueError where it is to be trained and holds integers, which Keras would leave in silence."""
+        if self.quantization_mode and self.trainable and not self.lora_enabled:
+            raise ValueError(
+                f"{self.path} is quantised, and integers do not learn: train the model before `quantize`, or set "
+                "`trainable = False` on its quantised layers."
+            )
 
     @property
     def dtype_policy(self):
@@ -52,19 +90,19 @@ class PointwiseConv2D(keras.layers.Conv2D):
         return config
 
 
-class _SymmetricPadding:
+class _SymmetricPadding(Mixin):
     """Mixin for a Keras convolution, channels last: pads alike on both sides, where Keras's "same" does not.
 
     The output's shape is that of "same".
     """
 
-    def __init__(self, *args, kernel_size, **kwargs):
+    def __init__(self, *args: Any, kernel_size: int | tuple[int, int], **kwargs: Any) -> None:
         sizes = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
         if any(size % 2 == 0 for size in sizes):
             raise ValueError(f"`kernel_size` must be odd. Received: kernel_size={kernel_size}")
         super().__init__(*args, kernel_size=kernel_size, padding="same", data_format="channels_last", **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for fixed in ("padding", "data_format"):
             config.pop(fixed)
@@ -80,12 +118,18 @@ class SymmetricConv2D(_SymmetricPadding, keras.layers.Conv2D):
 
     Input shape: `(batch, height, width, channels)`.
     Output shape: `(batch, ceil(height / stride), ceil(width / stride), filters)`.
+
+    Examples:
+        >>> keras_ci2p.layers.SymmetricConv2D(16, 5, strides=2)(np.ones((1, 9, 8, 3), "float32")).shape
+        (1, 5, 4, 16)
     """
 
-    def __init__(self, filters, kernel_size, strides=1, **kwargs):
+    def __init__(
+        self, filters: int, kernel_size: int | tuple[int, int], strides: int | tuple[int, int] = 1, **kwargs: Any
+    ) -> None:
         super().__init__(filters=filters, kernel_size=kernel_size, strides=strides, **kwargs)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         outputs = backend.conv2d(inputs, self.kernel, self.bias, self.strides, self.dilation_rate)
         return self.activation(outputs)
 
@@ -99,12 +143,16 @@ class SymmetricDepthwiseConv2D(_SymmetricPadding, keras.layers.DepthwiseConv2D):
 
     Input shape: `(batch, height, width, channels)`.
     Output shape: `(batch, ceil(height / stride), ceil(width / stride), channels)`.
+
+    Examples:
+        >>> keras_ci2p.layers.SymmetricDepthwiseConv2D(3, strides=2)(np.ones((1, 9, 8, 4), "float32")).shape
+        (1, 5, 4, 4)
     """
 
-    def __init__(self, kernel_size, strides=1, **kwargs):
+    def __init__(self, kernel_size: int | tuple[int, int], strides: int | tuple[int, int] = 1, **kwargs: Any) -> None:
         super().__init__(kernel_size=kernel_size, strides=strides, **kwargs)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         outputs = backend.depthwise_conv2d(inputs, self.kernel, self.bias, self.strides, self.dilation_rate)
         return self.activation(outputs)
 
@@ -173,6 +221,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         scale, offset = (None if weight is None else ops.cast(weight, x.dtype) for weight in (self.gamma, self.beta))
         outputs, *batch = backend.batch_norm(x, scale, offset, self.epsilon, synchronized=self.synchronized)
+        if backend.is_recomputing():
+            return ops.cast(outputs, self.compute_dtype)
         for moving, value in zip((self.moving_mean, self.moving_variance), batch, strict=True):
             moving.assign(ops.cast(moving, x.dtype) * self.momentum + value * (1 - self.momentum))
         return ops.cast(outputs, self.compute_dtype)
@@ -180,6 +230,29 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def get_config(self):
         config = super().get_config()
         for fixed in [key for key in config if key == "axis" or key.startswith("renorm")]:
+            config.pop(fixed)
+        return config
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class LayerNormalization(keras.layers.LayerNormalization):
+    """`keras.layers.LayerNormalization` of the last axis, by the backend's own kernel.
+
+    Args:
+        **kwargs: As in `keras.layers.LayerNormalization`, without `axis` and `rms_scaling`.
+
+    Input shape: `(batch, ..., channels)`, float. Output shape: the same.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(axis=-1, **kwargs)
+
+    def call(self, inputs):
+        return ops.cast(backend.layer_norm(inputs, self.gamma, self.beta, self.epsilon), self.compute_dtype)
+
+    def get_config(self):
+        config = super().get_config()
+        for fixed in ("axis", "rms_scaling"):
             config.pop(fixed)
         return config
 
@@ -194,28 +267,42 @@ class ImageNormalization(keras.layers.Layer):
         mean, std: One number for each channel, in the units of the images.
 
     Input shape: `(..., channels)`, uint8 or float. Output shape: the same, in the compute dtype.
+
+    Examples:
+        >>> normalization = keras_ci2p.layers.ImageNormalization(mean=(128, 128, 128), std=(64, 64, 64))
+        >>> keras.ops.convert_to_numpy(normalization(np.full((1, 1, 3), 160, "uint8"))).tolist()
+        [[[0.5, 0.5, 0.5]]]
     """
 
-    def __init__(self, mean=IMAGENET_MEAN, std=IMAGENET_STD, **kwargs):
+    def __init__(
+        self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD, **kwargs: Any
+    ) -> None:
         # autocast=False: 16-bit floats cannot hold interpolated pixel values.
         super().__init__(autocast=False, **kwargs)
         self.mean = tuple(mean)
         self.std = tuple(std)
         self.built = True
 
-    def call(self, images):
+    def call(self, images: Tensor) -> Tensor:
         dtype = keras.backend.result_type(self.compute_dtype, "float32")
         mean, std = (ops.convert_to_tensor(value, dtype) for value in (self.mean, self.std))
         return ops.cast((ops.cast(images, dtype) - mean) / std, self.compute_dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("autocast", None)
         config.update(mean=self.mean, std=self.std)
         return config
+
+
+def freeze_parts(layer):
+    """Freezes the layers that the `build` of a frozen layer has made: Keras's files tell of the outer one alone."""
+    if not layer.trainable:
+        # Past the assignment, which on TensorFlow does nothing where the value is the same.
+        keras.layers.Layer.trainable.fset(layer, False)
 
 
 def check_images(shape, multiple, receiver):

@@ -1,11 +1,14 @@
 """From an image to tokens: patch generators, the CI2P patch embedding, position embeddings."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.layers.compression_transforms import AnalysisTransform
-from keras_ci2p.layers.core import BatchNormalization, PointwiseConv2D, SymmetricDepthwiseConv2D, check_images
+from keras_ci2p.annotations import Shape, Tensor
+from keras_ci2p.layers.compression_transforms import AnalysisTransform, check_images
+from keras_ci2p.layers.core import BatchNormalization, PointwiseConv2D, SymmetricDepthwiseConv2D, freeze_parts
 
 # mmpretrain: BatchNorm2d(eps=1e-5, momentum=0.1); Keras counts the momentum from the other side.
 BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
@@ -44,9 +47,16 @@ class InvertedResidual(keras.layers.Layer):
 
     Input shape: `(batch, height, width, channels)`, float.
     Output shape: `(batch, ceil(height / strides), ceil(width / strides), filters)`.
+
+    Examples:
+        >>> block = keras_ci2p.layers.InvertedResidual(filters=16, expanded_filters=32, strides=2)
+        >>> block(np.ones((1, 8, 8, 12), "float32")).shape
+        (1, 4, 4, 16)
     """
 
-    def __init__(self, filters, expanded_filters, kernel_size=3, strides=1, **kwargs):
+    def __init__(
+        self, filters: int, expanded_filters: int, kernel_size: int = 3, strides: int = 1, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.filters = filters
         self.expanded_filters = expanded_filters
@@ -89,7 +99,7 @@ class InvertedResidual(keras.layers.Layer):
         self.project = pointwise(filters, "project")
         self.project_norm = norm("project_norm")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         expanded = (*input_shape[:-1], self.expanded_filters)
         self.expand.build(input_shape)
         self.expand_norm.build(expanded)
@@ -101,8 +111,9 @@ class InvertedResidual(keras.layers.Layer):
         self.project.build(strided)
         self.project_norm.build((*strided[:-1], self.filters))
         self.has_residual = self.strides == 1 and input_shape[-1] == self.filters
+        freeze_parts(self)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         x = ops.hard_silu(self.expand_norm(self.expand(inputs), training=training))
         x = ops.hard_silu(self.depthwise_norm(self.depthwise(x), training=training))
         scale = self.excite(self.squeeze(ops.mean(x, axis=(1, 2))))
@@ -110,10 +121,10 @@ class InvertedResidual(keras.layers.Layer):
         x = self.project_norm(self.project(x), training=training)
         return inputs + x if self.has_residual else x
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*self.depthwise.compute_output_shape(input_shape)[:-1], self.filters)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             filters=self.filters,
@@ -141,16 +152,21 @@ class PatchGenerator(keras.layers.Layer):
 
     Raises:
         ValueError: Other strides.
+
+    Examples:
+        >>> generator = keras_ci2p.layers.PatchGenerator(hidden_dim=32)
+        >>> generator(np.ones((1, 4, 6, 12), "float32")).shape
+        (1, 6, 32)
     """
 
-    def __init__(self, hidden_dim, strides=2, **kwargs):
+    def __init__(self, hidden_dim: int, strides: int = 2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if strides not in (1, 2):
             raise ValueError(f"`strides` must be 1 or 2. Received: strides={strides!r}")
         self.hidden_dim = hidden_dim
         self.strides = strides
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         channels = input_shape[-1]
         expansion, kernel_size = (6, 5) if self.strides == 2 else (4, 3)
         dtype = self.dtype_policy
@@ -160,19 +176,20 @@ class PatchGenerator(keras.layers.Layer):
         )
         self.refine.build(input_shape)
         self.reduce.build(input_shape)
+        freeze_parts(self)
 
-    def call(self, latents, training=None):
+    def call(self, latents: Tensor, training: bool | None = None) -> Tensor:
         x = self.reduce(self.refine(latents, training=training), training=training)
         _, height, width, _ = x.shape
         tokens = -1 if height is None or width is None else height * width
         return ops.reshape(x, (ops.shape(x)[0], tokens, self.hidden_dim))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         height, width = (None if s is None else -(-s // self.strides) for s in input_shape[1:3])
         tokens = None if height is None or width is None else height * width
         return (input_shape[0], tokens, self.hidden_dim)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(hidden_dim=self.hidden_dim, strides=self.strides)
         return config
@@ -203,12 +220,18 @@ class CI2PPatchEmbedding(keras.layers.Layer):
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255; height and width multiples of 32.
     Output shape: `(batch, height / 32 * width / 32, hidden_dim)`.
 
-    Example:
+    Examples:
         >>> keras_ci2p.layers.CI2PPatchEmbedding(192)(np.zeros((1, 64, 96, 3), "float32")).shape
         (1, 6, 192)
     """
 
-    def __init__(self, hidden_dim, compressor=None, freeze_compressor=True, **kwargs):
+    def __init__(
+        self,
+        hidden_dim: int,
+        compressor: AnalysisTransform | dict[str, Any] | None = None,
+        freeze_compressor: bool = True,
+        **kwargs: Any,
+    ) -> None:
         # autocast=False: the compressor takes pixel values in full precision.
         super().__init__(autocast=False, **kwargs)
         self.hidden_dim = hidden_dim
@@ -216,28 +239,29 @@ class CI2PPatchEmbedding(keras.layers.Layer):
         self.compressor = make_compressor(compressor, freeze_compressor, dtype)
         self.patch_generator = PatchGenerator(hidden_dim, dtype=dtype, name="patch_generator")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_images(input_shape, PATCH_SIZE, self.name)
         if not self.compressor.built:
             self.compressor.build(input_shape)
         self.patch_generator.build(self.compressor.compute_output_shape(input_shape))
+        freeze_parts(self)
 
-    def call(self, images, training=None):
+    def call(self, images: Tensor, training: bool | None = None) -> Tensor:
         check_images(images.shape, PATCH_SIZE, self.name)
         return self.patch_generator(self.compressor(images), training=training)
 
     @property
-    def freeze_compressor(self):
+    def freeze_compressor(self) -> bool:
         return self.compressor.frozen
 
     @freeze_compressor.setter
-    def freeze_compressor(self, value):
+    def freeze_compressor(self, value: bool) -> None:
         self.compressor.frozen = value
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return self.patch_generator.compute_output_shape(self.compressor.compute_output_shape(input_shape))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.pop("autocast", None)
         config.update(
@@ -281,13 +305,18 @@ class PositionEmbedding(keras.layers.Layer):
             `resize_position_embedding`.
 
     Input shape: `(batch, rows * columns, hidden_dim)`, float. Output shape: the same.
+
+    Examples:
+        >>> embedding = keras_ci2p.layers.PositionEmbedding(grid=(2, 3))
+        >>> embedding(np.zeros((1, 6, 32), "float32")).shape
+        (1, 6, 32)
     """
 
-    def __init__(self, grid, **kwargs):
+    def __init__(self, grid: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.grid = tuple(grid)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         tokens = self.grid[0] * self.grid[1]
         if input_shape[1] not in (None, tokens):
             raise ValueError(
@@ -299,13 +328,13 @@ class PositionEmbedding(keras.layers.Layer):
             name="embedding",
         )
 
-    def call(self, tokens):
+    def call(self, tokens: Tensor) -> Tensor:
         return tokens + ops.cast(self.embedding, tokens.dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(grid=self.grid)
         return config

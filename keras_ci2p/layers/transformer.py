@@ -1,11 +1,21 @@
 """Transformer blocks: attention, MLP, LeFF, stochastic depth, patch merging."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_ci2p import backend
-from keras_ci2p.layers.core import BatchNormalization, Dense, SymmetricDepthwiseConv2D
+from keras_ci2p.annotations import Shape, Tensor
+from keras_ci2p.layers.core import (
+    BatchNormalization,
+    Dense,
+    LayerNormalization,
+    SeedGenerator,
+    SymmetricDepthwiseConv2D,
+    freeze_parts,
+)
 from keras_ci2p.layers.embedding import BATCH_NORM, InvertedResidual
 
 
@@ -40,18 +50,24 @@ class DropPath(keras.layers.Layer):
         seed: Seed of the random draws, an integer or None.
 
     Input shape: `(batch, ...)`, float. Output shape: the same.
+
+    Examples:
+        >>> layer = keras_ci2p.layers.DropPath(0.5, seed=0)
+        >>> kept = layer(np.ones((8, 4), "float32"), training=True)
+        >>> set(keras.ops.convert_to_numpy(kept).ravel().tolist()) <= {0.0, 2.0}
+        True
     """
 
-    def __init__(self, rate=0.0, seed=None, **kwargs):
+    def __init__(self, rate: float = 0.0, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 <= rate < 1:
             raise ValueError(f"`rate` must be in [0, 1). Received: rate={rate}")
         self.rate = rate
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed) if rate > 0 else None
+        self.seed_generator = SeedGenerator(seed) if rate > 0 else None
         self.built = True
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         if not training or self.rate == 0:
             return inputs
         keep = 1 - self.rate
@@ -61,10 +77,10 @@ class DropPath(keras.layers.Layer):
         # One pass over the inputs, where selecting takes three.
         return inputs * ops.cast(ops.cast(kept, "float32") / keep, inputs.dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(rate=self.rate, seed=self.seed)
         return config
@@ -83,7 +99,7 @@ def attention_scores(query, key):
     return ops.softmax(products / query.shape[-1] ** 0.5, axis=-1)
 
 
-def attention_rollout(maps):
+def attention_rollout(maps: np.ndarray) -> np.ndarray:
     """Attention of a whole model to its input tokens (Abnar and Zuidema 2020, arXiv 2005.00928).
 
     Heads are averaged; half of each layer is its input, by the skip connection; the layers are multiplied.
@@ -94,6 +110,11 @@ def attention_rollout(maps):
     Returns:
         Array `(batch, tokens, tokens)`: what each output token, along the second axis, has of each input token. Rows
         sum to 1.
+
+    Examples:
+        >>> maps = np.full((1, 2, 3, 4, 4), 0.25)
+        >>> keras_ci2p.layers.attention_rollout(maps)[0].sum(axis=-1).tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
     layers = (np.mean(maps, axis=2) + np.eye(maps.shape[-1], dtype=maps.dtype)) / 2
     rollout = layers[:, 0]
@@ -120,16 +141,23 @@ class TransformerBlock(keras.layers.Layer):
         seed: Seed of the stochastic depth, an integer or None.
 
     Input shape: `(batch, tokens, hidden_dim)`, float. Output shape: the same.
+
+    Examples:
+        >>> block = keras_ci2p.layers.TransformerBlock(num_heads=2, mlp_dim=64)
+        >>> block(np.ones((1, 6, 32), "float32")).shape
+        (1, 6, 32)
     """
 
-    def __init__(self, num_heads, mlp_dim, drop_path_rate=0.0, seed=None, **kwargs):
+    def __init__(
+        self, num_heads: int, mlp_dim: int, drop_path_rate: float = 0.0, seed: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
         self.drop_path_rate = drop_path_rate
         self.seed = seed
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         hidden_dim = input_shape[-1]
         if hidden_dim % self.num_heads:
             raise ValueError(
@@ -140,7 +168,7 @@ class TransformerBlock(keras.layers.Layer):
         normal = keras.initializers.RandomNormal(stddev=0.02)
 
         def norm(name):
-            return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
+            return LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
 
         self.attention_norm = norm("attention_norm")
         self.qkv = Dense(3 * hidden_dim, kernel_initializer=normal, dtype=dtype, name="qkv")
@@ -153,6 +181,7 @@ class TransformerBlock(keras.layers.Layer):
         for layer in (self.attention_norm, self.qkv, self.attention_output, self.mlp_norm):
             layer.build(input_shape)
         self._build_mlp(input_shape)
+        freeze_parts(self)
 
     def _build_mlp(self, input_shape):
         def dense(units, name, activation=None):
@@ -170,14 +199,14 @@ class TransformerBlock(keras.layers.Layer):
         self.mlp_hidden.build(input_shape)
         self.mlp_output.build((*input_shape[:-1], self.mlp_dim))
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         x = inputs + self.drop_path(self._attention(self.attention_norm(inputs)), training=training)
         return x + self.drop_path(self._mlp(self.mlp_norm(x), training), training=training)
 
     def _mlp(self, x, training):
         return self.mlp_output(self.mlp_hidden(x))
 
-    def attention_scores(self, inputs):
+    def attention_scores(self, inputs: Tensor) -> Tensor:
         """The softmax weights by which this block's tokens are mixed, as `MultiHeadAttention` calls them.
 
         Args:
@@ -203,10 +232,10 @@ class TransformerBlock(keras.layers.Layer):
         # Slices would have their gradients padded with zeros and added.
         return ops.unstack(qkv, 3, axis=2)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         names = ("num_heads", "mlp_dim", "drop_path_rate", "seed")
         config.update({name: getattr(self, name) for name in names})
@@ -228,14 +257,18 @@ class LeFF(keras.layers.Layer):
         grid: `(rows, columns)` of the tokens, which come row by row.
 
     Input shape: `(batch, rows * columns, hidden_dim)`, float. Output shape: the same.
+
+    Examples:
+        >>> keras_ci2p.layers.LeFF(mlp_dim=64, grid=(2, 3))(np.ones((1, 6, 32), "float32")).shape
+        (1, 6, 32)
     """
 
-    def __init__(self, mlp_dim, grid, **kwargs):
+    def __init__(self, mlp_dim: int, grid: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.mlp_dim = mlp_dim
-        self.grid = tuple(grid)
+        self.grid: Shape = tuple(grid)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_tokens(input_shape, self.grid, self.name)
         dtype = self.dtype_policy
         batch, tokens, hidden_dim = input_shape
@@ -268,18 +301,19 @@ class LeFF(keras.layers.Layer):
         self.depthwise_norm.build(hidden_grid)
         self.project.build(hidden)
         self.project_norm.build(input_shape)
+        freeze_parts(self)
 
-    def call(self, tokens, training=None):
+    def call(self, tokens: Tensor, training: bool | None = None) -> Tensor:
         x = keras.activations.gelu(self.expand_norm(self.expand(tokens), training=training), approximate=False)
         x = self.depthwise(to_grid(x, self.grid))
         x = keras.activations.gelu(self.depthwise_norm(x, training=training), approximate=False)
         x = self.project(to_tokens(x))
         return keras.activations.gelu(self.project_norm(x, training=training), approximate=False)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(mlp_dim=self.mlp_dim, grid=self.grid)
         return config
@@ -299,11 +333,24 @@ class LeFFBlock(TransformerBlock):
         seed: Seed of the stochastic depth, an integer or None.
 
     Input shape: `(batch, rows * columns, hidden_dim)`, float. Output shape: the same.
+
+    Examples:
+        >>> block = keras_ci2p.layers.LeFFBlock(num_heads=2, mlp_dim=64, grid=(2, 3))
+        >>> block(np.ones((1, 6, 32), "float32")).shape
+        (1, 6, 32)
     """
 
-    def __init__(self, num_heads, mlp_dim, grid, drop_path_rate=0.0, seed=None, **kwargs):
+    def __init__(
+        self,
+        num_heads: int,
+        mlp_dim: int,
+        grid: tuple[int, int],
+        drop_path_rate: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_heads, mlp_dim, drop_path_rate=drop_path_rate, seed=seed, **kwargs)
-        self.grid = tuple(grid)
+        self.grid: Shape = tuple(grid)
 
     def _build_mlp(self, input_shape):
         self.leff = LeFF(self.mlp_dim, self.grid, dtype=self.dtype_policy, name="leff")
@@ -312,7 +359,7 @@ class LeFFBlock(TransformerBlock):
     def _mlp(self, x, training):
         return self.leff(x, training=training)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(grid=self.grid)
         return config
@@ -330,34 +377,41 @@ class PatchMerging(keras.layers.Layer):
 
     Input shape: `(batch, rows * columns, channels)`, float.
     Output shape: `(batch, ceil(rows / 2) * ceil(columns / 2), hidden_dim)`.
+
+    Examples:
+        >>> merge = keras_ci2p.layers.PatchMerging(hidden_dim=64, grid=(4, 6))
+        >>> merge(np.ones((1, 24, 16), "float32")).shape, merge.merged_grid
+        ((1, 6, 64), (2, 3))
     """
 
-    def __init__(self, hidden_dim, grid, **kwargs):
+    def __init__(self, hidden_dim: int, grid: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
-        self.grid = tuple(grid)
+        self.grid: Shape = tuple(grid)
 
     @property
-    def merged_grid(self):
+    def merged_grid(self) -> tuple[int, int]:
         """`(rows, columns)` of the output's tokens."""
-        return tuple((size + 1) // 2 for size in self.grid)
+        rows, columns = self.grid
+        return (rows + 1) // 2, (columns + 1) // 2
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         check_tokens(input_shape, self.grid, self.name)
         batch, _, channels = input_shape
         self.reduce = InvertedResidual(
             self.hidden_dim, 8 * channels, 3, strides=2, dtype=self.dtype_policy, name="reduce"
         )
         self.reduce.build((batch, *self.grid, channels))
+        freeze_parts(self)
 
-    def call(self, tokens, training=None):
+    def call(self, tokens: Tensor, training: bool | None = None) -> Tensor:
         return to_tokens(self.reduce(to_grid(tokens, self.grid), training=training))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         rows, columns = self.merged_grid
         return (input_shape[0], rows * columns, self.hidden_dim)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(hidden_dim=self.hidden_dim, grid=self.grid)
         return config

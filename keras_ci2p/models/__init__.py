@@ -1,6 +1,6 @@
 """The models: CI2P-ViT, its dual-scale form, and the Vision Transformer that they are compared with."""
 
-from keras_ci2p.utils import lazy_imports
+from keras_ci2p.names import lazy_imports
 
 __all__, __getattr__, __dir__ = lazy_imports(
     __name__,

@@ -1,16 +1,20 @@
 """What the models share: a backbone that keeps its arguments, transformer encoders, and the compressor's part."""
 
 import inspect
-import warnings
+from collections.abc import Iterable
 from numbers import Integral, Real
 from pathlib import Path
+from typing import Any, Self, TypeAlias
 
 import keras
 import numpy as np
 
-from keras_ci2p.layers.compression_transforms import check_images
+from keras_ci2p.annotations import Mixin, PathLike, Shape, Tensor
+from keras_ci2p.layers.compression_transforms import DOWNSAMPLING, AnalysisTransform
+from keras_ci2p.layers.core import Dense, LayerNormalization, check_images
 from keras_ci2p.layers.embedding import (
     PATCH_SIZE,
+    PatchGenerator,
     PositionEmbedding,
     compressor_config,
     make_compressor,
@@ -18,7 +22,13 @@ from keras_ci2p.layers.embedding import (
 )
 from keras_ci2p.layers.transformer import LAYER_NORM_EPSILON, LeFFBlock, PatchMerging, TransformerBlock
 from keras_ci2p.models.compressor import Compressor
-from keras_ci2p.utils import renamed_names
+from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS
+from keras_ci2p.names import renamed_names
+from keras_ci2p.presets import freeze_as, frozen_config
+from keras_ci2p.utils import without_arrays
+
+# What a model takes as its `compressor`; `compressor_layer` tells. A dict configures an `AnalysisTransform`.
+CompressorLike: TypeAlias = Compressor | AnalysisTransform | PathLike | dict[str, Any]
 
 __getattr__ = renamed_names(__name__, {"CI2PClassifier": "CompressorMixin"})
 
@@ -35,7 +45,67 @@ class ClassSignature:
         return self._signature
 
 
-class Backbone(keras.Model):
+class FixedGraph(Mixin):
+    """Mixed into functional models whose layers were made of arguments: what cannot change them cannot be assigned.
+
+    Configurations keep what is frozen, as those of Keras's functional models do.
+    """
+
+    def _fix(self, arguments):
+        """Lets none of the `arguments` be assigned from now on, unless there is a property that does it."""
+        self.__dict__["_fixed"] = frozenset(arguments) - {"dtype", "name"}
+
+    def __setattr__(self, name, value):
+        attribute: Any = getattr(type(self), name, None)
+        is_property = isinstance(attribute, property)
+        # PyTorch's modules would take a layer under the name of any property, and nobody would ask for it.
+        if (attribute.fset is None) if is_property else name in self.__dict__.get("_fixed", ()):
+            raise AttributeError(
+                f"`{name}` of a {type(self).__name__} cannot be assigned, since its layers are made already. Make a "
+                "model with another as an argument (`num_classes` for another head, `compressor`, ...), also of "
+                "`from_preset`."
+            )
+        super().__setattr__(name, value)
+
+    def quantize(self, mode: str, config: Any = None) -> None:
+        """Quantises the transformer's products after training, by `keras.Model.quantize`.
+
+        These are the weights of the attention and of the MLPs, most of the model; compressor, patch generator and head
+        stay as they are. Inference only: integers do not learn. Saved presets load as they were saved.
+
+        Args:
+            mode: "int8": weights in eight bits, a scale for each output channel, and each token rounded likewise
+                when it is multiplied.
+            config: None, or a `keras.quantizers.Int8QuantizationConfig` that rounds tokens as that: a preset could
+                not tell of another way.
+
+        Raises:
+            ValueError: Another mode or way to round tokens, or a model that is quantised already.
+        """
+        # Keras itself gives a `config` where there is none.
+        rounding = config.activation_quantizer
+        if mode != "int8" or not rounding or rounding.get_config() != keras.quantizers.AbsMaxQuantizer().get_config():
+            raise ValueError(
+                "`mode` must be int8, with the tokens rounded by `AbsMaxQuantizer()`. "
+                f"Received: mode={mode!r}, config={config}"
+            )
+        if any(layer.quantization_mode for layer in self._flatten_layers()):
+            raise ValueError(f"{self.name} is quantised already.")
+        # Keras leaves subclasses of its Dense alone unless told not to; ours computes the same.
+        super().quantize(mode, config, filters=lambda layer: isinstance(layer, Dense), type_check=False)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**self._constructor_config(), **frozen_config(self)}
+
+    def _constructor_config(self):
+        return super().get_config()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return freeze_as(config, super().from_config)
+
+
+class Backbone(FixedGraph, keras.Model):
     """A functional model, images to tokens, whose configuration is the arguments of its constructor.
 
     A subclass writes its arguments once, in the signature of its `__init__`: each but `dtype` and `name` becomes an
@@ -54,22 +124,26 @@ class Backbone(keras.Model):
 
     def __new__(cls, *args, **kwargs):
         # Keras records the arguments of a layer's constructor in the same place, but not those of functional models.
+        call = inspect.signature(cls).bind(*args, **kwargs)
+        call.apply_defaults()
+        _check_numbers(call.arguments)
         model = super().__new__(cls)
-        model.__dict__["_given"] = args, kwargs
+        model.__dict__["_given"] = call.arguments
         return model
 
-    def __init__(self, inputs, outputs, dtype_policy, name):
+    def __init__(
+        self, inputs: keras.KerasTensor, outputs: keras.KerasTensor, dtype_policy: keras.DTypePolicy, name: str
+    ) -> None:
         super().__init__(inputs=inputs, outputs=outputs, name=name)
         self.dtype_policy = dtype_policy
-        args, kwargs = self.__dict__.pop("_given")
-        call = inspect.signature(type(self)).bind(*args, **kwargs)
-        call.apply_defaults()
-        self._arguments = tuple(argument for argument in call.arguments if argument not in ("dtype", "name"))
+        given = self.__dict__.pop("_given")
+        self._arguments = tuple(argument for argument in given if argument not in ("dtype", "name"))
         for argument in self._arguments:
             if not hasattr(type(self), argument):
-                setattr(self, argument, plain_value(call.arguments[argument]))
+                setattr(self, argument, without_arrays(given[argument]))
+        self._fix(self._arguments)
 
-    def get_config(self):
+    def _constructor_config(self):
         arguments = {argument: getattr(self, argument) for argument in self._arguments}
         return {"name": self.name, **arguments, "dtype": self._dtype_config()}
 
@@ -83,11 +157,7 @@ class Backbone(keras.Model):
             policy = keras.dtype_policies.DTypePolicyMap(policy.name, quantised)
         return keras.dtype_policies.serialize(policy)
 
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
-    def load_pretrained(self, filepath, image_shape, keep=()):
+    def load_pretrained(self, filepath: PathLike, image_shape: Shape, keep: Iterable[str] = ()) -> None:
         """Loads weights saved at `image_shape`; a position embedding is resized if that is not ours.
 
         Args:
@@ -107,20 +177,42 @@ class Backbone(keras.Model):
             return
         source = self.from_config({**self.get_config(), "image_shape": tuple(image_shape)})
         source.load_weights(filepath)
-        for layer, source_layer in zip(self.layers, source.layers, strict=True):
-            weights = source_layer.get_weights()
-            if isinstance(layer, PositionEmbedding):
-                weights = [resize_position_embedding(weights[0], source_layer.grid, layer.grid)]
-            layer.set_weights(weights)
+        copy_resized(self, source)
 
 
-def plain_value(value):
-    """Returns an argument as Keras's layers and JSON take it: NumPy's numbers as Python's, a list as a tuple."""
-    if isinstance(value, (list, tuple)):
-        return tuple(plain_value(entry) for entry in value)
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return int(value) if isinstance(value, Integral) else float(value)
-    return value
+def copy_resized(model, source):
+    """Gives a model the weights of one for images of another size; a position embedding is resized."""
+    for layer, source_layer in zip(model.layers, source.layers, strict=True):
+        weights = source_layer.get_weights()
+        if isinstance(layer, PositionEmbedding):
+            weights = [resize_position_embedding(weights[0], source_layer.grid, layer.grid)]
+        layer.set_weights(weights)
+
+
+_SIZES = {"patch_size"}.union(*DUAL_SCALE_VARIANTS.values())
+
+
+def _check_numbers(arguments):
+    """Raises ValueError for sizes that are no positive integers, and a rate that is none."""
+    for name in _SIZES & set(arguments):
+        value = arguments[name]
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    rate = arguments.get("drop_path_rate", 0)
+    if not isinstance(rate, Real) or not 0 <= float(rate) < 1:
+        raise ValueError(f"`drop_path_rate` must be in [0, 1). Received: drop_path_rate={rate!r}")
+
+
+def check_image_shape(image_shape, multiple, receiver):
+    """Returns the `image_shape` of a model as a tuple; ValueError unless it is `(height, width, 3)` as it takes it."""
+    shape = without_arrays(image_shape)
+    is_shape = isinstance(shape, tuple) and len(shape) == 3 and shape[2] == 3
+    if not is_shape or any(size is not None and type(size) is not int for size in shape):
+        raise ValueError(
+            f"`image_shape` must be (height, width, 3), integers, channels last. Received: image_shape={image_shape!r}"
+        )
+    check_images((None, *shape), multiple, receiver)
+    return shape
 
 
 def transformer_encoder(tokens, num_layers, num_heads, mlp_dim, drop_path_rate, dtype):
@@ -157,7 +249,7 @@ def _drop_path_rates(last, num_layers):
 
 
 def _norm(dtype):
-    return keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="norm")
+    return LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name="norm")
 
 
 def compressor_layer(compressor, frozen, dtype):
@@ -181,7 +273,7 @@ def compressor_layer(compressor, frozen, dtype):
     return make_compressor(compressor, frozen, dtype)
 
 
-class CompressorMixin:
+class CompressorMixin(Mixin):
     """What models have whose first layers are `compressor` and `patch_generator`: backbones, classifiers, KerasHub's.
 
     Mixed in before a functional Keras model whose layers follow one another.
@@ -191,63 +283,90 @@ class CompressorMixin:
     patch_size = PATCH_SIZE
 
     @property
-    def compressor(self):
+    def compressor(self) -> AnalysisTransform:
         """The `AnalysisTransform`; `compressor.encode(images)` gives latents."""
         return self.get_layer("compressor")
 
     @property
-    def patch_generator(self):
+    def patch_generator(self) -> PatchGenerator:
         """The `PatchGenerator`, latents to tokens."""
         return self.get_layer("patch_generator")
 
     @property
-    def freeze_compressor(self):
+    def freeze_compressor(self) -> bool:
         """Whether the compressor is kept from training. After a change, compile the model again."""
         return self.compressor.frozen
 
     @freeze_compressor.setter
-    def freeze_compressor(self, value):
+    def freeze_compressor(self, value: bool) -> None:
         self.compressor.frozen = value
 
     @property
-    def latent_classifier(self):
+    def latent_classifier(self) -> "LatentClassifier":
         """The model after the compressor: latents `(batch, height / 16, width / 16, channels)` to logits.
 
         It shares the weights of this model, so training it on stored latents trains this model too.
         """
         if "_latent_classifier" not in self.__dict__:
-            compressor, *rest = self.layers[1:]
-            shape = compressor.compute_output_shape(self.input_shape)[1:]
-            inputs = outputs = keras.Input(shape, dtype="float32", name="latents")
-            for layer in rest:
-                outputs = layer(outputs)
             # Past Keras's attribute tracking: these layers belong to this model already.
-            self.__dict__["_latent_classifier"] = keras.Model(inputs, outputs, name="latent_classifier")
+            self.__dict__["_latent_classifier"] = self._after_compressor(self.input_shape)
         return self.__dict__["_latent_classifier"]
 
-    def call(self, inputs, training=None, mask=None):
-        # Where the model takes any size, only the batch tells.
-        check_images(inputs.shape, self.patch_size, self.name)
+    def latent_classifier_of(self, grid: tuple[int, int]) -> "LatentClassifier":
+        """The `latent_classifier` for latents of any grid, as those of images of another size.
+
+        It shares the weights too; but where there is a position embedding, it is a copy of them in which that is
+        resized, made at each call.
+
+        Args:
+            grid: `(rows, columns)`, even numbers.
+        """
+        image_shape = (*(DOWNSAMPLING * side for side in grid), 3)
+        if self.input_shape[1:] in (image_shape, (None, None, 3)):
+            return self.latent_classifier
+        if any(isinstance(layer, PositionEmbedding) for layer in self.layers):
+            copy = type(self).from_config({**self.get_config(), "image_shape": image_shape})
+            copy_resized(copy, self)
+            return copy.latent_classifier
+        if "_any_latent_classifier" not in self.__dict__:
+            self.__dict__["_any_latent_classifier"] = self._after_compressor((None, None, None, 3))
+        return self.__dict__["_any_latent_classifier"]
+
+    def _after_compressor(self, input_shape):
+        compressor, *rest = self.layers[1:]
+        shape = compressor.compute_output_shape(input_shape)[1:]
+        inputs = outputs = keras.Input(shape, dtype="float32", name="latents")
+        for layer in rest:
+            outputs = layer(outputs)
+        classifier = LatentClassifier(inputs, outputs, name="latent_classifier")
+        classifier.__dict__["_compressor"] = compressor
+        return classifier
+
+    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+        # In a dict or a list too, as functional models take them. Where ours takes any size, only the batch tells.
+        for images in keras.tree.flatten(inputs):
+            check_images(images.shape, self.patch_size, self.name)
         return super().call(inputs, training=training, mask=mask)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         # The layer has a dtype and a state besides. KerasHub's classifiers tell of the backbone instead.
         return {**config, "compressor": compressor_config(self.compressor)} if "compressor" in config else config
 
     # Latents and files of a compressor serve every model that holds it.
-    _exact_groups = ("analysis_transform",)
+    _exact_groups: tuple[str, ...] = ("analysis_transform",)
 
     def _preset_metadata(self):
         # The preset with the synthesis transform: with it, reconstructions can be shown.
         name = (self.compressor.source or {}).get("name")
         return {"compressor": name} if name else {}
 
-    def make_train_function(self, force=False):
-        if self.train_function is None and self.freeze_compressor and self.compressor.is_randomly_initialized:
-            warnings.warn(
-                "Training with a compressor that is frozen at random weights. Load a trained compressor, or let it "
-                "learn: `freeze_compressor=False`.",
-                stacklevel=3,
-            )
-        return super().make_train_function(force)
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class LatentClassifier(keras.Model):
+    """Latents to logits: a functional model that knows, until it is saved, the compressor that it goes with."""
+
+    def call(self, inputs, training=None, mask=None):
+        if "_compressor" in self.__dict__:
+            self.__dict__["_compressor"].check_training(inputs, training)
+        return super().call(inputs, training=training, mask=mask)

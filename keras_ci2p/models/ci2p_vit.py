@@ -2,11 +2,13 @@
 
 import keras
 
-from keras_ci2p.layers.compression_transforms import check_images
+from keras_ci2p.annotations import Shape
 from keras_ci2p.layers.embedding import PATCH_SIZE, FinePatchGenerator, PatchGenerator, PositionEmbedding
 from keras_ci2p.models.backbone import (
     Backbone,
+    CompressorLike,
     CompressorMixin,
+    check_image_shape,
     compressor_layer,
     dual_scale_encoder,
     transformer_encoder,
@@ -31,23 +33,30 @@ class CI2PViTBackbone(CompressorMixin, Backbone):
 
     Input shape: `(batch, height, width, 3)`, RGB in 0..255.
     Output shape: `(batch, height / 32 * width / 32, hidden_dim)`.
+
+    Examples:
+        >>> backbone = keras_ci2p.CI2PViTBackbone(
+        ...     image_shape=(64, 64, 3), hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64
+        ... )
+        >>> backbone(np.zeros((1, 64, 64, 3), "uint8")).shape
+        (1, 4, 32)
     """
 
     def __init__(
         self,
-        image_shape=(256, 256, 3),
-        hidden_dim=768,
-        num_layers=12,
-        num_heads=12,
-        mlp_dim=3072,
-        drop_path_rate=0.1,
-        compressor=None,
-        freeze_compressor=True,
-        dtype=None,
-        name="ci2p_vit_backbone",
-    ):
+        image_shape: Shape = (256, 256, 3),
+        hidden_dim: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        mlp_dim: int = 3072,
+        drop_path_rate: float = 0.1,
+        compressor: CompressorLike | None = None,
+        freeze_compressor: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
+        name: str = "ci2p_vit_backbone",
+    ) -> None:
         # === Layers ===
-        check_images((None, *image_shape), PATCH_SIZE, type(self).__name__)
+        image_shape = check_image_shape(image_shape, PATCH_SIZE, type(self).__name__)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         compressor = compressor_layer(compressor, freeze_compressor, policy)
         patch_generator = PatchGenerator(hidden_dim, dtype=policy, name="patch_generator")
@@ -79,7 +88,7 @@ class CI2PViT(CompressorMixin, ImageClassifier):
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255, channels last.
     Output shape: `(batch, num_classes)`, logits.
 
-    Example:
+    Examples:
         >>> model = keras_ci2p.CI2PViT(variant="tiny", num_classes=3)
         >>> model(np.zeros((1, 256, 256, 3), "uint8")).shape
         (1, 3)
@@ -107,29 +116,35 @@ class CI2PViTDualScaleBackbone(CompressorMixin, Backbone):
 
     Raises:
         ValueError: `early_dim` or `merge_at` that do not fit the other sizes; a size that is no multiple of 32.
+
+    Examples:
+        >>> backbone = keras_ci2p.CI2PViTDualScaleBackbone(
+        ...     (64, 64, 3), hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64, early_dim=16, merge_at=1
+        ... )
+        >>> backbone(np.zeros((1, 64, 64, 3), "uint8")).shape
+        (1, 4, 32)
     """
 
     def __init__(
         self,
-        image_shape=(256, 256, 3),
-        hidden_dim=768,
-        num_layers=12,
-        num_heads=12,
-        mlp_dim=3072,
-        early_dim=192,
-        merge_at=6,
-        drop_path_rate=0.1,
-        compressor=None,
-        freeze_compressor=True,
-        dtype=None,
-        name="ci2p_vit_dual_scale_backbone",
-    ):
+        image_shape: Shape = (256, 256, 3),
+        hidden_dim: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        mlp_dim: int = 3072,
+        early_dim: int = 192,
+        merge_at: int = 6,
+        drop_path_rate: float = 0.1,
+        compressor: CompressorLike | None = None,
+        freeze_compressor: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
+        name: str = "ci2p_vit_dual_scale_backbone",
+    ) -> None:
         # === Layers ===
-        check_images((None, *image_shape), PATCH_SIZE, type(self).__name__)
+        image_shape = check_image_shape(image_shape, PATCH_SIZE, type(self).__name__)
         if None in image_shape:
             raise ValueError(
-                "CI2P-ViT-ds's position embedding needs a fixed height and width. "
-                f"Received: image_shape={tuple(image_shape)}"
+                f"CI2P-ViT-ds's position embedding needs a fixed height and width. Received: image_shape={image_shape}"
             )
         _check_scales(hidden_dim, num_layers, num_heads, mlp_dim, early_dim, merge_at)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
@@ -170,7 +185,7 @@ class CI2PViTDualScale(CompressorMixin, ImageClassifier):
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255, channels last.
     Output shape: `(batch, num_classes)`, logits.
 
-    Example:
+    Examples:
         >>> model = keras_ci2p.CI2PViTDualScale(variant="tiny", num_classes=3)
         >>> model(np.zeros((1, 256, 256, 3), "uint8")).shape
         (1, 3)
@@ -181,7 +196,9 @@ class CI2PViTDualScale(CompressorMixin, ImageClassifier):
     default_name = "ci2p_vit_dual_scale"
 
 
-def _check_scales(hidden_dim, num_layers, num_heads, mlp_dim, early_dim, merge_at):
+def _check_scales(
+    hidden_dim: int, num_layers: int, num_heads: int, mlp_dim: int, early_dim: int, merge_at: int
+) -> None:
     if not isinstance(merge_at, int) or not 0 < merge_at < num_layers:
         raise ValueError(
             "`merge_at` must be the number of a block after the first: an integer in 1..num_layers - 1. "

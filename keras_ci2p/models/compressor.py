@@ -1,18 +1,28 @@
 """Learned image compressors of CompressAI's zoo: analysis transform, entropy bottleneck, synthesis transform."""
 
-import math
+from typing import Any, Self
 
 import keras
 from keras import ops
 
-from keras_ci2p.layers.compression_layers import EntropyBottleneck
-from keras_ci2p.layers.compression_transforms import AnalysisTransform, SynthesisTransform, check_images
-from keras_ci2p.models.rate_distortion import RateDistortionModel
-from keras_ci2p.models.variants import FACTORIZED
-from keras_ci2p.presets import WEIGHTS, PresetError, open_preset, preset_name, save_preset, serialize_model
+from keras_ci2p import presets
+from keras_ci2p.annotations import PathLike, Shape, Tensor
+from keras_ci2p.layers.compression_layers import EntropyBottleneck, GaussianConditional
+from keras_ci2p.layers.compression_transforms import (
+    AnalysisTransform,
+    HyperAnalysis,
+    HyperSynthesis,
+    SynthesisTransform,
+    check_images,
+)
+from keras_ci2p.models.coding import CodingModel
+from keras_ci2p.models.rate_distortion import distortion_and_rate
+from keras_ci2p.models.variants import HYPERPRIORS, WHOLE
+from keras_ci2p.presets import Preset
+from keras_ci2p.utils import without_arrays, wrong_choice
 
 
-def _by_quality(first, low, high):
+def _by_quality(first: int, low: tuple[int, int], high: tuple[int, int]) -> dict[int, tuple[int, int]]:
     """Qualities 1..`first` have the channels `low`, those above `high`."""
     return {quality: low if quality <= first else high for quality in range(1, 9)}
 
@@ -34,14 +44,15 @@ WITHOUT_SYNTHESIS = ("cheng2020-anchor", "cheng2020-attn")
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
-class Compressor(RateDistortionModel):
+class Compressor(CodingModel):
     """A learned image compressor: images to latents and back.
 
     `compressor(images)` returns a dict: `latents`; `x_hat`, the images after quantisation (uniform noise in training),
     not clipped, where there is a synthesis transform; and `likelihoods` of the quantised latents, shaped as these,
-    where the prior is factorized.
+    where the prior is factorized, or a hyperprior that needs no loop over pixels (`bmshj2018-hyperprior`,
+    `mbt2018-mean`). These two also give `hyper_likelihoods`, of the hyper-latents, a quarter as high and as wide.
 
-    Those with both can be trained: `compile()`, then `fit(images)`; `compile` tells of the loss.
+    Those with likelihoods can be trained: `compile()`, then `fit(images)`; `compile` tells of the loss.
 
     Args:
         architecture: One of CompressAI's zoo (`CHANNELS`).
@@ -52,13 +63,13 @@ class Compressor(RateDistortionModel):
         name: Name of the model.
         origin: `source` as configurations call it.
 
-    Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255; height and width multiples of 16. Or a dict
-    of such `images` and of `noise`, as in `call`.
+    Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255; height and width multiples of 16, of a
+    hyperprior 64 (`encode` alone: 16). Or a dict of such `images`, and of `noise` and `hyper_noise` as in `call`.
 
     Raises:
         ValueError: Unknown architecture or quality; channels that contradict the quality.
 
-    Example:
+    Examples:
         >>> compressor = keras_ci2p.Compressor("bmshj2018-factorized", quality=5)
         >>> compressor.encode(np.zeros((1, 64, 64, 3), "uint8")).shape
         (1, 4, 4, 192)
@@ -66,14 +77,15 @@ class Compressor(RateDistortionModel):
 
     def __init__(
         self,
-        architecture="bmshj2018-factorized",
-        quality=5,
-        channels=None,
-        source=None,
-        dtype=None,
-        name="compressor_model",
-        origin=None,
-    ):
+        architecture: str = "bmshj2018-factorized",
+        quality: int | None = 5,
+        channels: tuple[int, int] | None = None,
+        source: dict[str, Any] | None = None,
+        dtype: str | keras.DTypePolicy | None = None,
+        name: str = "compressor_model",
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        quality, channels, source, origin = without_arrays((quality, channels, source, origin))
         channels = compressor_channels(architecture, quality, channels)
         super().__init__(name=name)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
@@ -85,9 +97,18 @@ class Compressor(RateDistortionModel):
         self.analysis = AnalysisTransform(
             architecture, self.num_filters, self.latent_channels, source=self.source, dtype=policy, name="analysis"
         )
-        self.entropy_bottleneck = None
-        if architecture in FACTORIZED:
+        self.entropy_bottleneck = self.hyper_analysis = self.hyper_synthesis = self.gaussian_conditional = None
+        if architecture in WHOLE:
             self.entropy_bottleneck = EntropyBottleneck(dtype=policy, name="entropy_bottleneck")
+        if architecture in HYPERPRIORS:
+            sizes: dict[str, Any] = {
+                "num_filters": channels[0],
+                "latent_channels": channels[1],
+                "means": architecture == "mbt2018-mean",
+            }
+            self.hyper_analysis = HyperAnalysis(**sizes, dtype=policy, name="hyper_analysis")
+            self.hyper_synthesis = HyperSynthesis(**sizes, dtype=policy, name="hyper_synthesis")
+            self.gaussian_conditional = GaussianConditional(dtype=policy, name="gaussian_conditional")
         self.synthesis = None
         if architecture not in WITHOUT_SYNTHESIS:
             activation = "relu" if architecture.endswith("-relu") else "gdn"
@@ -96,15 +117,29 @@ class Compressor(RateDistortionModel):
             )
         self.build((None, None, None, 3))
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         latent_shape = (None, None, None, self.latent_channels)
+        hyper_shape = (None, None, None, self.num_filters)
         self.analysis.build((None, None, None, 3))
-        for layer in (self.entropy_bottleneck, self.synthesis):
+        is_factorized = self.hyper_analysis is None
+        for layer, shape in (
+            (self.entropy_bottleneck, latent_shape if is_factorized else hyper_shape),
+            (self.synthesis, latent_shape),
+            (self.hyper_analysis, latent_shape),
+            (self.hyper_synthesis, hyper_shape),
+            (self.gaussian_conditional, latent_shape),
+        ):
             if layer is not None:
-                layer.build(latent_shape)
+                layer.build(shape)
         self.built = True
 
-    def call(self, images, noise=None, training=False):
+    def call(
+        self,
+        images: Tensor | dict[str, Tensor],
+        noise: Tensor | None = None,
+        training: bool = False,
+        hyper_noise: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Images through the whole compressor.
 
         Args:
@@ -112,25 +147,35 @@ class Compressor(RateDistortionModel):
             noise: What stands for rounding in training, shaped as the latents, in (-1/2, 1/2); None to draw it. The
                 backends draw differently, so equal results on all of them need equal noise.
             training: Whether to add noise, else to round.
+            hyper_noise: What `noise` is, of the hyper-latents.
         """
         if isinstance(images, dict):
-            images, noise = images["images"], images.get("noise", noise)
+            noise, hyper_noise = images.get("noise", noise), images.get("hyper_noise", hyper_noise)
+            images = images["images"]
+        check_images(images.shape, self.downsampling_factor, self.name)
         latents = self.analysis(images)
         outputs = {"latents": latents}
-        if self.entropy_bottleneck is not None:
+        if self.entropy_bottleneck is None:
+            quantised = ops.round(latents)
+        elif self.hyper_analysis is None:
             quantised, outputs["likelihoods"] = self.entropy_bottleneck(latents, noise=noise, training=training)
         else:
-            quantised = ops.round(latents)
+            hyper_latents, outputs["hyper_likelihoods"] = self.entropy_bottleneck(
+                self.hyper_analysis(latents), noise=hyper_noise, training=training
+            )
+            quantised, outputs["likelihoods"] = self.gaussian_conditional(
+                latents, self.hyper_synthesis(hyper_latents), noise=noise, training=training
+            )
         if self.synthesis is not None:
             outputs["x_hat"] = self.synthesis(quantised)
         return outputs
 
     @property
-    def origin(self):
+    def origin(self) -> dict[str, Any] | None:
         """The former name of `source`."""
         return self.source
 
-    def encode(self, images):
+    def encode(self, images: Tensor) -> Tensor:
         """Latents of a batch of images, not quantised.
 
         Args:
@@ -144,7 +189,7 @@ class Compressor(RateDistortionModel):
         """
         return self.analysis.encode(images)
 
-    def decode(self, latents):
+    def decode(self, latents: Tensor) -> Tensor:
         """Images of a batch of latents.
 
         Args:
@@ -166,28 +211,25 @@ class Compressor(RateDistortionModel):
             )
         return self.synthesis(latents, training=False)
 
-    def bits_per_pixel(self, images):
-        """Bits per pixel that the latents of a batch of images take, by the factorized prior.
+    def bits_per_pixel(self, images: Tensor) -> float:
+        """Bits per pixel that a batch of images takes, by the likelihoods of its latents and hyper-latents.
 
         Args:
-            images: As in `encode`.
+            images: `(batch, height, width, 3)`, as the class says.
 
         Returns:
             float, the mean over the batch.
 
         Raises:
-            ValueError: The architecture's prior is not factorized; wrong rank, channels or size.
+            ValueError: The architecture's prior is not part of this package; wrong rank, channels or size.
         """
-        if self.entropy_bottleneck is None:
-            raise ValueError(f"The prior of {self.architecture} is not part of this package.")
+        self._check_prior()
         images = ops.convert_to_tensor(images)
-        check_images(images.shape, 16, self.name)
-        likelihoods = self(images, training=False)["likelihoods"]
-        batch, height, width, _ = images.shape
-        bits = -ops.sum(ops.log(likelihoods)) / math.log(2)
-        return float(ops.convert_to_numpy(bits)) / (batch * height * width)
+        check_images(images.shape, self.downsampling_factor, self.name)
+        _, bits = distortion_and_rate(images, self(images, training=False))
+        return float(ops.convert_to_numpy(ops.mean(bits)))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "architecture": self.architecture,
@@ -195,14 +237,21 @@ class Compressor(RateDistortionModel):
             "channels": (self.num_filters, self.latent_channels),
             "origin": self.source,
             "dtype": self.dtype_policy.name,
+            **presets.frozen_config(self),
         }
 
     @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return presets.freeze_as(config, lambda arguments: cls(**arguments))
 
-    def save_to_preset(self, preset_dir, metadata=None, files=None, storage="float32"):
-        """Writes architecture and weights as a preset directory, aside and renamed.
+    def save_to_preset(
+        self,
+        preset_dir: PathLike,
+        metadata: dict[str, Any] | None = None,
+        files: dict[str, bytes] | None = None,
+        storage: str = "float32",
+    ) -> None:
+        """Writes architecture, weights and tables of the entropy coder as a preset directory, aside and renamed.
 
         Args:
             preset_dir: Directory to write; an existing preset there is replaced.
@@ -215,17 +264,19 @@ class Compressor(RateDistortionModel):
             FileExistsError: `preset_dir` exists and is no preset.
             ValueError: Unknown storage.
         """
-        save_preset(
+        tables = self.tables_file()
+        stored = {} if tables is None else {presets.TABLES: tables}
+        presets.save_preset(
             preset_dir,
-            config=serialize_model(self),
+            config=presets.serialize_model(self),
             task=None,
-            weights={WEIGHTS: self._uncompiled().save_weights},
+            weights={presets.WEIGHTS: self._uncompiled().save_weights},
             metadata={"parameter_count": self.count_params(), **(metadata or {})},
-            files=files,
+            files={**(files or {}), **stored},
             storage=storage,
         )
 
-    def _uncompiled(self):
+    def _uncompiled(self) -> Self:
         """Itself or a copy: Keras writes a compiled model's optimizer into weight files too."""
         if not self.compiled:
             return self
@@ -235,7 +286,7 @@ class Compressor(RateDistortionModel):
         return copy
 
     @classmethod
-    def from_preset(cls, preset, dtype=None):
+    def from_preset(cls, preset: PathLike | Preset, dtype: str | keras.DTypePolicy | None = None) -> Self:
         """The compressor of a preset.
 
         Args:
@@ -247,37 +298,44 @@ class Compressor(RateDistortionModel):
             keras_ci2p.presets.PresetError: Unknown name, missing, truncated or foreign file.
             OSError: The published file could not be downloaded, or is not the published one.
         """
-        files = open_preset(preset)
+        files = presets.open_preset(preset)
         config = files.config(keras.saving.get_registered_name(cls), f"a {cls.__name__}")
         config = {**config, "dtype": dtype or config.get("dtype")}
+        if dtype is not None:
+            # Its own error, in place of one of the preset's.
+            keras.dtype_policies.get(dtype)
         try:
             compressor = cls(**config)
         except (TypeError, ValueError) as error:
-            raise PresetError(f"The configuration in {files.directory} does not fit a Compressor: {error}") from error
-        with files.reading(WEIGHTS) as path:
+            raise presets.PresetError(
+                f"The configuration in {files.directory} does not fit a Compressor: {error}"
+            ) from error
+        with files.reading(presets.WEIGHTS) as path:
             compressor.load_weights(path)
-        name = preset_name(files.directory)
+        if presets.TABLES in files.metadata["files"] and compressor.entropy_bottleneck is not None:
+            compressor.load_tables((files.directory / presets.TABLES).read_bytes())
+        name = presets.preset_name(files.directory)
         if name is not None and compressor.source is None:
             # A preset cannot hold its own hash.
-            source = {"name": name, "sha256": files.metadata["files"][WEIGHTS]}
+            source = {"name": name, "sha256": files.metadata["files"][presets.WEIGHTS]}
             compressor.source = compressor.analysis.source = source
         return compressor
 
 
-def compressor_channels(architecture, quality, channels):
+def compressor_channels(architecture: str, quality: int, channels: tuple[int, int]) -> tuple[int, int]:
     """(N, M) of a compressor.
 
     Raises:
         ValueError: Unknown architecture or quality; neither quality nor channels; channels that contradict the quality.
     """
     if architecture not in CHANNELS:
-        raise ValueError(
-            f"`architecture` must be one of {', '.join(CHANNELS)}. Received: architecture={architecture!r}"
-        )
+        raise ValueError(wrong_choice("architecture", architecture, CHANNELS))
     known = CHANNELS[architecture]
     if quality is None:
         if channels is None:
-            raise ValueError("Give the `quality` or the `channels` (N, M).")
+            raise ValueError("Give the `quality` or the `channels` (N, M). Received: quality=None, channels=None")
+        if not isinstance(channels, (list, tuple)) or len(channels) != 2:
+            raise ValueError(f"`channels` must be two integers, (N, M). Received: channels={channels!r}")
         return tuple(channels)
     if quality not in known:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Names of the models, sizes of their transformers, and what compressors can be trained. Imports no Keras."""
+"""Names of the models, sizes of their transformers, kinds of activations and compressors. Imports no Keras."""
 
 # Classes of `keras_ci2p.models` by the names of the command line's `--model`.
 MODELS = {"ci2p": "CI2PViT", "ci2p_dual": "CI2PViTDualScale", "vit": "ViT"}
@@ -22,9 +22,18 @@ DUAL_SCALE_VARIANTS = {
     "base_8": {**VARIANTS["base_8"], "early_dim": 192, "merge_at": 4},
 }
 
-# CompressAI's architectures whose prior is the entropy bottleneck alone: those that can be trained here.
+# CompressAI's architectures whose prior is the entropy bottleneck alone; and those with a hyperprior that is decoded
+# at once, without a loop over pixels.
 FACTORIZED = ("bmshj2018-factorized", "bmshj2018-factorized-relu")
+HYPERPRIORS = ("bmshj2018-hyperprior", "mbt2018-mean")
+# Those with both transforms and their prior: they can be trained, and code.
+WHOLE = FACTORIZED + HYPERPRIORS
 QUALITIES = range(1, 9)
+# What compressors are trained for beside few bits.
+METRICS = ("mse", "ms-ssim")
 # CompressAI's `examples/train.py`.
 AUXILIARY_LEARNING_RATE = 1e-3
 CLIP_NORM = 1.0
+
+# Activations of heads that give probabilities.
+PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid", "sparse_sigmoid", "sparsemax")

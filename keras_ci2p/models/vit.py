@@ -2,10 +2,10 @@
 
 import keras
 
-from keras_ci2p.layers.compression_transforms import check_images
+from keras_ci2p.annotations import Shape
 from keras_ci2p.layers.core import ImageNormalization
 from keras_ci2p.layers.embedding import PositionEmbedding
-from keras_ci2p.models.backbone import Backbone, transformer_encoder
+from keras_ci2p.models.backbone import Backbone, check_image_shape, transformer_encoder
 from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.models.variants import VARIANTS
 
@@ -23,26 +23,31 @@ class ViTBackbone(Backbone):
 
     Input shape: `(batch, height, width, 3)`, RGB in 0..255.
     Output shape: `(batch, height / patch_size * width / patch_size, hidden_dim)`.
+
+    Examples:
+        >>> backbone = keras_ci2p.ViTBackbone((64, 64, 3), hidden_dim=32, num_layers=2, num_heads=2, mlp_dim=64)
+        >>> backbone(np.zeros((1, 64, 64, 3), "uint8")).shape
+        (1, 16, 32)
     """
 
     def __init__(
         self,
-        image_shape=(256, 256, 3),
-        patch_size=16,
-        hidden_dim=768,
-        num_layers=12,
-        num_heads=12,
-        mlp_dim=3072,
-        drop_path_rate=0.1,
-        dtype=None,
-        name="vit_backbone",
-    ):
+        image_shape: Shape = (256, 256, 3),
+        patch_size: int = 16,
+        hidden_dim: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        mlp_dim: int = 3072,
+        drop_path_rate: float = 0.1,
+        dtype: str | keras.DTypePolicy | None = None,
+        name: str = "vit_backbone",
+    ) -> None:
         # === Layers ===
+        image_shape = check_image_shape(image_shape, patch_size, type(self).__name__)
         if None in image_shape:
             raise ValueError(
-                f"ViT's position embedding needs a fixed height and width. Received: image_shape={tuple(image_shape)}"
+                f"ViT's position embedding needs a fixed height and width. Received: image_shape={image_shape}"
             )
-        check_images((None, *image_shape), patch_size, type(self).__name__)
         policy = keras.dtype_policies.get(dtype or keras.config.dtype_policy())
         normalization = ImageNormalization(dtype=policy, name="normalization")
         patch_embedding = keras.layers.Conv2D(
@@ -82,6 +87,11 @@ class ViT(ImageClassifier):
 
     Input shape: `(batch, height, width, 3)`, uint8 or float, RGB in 0..255, channels last.
     Output shape: `(batch, num_classes)`, logits.
+
+    Examples:
+        >>> model = keras_ci2p.ViT((64, 64, 3), variant="tiny", class_names=["cat", "dog"])
+        >>> model(np.zeros((1, 64, 64, 3), "uint8")).shape
+        (1, 2)
     """
 
     backbone_cls = ViTBackbone

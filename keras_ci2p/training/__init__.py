@@ -1,13 +1,14 @@
 """Training runs that can be interrupted, and their evaluation."""
 
-from keras_ci2p.utils import lazy_imports
+from keras_ci2p.names import lazy_imports
 
 __all__, __getattr__, __dir__ = lazy_imports(
     __name__,
     {
-        ".backend": ["keep_freed_memory"],
+        ".backend": ["keep_compiled_code", "keep_freed_memory"],
         ".models.augmented_classifier": ["AugmentedClassifier"],
         "cache_latents": ["cache_latents"],
+        "compressed_files": ["FileReader"],
         "configs": ["CompressorTrainConfig", "LatentCacheConfig", "TrainConfig"],
         "distillation": ["DistilledClassifier", "load_teacher"],
         "efficientnet": ["make_teacher"],

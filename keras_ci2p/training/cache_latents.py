@@ -5,15 +5,15 @@ import shutil
 import tempfile
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from keras_ci2p import utils
+from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import environment
-from keras_ci2p.data.augmentation import sample_params
 from keras_ci2p.data.latent_cache import (
     ARRAY_RECORD,
     COMPRESSOR,
@@ -23,30 +23,52 @@ from keras_ci2p.data.latent_cache import (
     PROJECTION,
     SPLITS,
     LatentCache,
+    Share,
     is_latent_cache,
     open_cache,
     read_cache,
     record_file,
+    seal_cache,
     shard_files,
     target_file,
     write_images,
 )
-from keras_ci2p.data.manifest import DataError
+from keras_ci2p.data.manifest import DataError, ImageManifest
 from keras_ci2p.data.sources import open_data
-from keras_ci2p.data.transforms import apply_params, center_crop
-from keras_ci2p.layers.compression_transforms import AnalysisTransform, fingerprint
+from keras_ci2p.layers.compression_transforms import AnalysisTransform
 from keras_ci2p.layers.embedding import PATCH_SIZE, compressor_config
 from keras_ci2p.models.compressor import Compressor
-from keras_ci2p.presets import WEIGHTS, open_preset, save_preset
+from keras_ci2p.names import renamed_arguments
+from keras_ci2p.training.compressed_files import latent_reader
 from keras_ci2p.training.configs import LatentCacheConfig
 from keras_ci2p.training.distillation import FIT_VIEWS, FeatureProjection, TeacherTargets, teacher_top1
-from keras_ci2p.utils import atomic_file, clean_up, file_sha256, num_cpus, require, write_bytes, write_json
+from keras_ci2p.training.latent_encoder import LatentEncoder, analysis_of, cached_compressor, write_compressor
+from keras_ci2p.training.teacher import Teacher
+from keras_ci2p.utils import (
+    atomic_file,
+    clean_up,
+    file_sha256,
+    require,
+    user_path,
+    write_bytes,
+    write_json,
+)
 
 
+@renamed_arguments(photos="data")
 def cache_latents(
-    photos, out, compressor, settings=None, resume=False, num_threads=None, verbose=1, teacher=None, more_views=None
-):
-    """Stores the latents of some views of each training image, and of the central crop of each validation photo.
+    data: ImageManifest | PathLike,
+    out: PathLike,
+    compressor: Compressor | AnalysisTransform | None,
+    settings: LatentCacheConfig | None = None,
+    resume: bool = False,
+    num_threads: int | None = None,
+    verbose: int = 1,
+    teacher: Teacher | None = None,
+    more_views: int | None = None,
+    part: tuple[int, int] | None = None,
+) -> LatentCache:
+    """Stores the latents of some views of each training image, and of the central crop of each validation image.
 
     A view depends only on the seed, the image, its place in the training split and the number of the view. Whatever
     ends the process, `resume=True` keeps the whole shards and makes the others, and the result is that of an
@@ -54,7 +76,9 @@ def cache_latents(
     value halfway between two integers may be rounded to the other one.
 
     Args:
-        photos: `ImageManifest` of all images, or what `keras_ci2p.data.open_data` takes.
+        data: `ImageManifest` of all images, or what `keras_ci2p.data.open_data` takes. The latents of `.ci2p` files of
+            this compressor are cropped and flipped, without pixels; those of others are decoded and encoded anew, with
+            a warning.
         out: Directory of the cache.
         compressor: `Compressor` or `AnalysisTransform`; it is stored with the latents. None with `more_views`, for that
             of the cache.
@@ -64,34 +88,55 @@ def cache_latents(
         verbose: 0 for silence, 1 for a progress bar, 2 for one line per shard.
         teacher: `Teacher` with the class names of the images, whose logits and feature maps of each training view are
             stored too, or None. It sees each view in its own size, cut from the image; the feature maps are projected
-            as `keras_ci2p.training.teacher_targets` tells.
+            as `keras_ci2p.training.distillation` tells.
         more_views: Number of further views of each training image to add to the complete cache in `out`, which may be
             read meanwhile; they count once all are there. An interrupted addition of as many views is gone on with.
+        part: `(number, of)`, of which `number` counts from 1: this process is one of `of` that make the cache together,
+            on one machine or on several that share the directory; all else is the same for all of them. The first
+            begins the cache, fits the teacher's projection, and the others wait for that. One that ended early is
+            called again; `resume` is not needed. The last to end checks and seals the cache, which then is byte for
+            byte what one process makes, on the same kind of processor. With `more_views` that is left to
+            `keras_ci2p.data.seal_cache`, since one that is called again afterwards would begin a new addition.
 
     Returns:
-        The complete `LatentCache`.
+        The complete `LatentCache`; with `part`, as far as it is made.
 
     Raises:
         DataError: An existing directory without `resume`, or one of other settings, images or compressor; images that
             cannot be used.
-        OSError: Too little space on the disk.
+        keras_ci2p.utils.DiskFullError: Too little space on the disk, an OSError.
         ValueError: Latents that are not finite or too large to be stored.
+
+    Examples:
+        >>> compressor = keras_ci2p.Compressor(quality=None, channels=(8, 12))
+        >>> settings = keras_ci2p.training.LatentCacheConfig(views=2, image_size=32)
+        >>> cache = keras_ci2p.training.cache_latents("photos", "latents", compressor, settings, verbose=0)
+        >>> cache.views("train"), cache.sizes()
+        (2, {'train': 24, 'val': 6})
     """
     # Before the images are read.
     require("grain", extra="train")
     require(ARRAY_RECORD, extra="train")
-    out = Path(out)
-    previous = _previous(out, resume) if more_views is None else open_cache(out)
+    out = user_path(out)
+    share = None if part is None else Share(*part)
+    if share is not None and not 1 <= share.number <= share.of:
+        raise ValueError(f"`part` must be (number, of) with a number from 1 to `of`. Received: part={part}")
+    if share is not None and share.number > 1:
+        # Long enough for the first to begin.
+        data = open_data(data)
+        _wait_until_begun(out, more_views, verbose)
+    previous = _previous(out, resume or part is not None) if more_views is None else open_cache(out)
     if more_views is not None:
         clean_up(out)
         settings = settings or LatentCacheConfig.from_dict(previous.manifest["settings"])
         compressor = compressor or cached_compressor(previous)
     settings = settings or LatentCacheConfig()
-    photos = open_data(photos)
-    splits = {split: photos.split(split) for split in SPLITS}
+    images = open_data(data)
+    splits = {split: images.split(split) for split in SPLITS}
     targets = None if teacher is None else TeacherTargets(teacher)
-    encoder = LatentEncoder(analysis_of(compressor), settings, num_threads, targets)
-    cache = LatentCache(out, _manifest(photos, splits, encoder, settings, targets), splits)
+    reader = latent_reader(images, compressor, settings, teacher)
+    encoder = LatentEncoder(analysis_of(compressor), settings, num_threads, targets, reader)
+    cache = LatentCache(out, _manifest(images, splits, encoder, settings, targets), splits)
     if previous is not None:
         _check_same(previous, cache)
         cache = LatentCache(out, previous.manifest, splits)
@@ -99,26 +144,50 @@ def cache_latents(
             targets.projection = FeatureProjection.from_bytes((out / PROJECTION).read_bytes())
     elif targets is not None:
         _fit_teacher(cache, encoder, targets, verbose)
-    if more_views is not None:
-        _add_part(cache, settings, more_views, targets)
-    to_make = [(split, part, shards) for split in SPLITS for part, shards in _to_make(cache, split) if shards]
-    total = sum(shard["records"] for _, _, shards in to_make for shard, _ in shards)
-    if total:
-        _check_space(cache, encoder, total, verbose)
+    is_added = more_views is not None and _add_part(cache, settings, more_views, targets)
+    to_make = list(cache.missing(share))
+    if to_make:
+        # The disk is for all processes.
+        _check_space(cache, encoder, _num_records(cache.missing()), verbose)
     if previous is None:
         _begin(cache, compressor, targets)
-    _write_shards(cache, encoder, to_make, _Progress(total, verbose))
-    return open_cache(out)
+    if share is None:
+        cache.settle()
+    else:
+        if is_added:
+            # For the other processes; alone, it is listed with its first files.
+            write_json(out / MANIFEST, cache.manifest)
+        share.write(cache)
+    _write_shards(cache, encoder, to_make, share, _Progress(_num_records(to_make), verbose))
+    if reader is not None:
+        reader.warn_of_decoded()
+    if share is None:
+        return open_cache(out)
+    cache = read_cache(out)
+    is_last = more_views is None and not cache.missing_shares()
+    return seal_cache(out) if is_last else cache
 
 
-def _write_shards(cache, encoder, to_make, progress):
-    """Writes shards, given as triples of split, part and what `_to_make` yields with it."""
+SECONDS_OF_WAITING = 2
+
+
+def _wait_until_begun(out, more_views, verbose):
+    """Waits until the first of several processes has begun the cache, or the addition to it."""
+    is_begun = is_latent_cache if more_views is None else lambda out: read_cache(out).is_being_added()
+    if verbose and not is_begun(out):
+        print(f"Waiting until the first part begins {out} ...", flush=True)
+    while not is_begun(out):
+        time.sleep(SECONDS_OF_WAITING)
+
+
+def _write_shards(cache, encoder, to_make, share, progress):
+    """Writes shards, given as `LatentCache.missing` yields them."""
     for split, part, shards in to_make:
         numbers = [number for _, photo_numbers in shards for number in photo_numbers]
         views = range(part.first_view, part.first_view + part.views)
         batches = encoder.encode(cache.split(split), split, numbers, views)
         for shard, _ in shards:
-            _write_shard(cache, shard, batches, progress)
+            _write_shard(cache, shard, batches, share, progress)
 
 
 def _previous(out, resume):
@@ -129,13 +198,13 @@ def _previous(out, resume):
         clean_up(out)
         return read_cache(out)
     # What may lie there when a process was killed before it wrote the manifest.
-    first_files = {Path(name).stem for name in (COMPRESSOR, IMAGES_FILE, PROJECTION, MANIFEST)} if resume else set()
-    if out.exists() and (not out.is_dir() or any(path.name.split(".")[0] not in first_files for path in out.iterdir())):
+    first_files = (COMPRESSOR, IMAGES_FILE, PROJECTION, MANIFEST) if resume else ()
+    if out.exists() and not (out.is_dir() and utils.is_empty(out, besides=first_files)):
         raise DataError(f"{out} exists and is no latent cache; choose another directory.")
     return None
 
 
-def _manifest(photos, splits, encoder, settings, targets):
+def _manifest(images, splits, encoder, settings, targets):
     """What is known before the first latent is made."""
     shards = {
         split: _shards(split, manifest, settings, split == "train" and targets is not None)
@@ -146,11 +215,11 @@ def _manifest(photos, splits, encoder, settings, targets):
         "format_version": FORMAT_VERSION,
         "settings": settings.to_dict(),
         "latent_shape": list(encoder.latent_shape),
-        "compressor": {"fingerprint": fingerprint(transform), **compressor_config(transform)},
+        "compressor": {"fingerprint": transform.weights_hash(), **compressor_config(transform)},
         "data": {
-            "root": str(photos.root),
-            "sha256": photos.sha256,
-            "class_names": list(photos.class_names),
+            "root": str(images.root),
+            "sha256": images.sha256,
+            "class_names": list(images.class_names),
             "photos": {split: manifest.counts() for split, manifest in splits.items()},
         },
         "made_with": environment(),
@@ -191,19 +260,20 @@ def _fit_teacher(cache, encoder, targets, verbose):
 
 
 def _add_part(cache, settings, views, targets):
-    """Lists `views` more views in the manifest, unless so many are listed that are not whole yet."""
-    unfinished = [part for part in cache.later_parts() if not cache.is_whole(part)]
-    if unfinished:
-        if unfinished[0].views != views:
+    """Lists `views` more views in the manifest and returns True, unless so many are listed that are not done yet."""
+    if cache.is_being_added():
+        unfinished = next((part for part in cache.later_parts() if not cache.is_whole(part)), cache.later_parts()[-1])
+        if unfinished.views != views:
             raise DataError(
-                f"{cache.root} has {unfinished[0].views} further views that are not finished; finish them first. "
+                f"{cache.root} has {unfinished.views} further views that are not finished; finish them first. "
                 f"Received: more_views={views}"
             )
-        return
+        return False
     more = cache.manifest.setdefault("more", [])
     part = f"train-more{len(more) + 1}"
     shards = _shards(part, cache.split("train"), replace(settings, views=views), targets is not None)
     more.append({"views": views, "shards": shards})
+    return True
 
 
 def _check_same(previous, now):
@@ -251,20 +321,12 @@ def _teachers(before, after):
         yield "teacher's features", *names
 
 
-def _to_make(cache, split):
-    """Yields each part with its shards that are not there, each with the numbers of its photos."""
-    for part in [cache.parts(split)[0], *(cache.later_parts() if split == "train" else [])]:
-        missing, first = [], 0
-        for shard in part.shards:
-            end = first + shard["records"]
-            if not cache.is_made(shard):
-                missing.append((shard, range(first // part.views, end // part.views)))
-            first = end
-        yield part, missing
+def _num_records(missing):
+    return sum(shard["records"] for _, _, shards in missing for shard, _ in shards)
 
 
 def _check_space(cache, encoder, total, verbose):
-    """Raises OSError unless there is room for `total` more latents, judged by one batch."""
+    """Raises DiskFullError unless there is room for `total` more latents, judged by one batch."""
     photos = cache.split("train")
     latents, targets = next(
         encoder.encode(photos, "train", range(min(cache.manifest["settings"]["batch_size"], len(photos))))
@@ -280,20 +342,15 @@ def _check_space(cache, encoder, total, verbose):
     existing = next(path for path in (cache.root, *cache.root.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
-        raise OSError(
-            f"{total} latents take about {_megabytes(needed)}, but {existing} has only {_megabytes(free)} free."
-        )
+        raise utils.DiskFullError(f"{cache.root}, for {total} latents,", needed, free)
     if verbose:
-        print(f"{total} latents, about {_megabytes(needed)}; {_megabytes(free)} are free.", flush=True)
-
-
-def _megabytes(count):
-    return f"{count / 1e6:,.0f} MB"
+        print(f"{total} latents, about {utils.megabytes(needed)}; {utils.megabytes(free)} are free.", flush=True)
 
 
 def _begin(cache, compressor, targets):
     """Writes all but the latents; the manifest last, since it makes the directory a cache."""
-    cache.root.mkdir(parents=True, exist_ok=True)
+    # It may be a symbolic link to where nothing is yet.
+    cache.root.resolve().mkdir(parents=True, exist_ok=True)
     clean_up(cache.root)
     write_compressor(cache.compressor_preset, compressor)
     write_images(cache.root / IMAGES_FILE, cache.splits)
@@ -303,8 +360,8 @@ def _begin(cache, compressor, targets):
     write_json(cache.root / MANIFEST, cache.manifest)
 
 
-def _write_shard(cache, shard, batches, progress):
-    """Writes the files of one shard from the next batches, then lists them in the manifest."""
+def _write_shard(cache, shard, batches, share, progress):
+    """Writes the files of one shard from the next batches, then lists them."""
     paths = [cache.root / file["file"] for file in shard_files(shard)]
     with contextlib.ExitStack() as stack:
         temporaries = [stack.enter_context(atomic_file(path)) for path in paths]
@@ -322,7 +379,10 @@ def _write_shard(cache, shard, batches, progress):
         made = [{"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in temporaries]
     for file, entries in zip(shard_files(shard), made, strict=True):
         file.update(entries)
-    write_json(cache.root / MANIFEST, cache.manifest)
+    if share is None:
+        write_json(cache.root / MANIFEST, cache.manifest)
+    else:
+        share.write(cache)
     progress.line(f"{paths[0]} is written")
 
 
@@ -349,167 +409,3 @@ class _Progress:
     @property
     def _speed(self):
         return self._done / (time.perf_counter() - self._began)
-
-
-# Images that a teacher is asked about at a time, by several threads: EfficientNet-Lite2 answers fastest so.
-_TEACHER_BATCH = 16
-
-
-class LatentEncoder:
-    """Decodes and augments images in parallel, ahead of the compressor.
-
-    Args:
-        transform: `AnalysisTransform`.
-        settings: `LatentCacheConfig`.
-        num_threads: Threads that decode and augment; None for one per CPU of this process.
-        targets: `TeacherTargets`, or None.
-    """
-
-    def __init__(self, transform, settings, num_threads=None, targets=None):
-        # Called in this way, it is compiled on the backends that compile.
-        images = keras.Input((*settings.image_size, 3), dtype="uint8", name="images")
-        self._model = keras.Model(images, transform(images))
-        self._settings = settings
-        self._targets = targets
-        self._threads = num_threads or num_cpus()
-        self.transform = transform
-        self.latent_shape = self._model.output_shape[1:]
-        if transform.is_randomly_initialized:
-            warnings.warn("The latents are made with a compressor of random weights.", stacklevel=3)
-
-    def encode(self, photos, split, numbers, views=None):
-        """Yields the latents of images, all views of one after the other, in batches.
-
-        Args:
-            photos: `ImageManifest` of the split.
-            split: "train" for the augmented views, "val" for the central crop.
-            numbers: Which of the photos.
-            views: Numbers of the training views, a range; None for those of the settings.
-
-        Yields:
-            `(latents, targets)`: float32 `(batch, height / 16, width / 16, channels)`, as many in all batches but the
-            last; `TeacherTargets.stored` of the same views, None without a teacher and for validation.
-        """
-        views = range(self._settings.views) if views is None else views
-        views = views if split == "train" else range(1)
-        teaches = self._targets is not None and split == "train"
-        teacher_size = self._targets.teacher.image_size if teaches else None
-        # Always of one shape: compiled once, and the same arithmetic.
-        size = replace(self._settings, views=len(views) if split == "train" else self._settings.views).batch_images
-        with ThreadPoolExecutor(self._threads) as pool:
-            for images, teacher_images in self._batches(photos, split, numbers, views, size, teacher_size):
-                parts = range(0, len(images) if teaches else 0, _TEACHER_BATCH)
-                # Meanwhile the compressor is at work.
-                targets = [pool.submit(self._targets.stored, teacher_images[i : i + _TEACHER_BATCH]) for i in parts]
-                filled = np.zeros((size, *images.shape[1:]), "uint8")
-                filled[: len(images)] = images
-                latents = self._model.predict_on_batch(filled)[: len(images)].astype("float32")
-                yield latents, _joined([part.result() for part in targets]) if teaches else None
-
-    def teacher_views(self, photos, numbers):
-        """Yields the teacher's views of training images, uint8 batches: what `encode` shows it."""
-        views = range(self._settings.views)
-        size = self._targets.teacher.image_size
-        for _, images in self._batches(photos, "train", numbers, views, len(views), size):
-            yield images
-
-    def _batches(self, photos, split, numbers, views, size, teacher_size):
-        """Yields `(images, teacher's images or None)`, loaded ahead by several threads."""
-        grain = require("grain", extra="train")
-        load = _Views(photos, split, self._settings, views, teacher_size)
-        batches = grain.MapDataset.source(numbers).map(load).batch(size // len(views), batch_fn=_concatenate)
-        return batches.to_iter_dataset(grain.ReadOptions(self._threads, 2 * self._threads))
-
-
-def _joined(parts):
-    """`TeacherTargets.stored` of a batch from those of its parts."""
-    logits, features = zip(*parts, strict=True)
-    return np.concatenate(logits), [np.concatenate(maps) for maps in zip(*features, strict=True)]
-
-
-def _concatenate(elements):
-    images, teacher_images = zip(*elements, strict=True)
-    return np.concatenate(images), None if teacher_images[0] is None else np.concatenate(teacher_images)
-
-
-class _Views:
-    """Number of an image to its views, uint8 `(views, height, width, 3)`, and the same views in the teacher's size."""
-
-    def __init__(self, photos, split, settings, views, teacher_size):
-        self._photos = photos
-        self._settings = settings
-        self._is_training = split == "train"
-        self._views = views
-        self._teacher_size = teacher_size
-
-    def __call__(self, number):
-        try:
-            photo = self._photos.open(number)
-        except OSError as error:
-            file = self._photos.files[number]
-            raise DataError(f"{file} can no longer be read ({error}). Begin a new cache without it.") from error
-        s = self._settings
-        if not self._is_training:
-            return center_crop(photo, s.image_size)[None], None
-        # Of nothing else than these three, so that it does not matter what is made together or again.
-        views = [self._view(photo, np.random.default_rng((s.seed, number, view))) for view in self._views]
-        images, teacher_images = zip(*views, strict=True)
-        return np.stack(images), None if self._teacher_size is None else np.stack(teacher_images)
-
-    def _view(self, photo, rng):
-        """The view, and the same cut from the image in the teacher's size; not enlarged from the smaller one."""
-        s = self._settings
-        params = sample_params(s.augmentation, (photo.height, photo.width), s.image_size, rng)
-        image = apply_params(photo, params, s.image_size, rng)
-        if self._teacher_size is None:
-            return image, None
-        params = params.scaled(s.image_size, self._teacher_size)
-        return image, apply_params(photo, params, self._teacher_size, rng)
-
-
-_ANALYSIS = keras.saving.get_registered_name(AnalysisTransform)
-
-
-def analysis_of(compressor):
-    """The `AnalysisTransform` of a `Compressor`; one that is given as it is."""
-    return compressor.analysis if isinstance(compressor, Compressor) else compressor
-
-
-def write_compressor(directory, compressor):
-    """Writes a `Compressor`, or an `AnalysisTransform` where there is no more, as a preset."""
-    if isinstance(compressor, Compressor):
-        compressor.save_to_preset(directory)
-        return
-    config = {"registered_name": _ANALYSIS, "config": compressor_config(compressor)}
-    save_preset(directory, config, None, {WEIGHTS: _as_model(compressor).save_weights}, metadata={})
-
-
-def cached_compressor(cache):
-    """The compressor that made a latent cache, as `CI2PViT(compressor=...)` takes it.
-
-    Args:
-        cache: `keras_ci2p.data.LatentCache`.
-
-    Returns:
-        `Compressor`, or `AnalysisTransform` where only that was known.
-
-    Raises:
-        keras_ci2p.presets.PresetError: It is missing or damaged.
-        DataError: It is not the one that made the latents.
-    """
-    preset = open_preset(cache.compressor_preset)
-    if preset.registered_name() == _ANALYSIS:
-        compressor = AnalysisTransform(**preset.config(_ANALYSIS, "an AnalysisTransform"))
-        model = _as_model(compressor)
-        with preset.reading(WEIGHTS) as path:
-            model.load_weights(path)
-    else:
-        compressor = Compressor.from_preset(preset)
-    cache.check_compressor(analysis_of(compressor))
-    return compressor
-
-
-def _as_model(transform):
-    """Layers have no weight files of their own."""
-    images = keras.Input((None, None, 3), name="images")
-    return keras.Model(images, transform(images))

@@ -3,20 +3,30 @@
 import contextlib
 import functools
 import math
-import signal
-import threading
 import time
+import warnings
+from typing import TYPE_CHECKING
 
 import keras
 
+from keras_ci2p import backend
 from keras_ci2p.data.manifest import NAMES_FILE
 from keras_ci2p.data.overlap import TRAIN_HASHES_FILE, encode_hashes, encode_names
 from keras_ci2p.plots import plot_compressor_curves, plot_curves
 from keras_ci2p.presets import BEST
 from keras_ci2p.training.run_dir import CURVES, HISTORY, RunError
-from keras_ci2p.utils import require, write_csv
+from keras_ci2p.utils import on_interrupt, require, write_csv
 
-grain = require("grain", extra="train")
+if TYPE_CHECKING:
+    import grain
+else:
+    grain = require("grain", extra="train")
+
+
+def tell_of_compilation():
+    """Says why the first step takes long, where it does."""
+    if backend.compiles:
+        print("The first step takes up to a minute: it is compiled.", flush=True)
 
 
 class Recorder(keras.callbacks.Callback):
@@ -35,6 +45,8 @@ class Recorder(keras.callbacks.Callback):
     # TensorFlow it fetches the loss of each step anyway.
     async_safe = True
     advice = "a lower learning rate"
+    # What validation measures that must be finite.
+    _measured = frozenset({"val_loss", "val_cost"})
 
     def __init__(self, run_dir, record, checkpoints):
         super().__init__()
@@ -48,11 +60,18 @@ class Recorder(keras.callbacks.Callback):
         self._trained = None
 
     def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            raise RunError(
-                f"The loss is no longer finite: {logs['loss']} in step {batch + 1} of epoch {len(self.history) + 1}. "
-                f"The weights of the last good epoch are kept in {self.run_dir}. Begin a new run with {self.advice}."
-            )
+        self._check_finite("loss", logs["loss"], f"in step {batch + 1} of")
+
+    def _check_finite(self, name, value, where):
+        if math.isfinite(value):
+            return
+        kept = f"The weights of the last good epoch are kept in {self.run_dir}."
+        if not self.history:
+            kept = f"No epoch has ended, so {self.run_dir} has no weights to keep; delete it."
+        raise RunError(
+            f"The {name} is no longer finite: {value} {where} epoch {len(self.history) + 1}. {kept} Begin a new run "
+            f"with {self.advice}."
+        )
 
     def on_test_begin(self, logs=None):
         # Validation within `fit`: the epoch's training has ended, once the device has made its last step.
@@ -62,6 +81,9 @@ class Recorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         now = time.perf_counter()
         row = self.make_row(epoch, logs, now - self._began, (self._trained or now) - self._began)
+        # The last step's loss was that of the weights before it.
+        for name in row.keys() & self._measured:
+            self._check_finite(name, row[name], "after")
         self.history.append(row)
         best = self.record["best"]
         if best is None or self.is_better(row, best):
@@ -230,17 +252,18 @@ class ClassifierRecorder(Recorder):
 
 
 class CompressorRecorder(Recorder):
-    """The `Recorder` of a compressor's run, whose epochs have `steps_per_epoch` steps."""
+    """The `Recorder` of a compressor's run, with its `CompressorTrainConfig`: epochs have `steps_per_epoch` steps."""
 
-    _logs = ("cost", "bpp", "psnr", "val_cost", "val_bpp", "val_psnr")
-
-    def __init__(self, run_dir, record, checkpoints, steps_per_epoch):
+    def __init__(self, run_dir, record, checkpoints, settings):
         super().__init__(run_dir, record, checkpoints)
-        self._steps_per_epoch = steps_per_epoch
+        self._settings = settings
+        names = ("cost", "bpp", "psnr", *(["ms_ssim"] if settings.metric == "ms-ssim" else []))
+        self._logs = [prefix + name for prefix in ("", "val_") for name in names]
 
     def make_row(self, epoch, logs, seconds, training_seconds):
         measured = {key: round(float(logs[key]), 5) for key in self._logs}
-        return {"step": (epoch + 1) * self._steps_per_epoch, **measured, "seconds": round(seconds, 1)}
+        step = min((epoch + 1) * self._settings.steps_per_epoch, self._settings.steps)
+        return {"step": step, **measured, "seconds": round(seconds, 1)}
 
     def is_better(self, row, best):
         return row["val_cost"] < best["val_cost"]
@@ -293,18 +316,9 @@ class InterruptCallback(keras.callbacks.Callback):
         super().__init__()
         self._pressed = False
 
-    @contextlib.contextmanager
     def watching(self):
-        """While it lasts, Ctrl-C raises KeyboardInterrupt at once and is remembered."""
-        is_main = threading.current_thread() is threading.main_thread()
-        if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-            yield
-            return
-        signal.signal(signal.SIGINT, self._remember)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        """A context: while it lasts, Ctrl-C raises KeyboardInterrupt at once and is remembered."""
+        return on_interrupt(self._remember)
 
     def _remember(self, signum, frame):
         self._pressed = True
@@ -334,24 +348,35 @@ class ScalarWriter:
 
     def __init__(self, directory):
         self._directory = directory
-        self._writer = None
+        self._file = None
 
     def write(self, row):
-        """Adds a row, as scalars of its epoch; they are on the disk a second or two later."""
-        if self._writer is None:
-            writer = require("tensorboardX", extra="tensorboard").SummaryWriter
-            # Files are named by the second, and a run may be taken up within one.
-            suffix = f".{row['epoch']}"
-            # Its `flush` does not wait for the thread that writes, which goes by `flush_secs`.
-            self._writer = writer(str(self._directory), flush_secs=1, filename_suffix=suffix)
-        for key, value in row.items():
-            if key != "epoch" and value is not None:
-                kind, name = ("validation", key[4:]) if key.startswith("val_") else ("training", key)
-                self._writer.add_scalar(f"{name}/{kind}", value, row["epoch"])
+        """Adds a row, as scalars of its epoch; what cannot be written is a warning."""
+        # Not its `SummaryWriter`: where a disk is full its thread ends, and who writes more waits for ever.
+        writer, summary, event_pb2 = (
+            require(f"tensorboardX.{name}", extra="tensorboard")
+            for name in ("event_file_writer", "summary", "proto.event_pb2")
+        )
+        try:
+            if self._file is None:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                # Files are named by the second, and a run may be taken up within one.
+                self._file = writer.EventsWriter(str(self._directory / "events"), f".{row['epoch']}")
+            for key, value in row.items():
+                if key != "epoch" and value is not None:
+                    kind, name = ("validation", key[4:]) if key.startswith("val_") else ("training", key)
+                    scalar = summary.scalar(f"{name}/{kind}", value)
+                    self._file.write_event(event_pb2.Event(wall_time=time.time(), step=row["epoch"], summary=scalar))
+            self._file.flush()
+        except OSError as error:
+            warnings.warn(f"{self._directory} lacks epoch {row['epoch']}: {error}", stacklevel=2)
+            self.close()
 
     def close(self):
-        if self._writer is not None:
-            self._writer.close()
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 class DataTimer(grain.IterDataset):

@@ -1,15 +1,28 @@
 """Settings of everything that takes long: training, caching latents, comparing backends. Imports no Keras."""
 
+import argparse
 import json
 import numbers
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any, Self
 
 from keras_ci2p.backend import MATMUL_PRECISIONS
+from keras_ci2p.codec.ms_ssim import LEAST_SIDE
 from keras_ci2p.config import NONE, Config
 from keras_ci2p.convert.zoo import NO_COMPRESSOR
 from keras_ci2p.data.augmentation import Augmentation
 from keras_ci2p.data.latent_cache import STORES
-from keras_ci2p.models.variants import AUXILIARY_LEARNING_RATE, CLIP_NORM, FACTORIZED, MODELS, QUALITIES, VARIANTS
+from keras_ci2p.models.variants import (
+    AUXILIARY_LEARNING_RATE,
+    CLIP_NORM,
+    HYPERPRIORS,
+    METRICS,
+    MODELS,
+    QUALITIES,
+    VARIANTS,
+    WHOLE,
+)
 from keras_ci2p.setting import setting
 from keras_ci2p.training.recipes import (
     DEFAULT_RECIPE,
@@ -84,6 +97,11 @@ class TrainConfig(Config):
 
     Raises:
         ValueError: A value out of its range, or settings that do not go together.
+
+    Examples:
+        >>> settings = keras_ci2p.training.TrainConfig(data="photos", variant="small", seed=1)
+        >>> settings.model, settings.recipe.epochs
+        ('ci2p', 30)
     """
 
     groups = {
@@ -94,7 +112,7 @@ class TrainConfig(Config):
     }
 
     data: str = setting(
-        help="folder with one subfolder of images per class, tfds:NAME, or a latent cache",
+        help="folder with one subfolder of images, or of .ci2p files, per class, tfds:NAME, or a latent cache",
         flag="DATA",
         placeholder=DATA,
     )
@@ -218,18 +236,25 @@ class TrainConfig(Config):
             if getattr(self, name) not in (None, NONE):
                 raise ValueError(f"{name} goes with {reason}. Received: {name}={getattr(self, name)!r}")
 
-    def for_data(self, is_latent_cache):
+    def for_data(self, is_latent_cache: bool, are_compressed: bool = False) -> Self:
         """This config, checked against the kind of its data, with the compressor that is meant.
 
         Args:
             is_latent_cache: Whether `data` is a latent cache, which has its compressor and its teacher's targets.
+            are_compressed: Whether `data` are `.ci2p` files, which hold no pixels.
 
         Raises:
             ValueError: Settings that do not go with such data.
         """
+        if is_latent_cache or are_compressed:
+            self._check_latents(
+                f"{self.data} is a latent cache" if is_latent_cache else f"{self.data} holds .ci2p files"
+            )
         if is_latent_cache:
             reason = "a teacher that is asked while training, not with a latent cache, which has its targets"
             self._refuse(self.groups["teacher"][1:], reason)
+        elif are_compressed:
+            self._refuse(self.groups["teacher"], "pixels, which .ci2p files do not hold")
         elif self.teacher not in (None, NO_TEACHER) and self.num_workers:
             raise ValueError(f"A teacher is asked by threads of this process. Received: num_workers={self.num_workers}")
         has_compressor = self.init is not None or is_latent_cache
@@ -239,8 +264,24 @@ class TrainConfig(Config):
             return self
         return replace(self, compressor=DEFAULT_COMPRESSOR)
 
+    def _check_latents(self, where):
+        """Raises ValueError for settings that need pixels."""
+        if self.model == "vit":
+            raise ValueError(f"{where}; train the model ci2p or ci2p_dual on it. Received: model={self.model!r}")
+        if self.freeze_compressor is False:
+            raise ValueError(f"{where}: its compressor cannot be trained. Received: freeze_compressor=False")
+        if self.augment == "device":
+            raise ValueError(f"{where}: what is augmented there is images. Received: augment='device'")
+
     @classmethod
-    def add_flags(cls, parser, prefix="", group=None, names=None, optional=()):
+    def add_flags(
+        cls,
+        parser: Any,
+        prefix: str = "",
+        group: Any = None,
+        names: Iterable[str] | None = None,
+        optional: Iterable[str] = (),
+    ) -> None:
         super().add_flags(parser, prefix, group, names, optional)
         if names is not None:
             return
@@ -249,14 +290,16 @@ class TrainConfig(Config):
         Recipe.add_flags(recipe, prefix="recipe.", group=recipe)
 
     @classmethod
-    def from_args(cls, args, **values):
+    def from_args(cls, args: argparse.Namespace, **values: Any) -> Self:
         config = super().from_args(args, recipe=recipe_from_args(args), **values)
         given = [name for name in ("epochs", "warmup_epochs") if name in changes_of_recipe(args)]
         if config.max_minutes is not None and given:
             raise ValueError(f"--minutes chooses the epochs, and the warm-up with them. Received also: {given[0]}")
         return config
 
-    def command_line(self, base=None, always=(), without=(), prefix=""):
+    def command_line(
+        self, base: Self | None = None, always: Iterable[str] = (), without: Iterable[str] = (), prefix: str = ""
+    ) -> list[str]:
         """As `Config.command_line`; with `max_minutes`, without the recipe's epochs, which the run chooses."""
         words = super().command_line(base, always, (*without, "recipe"), prefix)
         if "recipe" in without:
@@ -286,6 +329,11 @@ class LatentCacheConfig(Config):
 
     Raises:
         ValueError: A value out of its range.
+
+    Examples:
+        >>> settings = keras_ci2p.training.LatentCacheConfig(views=2, image_size=128)
+        >>> settings.image_size, settings.store
+        ((128, 128), 'float16')
     """
 
     views: int = setting(4, "augmented views of each training image", "--views", metavar="K", at_least=1)
@@ -316,24 +364,26 @@ class LatentCacheConfig(Config):
     )
 
     @classmethod
-    def from_args(cls, args, **values):
+    def from_args(cls, args: argparse.Namespace, **values: Any) -> Self:
         """The config that parsed arguments give; of the recipe the augmentation and the image size count."""
         recipe = recipe_from_args(args)
         return cls(
             **{"image_size": recipe.image_size, "augmentation": recipe.augmentation, **cls.given(args), **values}
         )
 
-    def command_line(self, base=None, always=(), without=(), prefix=""):
+    def command_line(
+        self, base: Self | None = None, always: Iterable[str] = (), without: Iterable[str] = (), prefix: str = ""
+    ) -> list[str]:
         words = super().command_line(base, always, without, prefix)
         # The recipe whose augmentation and image size are the defaults of this class.
         return words if "augmentation" in without else ["--recipe", "paper", *words]
 
     @property
-    def batch_images(self):
+    def batch_images(self) -> int:
         """Images that are encoded at a time."""
         return max(1, self.batch_size // self.views) * self.views
 
-    def records_per_shard(self, total):
+    def records_per_shard(self, total: int) -> int:
         """Latents in each file but the last, where there are `total`; a multiple of `batch_images`."""
         wanted = self.shard_records or max(LEAST_SHARD_RECORDS, total // MOST_SHARDS)
         return -(-wanted // self.batch_images) * self.batch_images
@@ -344,6 +394,11 @@ class CompressorTrainConfig(Config):
 
     Raises:
         ValueError: A value out of its range, or settings that do not go together.
+
+    Examples:
+        >>> settings = keras_ci2p.training.CompressorTrainConfig(data="photos", quality=3)
+        >>> settings.metric, settings.steps
+        ('mse', 20000)
     """
 
     data: str = setting(
@@ -352,7 +407,7 @@ class CompressorTrainConfig(Config):
         placeholder=DATA,
     )
     architecture: str | None = setting(
-        None, f"default: {FACTORIZED[0]}, with --init that of its compressor", "--architecture", choices=FACTORIZED
+        None, f"default: {WHOLE[0]}, with --init that of its compressor", "--architecture", choices=WHOLE
     )
     quality: int | None = setting(
         None,
@@ -361,15 +416,16 @@ class CompressorTrainConfig(Config):
         at_least=min(QUALITIES),
         at_most=max(QUALITIES),
     )
-    lmbda: float | None = setting(
-        None, "weight of the squared error; default: CompressAI's of the quality", "--lmbda", above=0
+    metric: str = setting(
+        METRICS[0], "the error: mse, or ms-ssim for 1 - MS-SSIM, of at least 161 px", "--metric", choices=METRICS
     )
+    lmbda: float | None = setting(None, "weight of the error; default: that of quality and metric", "--lmbda", above=0)
     steps: int = setting(20000, "training steps in all", "--steps", at_least=1)
     steps_per_epoch: int = setting(
         500, "steps between two measurements and checkpoints", "--steps-per-epoch", at_least=1
     )
     crop_size: int = setting(
-        256, "height and width of the random crops, a multiple of 16", "--crop-size", at_least=1, multiple_of=16
+        256, "sides of the random crops, a multiple of 16 (hyperpriors: 64)", "--crop-size", at_least=1, multiple_of=16
     )
     batch_size: int = setting(16, "crops of a step", "--batch-size", at_least=1)
     learning_rate: float = setting(
@@ -402,7 +458,7 @@ class CompressorTrainConfig(Config):
     )
     val_size: int = setting(
         256,
-        "height and width of their central crops, a multiple of 16; smaller images are enlarged",
+        "sides of their central crops, a multiple of 16 (hyperpriors: 64); smaller images are enlarged",
         "--val-size",
         at_least=1,
         multiple_of=16,
@@ -414,9 +470,16 @@ class CompressorTrainConfig(Config):
     deterministic: bool = setting(False, "the same result each time, slower", "--deterministic")
 
     def _check(self):
-        for name, default in (("architecture", FACTORIZED[0]), ("quality", 5)):
+        for name, default in (("architecture", WHOLE[0]), ("quality", 5)):
             if self.init is None and getattr(self, name) is None:
                 object.__setattr__(self, name, default)
+        step = 64 if self.architecture in HYPERPRIORS else 16
+        least = LEAST_SIDE if self.metric == "ms-ssim" else step
+        for name in ("crop_size", "val_size"):
+            size = getattr(self, name)
+            if size % step or size < least:
+                what = f"a multiple of {step}, at least {least}, for {self.architecture} and {self.metric}"
+                raise ValueError(f"{name} must be {what}. Received: {name}={size}")
 
     @classmethod
     def _from_older(cls, values):
@@ -430,6 +493,11 @@ class CompareConfig(Config):
 
     Raises:
         ValueError: A value out of its range.
+
+    Examples:
+        >>> settings = keras_ci2p.compare.CompareConfig(backends=("torch", "jax"), variant="tiny")
+        >>> settings.batch_size, settings.steps
+        (8, 10)
     """
 
     backends: tuple[str, ...] = setting(
@@ -458,4 +526,4 @@ class CompareConfig(Config):
 
     def _check(self):
         if not self.backends or len(set(self.backends)) < len(self.backends):
-            raise ValueError(f"backends must be different ones, one at least. Received: {self.backends!r}")
+            raise ValueError(f"backends must be different ones, one at least. Received: backends={self.backends!r}")

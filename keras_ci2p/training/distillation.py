@@ -3,17 +3,21 @@
 import io
 import math
 import zipfile
+from collections.abc import Sequence
+from typing import Any, Self
 
 import keras
 import numpy as np
 from keras.distillation import FeatureDistillation, LogitsDistillation
 from PIL import Image
 
+from keras_ci2p.annotations import PathLike, Tensor
+from keras_ci2p.data.manifest import ImageManifest
 from keras_ci2p.data.mixup import target_arrays
 from keras_ci2p.data.transforms import center_crop
 from keras_ci2p.layers.transformer import TransformerBlock
 from keras_ci2p.training.efficientnet import TEACHERS, make_teacher
-from keras_ci2p.training.teacher import open_teacher
+from keras_ci2p.training.teacher import Teacher, open_teacher
 
 # What is kept of a feature map. Of EfficientNet-Lite2's strides 8, 16 and 32 they explain 47, 59 and 67 %.
 MAX_COMPONENTS = 128
@@ -222,7 +226,14 @@ class TeacherTargets:
         }
 
 
-def load_teacher(source, manifest, image_size=None, value_range=None, features=None, verbose=1):
+def load_teacher(
+    source: PathLike,
+    manifest: ImageManifest,
+    image_size: int | tuple[int, int] | None = None,
+    value_range: Any = None,
+    features: Sequence[str] | None = None,
+    verbose: int = 1,
+) -> Teacher:
     """The teacher for some images, in the order of their classes.
 
     Args:
@@ -233,11 +244,21 @@ def load_teacher(source, manifest, image_size=None, value_range=None, features=N
 
     Raises:
         ValueError, ImportError, OSError: As in `open_teacher` and `make_teacher`.
+
+    Examples:
+        >>> model = keras_ci2p.ViT((32, 32, 3), variant="tiny", num_layers=2, class_names=["bird", "cat", "dog"])
+        >>> model.save_to_preset("teacher")
+        >>> manifest = keras_ci2p.data.open_data("photos")
+        >>> keras_ci2p.training.load_teacher("teacher", manifest, verbose=0).image_size
+        (32, 32)
     """
     if str(source) in TEACHERS:
         if value_range is not None or features is not None:
-            raise ValueError(f"{source} has its own range of values and feature maps; only its size can be chosen.")
-        size = {} if image_size is None else {"image_size": image_size}
+            raise ValueError(
+                f"{source} has its own range of values and feature maps; only its size can be chosen. "
+                f"Received: value_range={value_range!r}, features={features!r}"
+            )
+        size: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
         source = make_teacher(str(source), manifest, verbose=verbose, **size)
         image_size = None
     return open_teacher(source, manifest.class_names, image_size, value_range, features)
@@ -305,23 +326,29 @@ class DistilledClassifier(keras.Model):
         alpha: Share of the teacher's probabilities, in 0..1.
         temperature: Of both probabilities, positive.
         feature_weights: `w_i`.
+
+    Examples:
+        >>> student = keras_ci2p.CI2PViT((32, 32, 3), variant="tiny", num_layers=2, num_classes=3)
+        >>> model = keras_ci2p.training.DistilledClassifier(student, alpha=0.5, temperature=2.0)
+        >>> model(np.zeros((1, 32, 32, 3), "float32")).shape
+        (1, 3)
     """
 
     def __init__(
         self,
-        classifier,
-        layers=(),
-        channels=(),
-        alpha=1.0,
-        temperature=1.0,
-        feature_weights=(),
-        name="distilled_classifier",
-        **kwargs,
-    ):
+        classifier: keras.Model,
+        layers: Sequence[str] = (),
+        channels: Sequence[int] = (),
+        alpha: float = 1.0,
+        temperature: float = 1.0,
+        feature_weights: Sequence[float] = (),
+        name: str = "distilled_classifier",
+        **kwargs: Any,
+    ) -> None:
         if not len(layers) == len(channels) == len(feature_weights):
             raise ValueError(
                 "`layers`, `channels` and `feature_weights` must be of one length. Received: "
-                f"{list(layers)}, {list(channels)}, {list(feature_weights)}"
+                f"layers={list(layers)}, channels={list(channels)}, feature_weights={list(feature_weights)}"
             )
         if not 0 <= alpha <= 1:
             raise ValueError(f"`alpha` must be in 0..1. Received: alpha={alpha}")
@@ -345,13 +372,20 @@ class DistilledClassifier(keras.Model):
         self._is_evaluating = False
         self.built = True
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         logits, tokens = self._with_features(inputs, training=training)
         if not training:
             return logits
         return {"logits": logits, "features": [head(x) for head, x in zip(self.heads, tokens, strict=True)]}
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        y_pred: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
         if not isinstance(y_pred, dict):
             return super().compute_loss(x, _labels(y), y_pred, sample_weight, training)
         if not isinstance(y, dict):
@@ -372,24 +406,26 @@ class DistilledClassifier(keras.Model):
         """Logits of which `LogitsDistillation` makes these probabilities again: mixed ones have none of their own."""
         return self.logits_loss.temperature * keras.ops.log(keras.ops.maximum(probabilities, keras.config.epsilon()))
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Tensor, y: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> dict[str, Any]:
         logits = y_pred["logits"] if isinstance(y_pred, dict) else y_pred
         return super().compute_metrics(x, _labels(y), logits, sample_weight)
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         self._is_evaluating = True
         try:
             return super().evaluate(*args, **kwargs)
         finally:
             self._is_evaluating = False
 
-    def get_metrics_result(self):
+    def get_metrics_result(self) -> dict[str, Any]:
         results = super().get_metrics_result()
         # Nothing of a teacher is known there.
         unknown = {tracker.name for tracker in self.trackers} if self._is_evaluating else ()
         return {name: result for name, result in results.items() if name not in unknown}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "classifier": keras.saving.serialize_keras_object(self.classifier),
             "layers": self.guided,
@@ -401,7 +437,7 @@ class DistilledClassifier(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Self:
         classifier = keras.saving.deserialize_keras_object(config["classifier"], custom_objects=custom_objects)
         return cls(**{**config, "classifier": classifier})
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import run_in_process
-from keras_ci2p.convert.zoo import cache_directory
 from keras_ci2p.data.augmentation import CROP_AND_FLIP
-from keras_ci2p.data.manifest import DataError, in_threads
+from keras_ci2p.data.manifest import DataError, ImageManifest, in_threads
 from keras_ci2p.data.transforms import augment, center_crop
 from keras_ci2p.export.formats import open_network
 from keras_ci2p.export.metadata import CENTER_CROP, to_onnx
 from keras_ci2p.training.configs import TEACHERS
-from keras_ci2p.utils import atomic_file, require
+from keras_ci2p.utils import atomic_file, cache_directory, require, user_path
 
 DEFAULT_SIZE = 192
 LICENSE = "Apache-2.0"
@@ -35,7 +35,13 @@ _FEW_PHOTOS = 5000
 _CROP = dataclasses.replace(CROP_AND_FLIP, crop_area=(0.35, 1.0))
 
 
-def make_teacher(name, manifest, image_size=DEFAULT_SIZE, cache_dir=None, verbose=1):
+def make_teacher(
+    name: str,
+    manifest: ImageManifest,
+    image_size: int = DEFAULT_SIZE,
+    cache_dir: PathLike | None = None,
+    verbose: int = 1,
+) -> Path:
     """Fits a teacher to images, or finds the one fitted to the same images before.
 
     The network's ImageNet features stay as they are; multinomial logistic regression on their mean makes the logits.
@@ -57,6 +63,11 @@ def make_teacher(name, manifest, image_size=DEFAULT_SIZE, cache_dir=None, verbos
         ValueError: Unknown name or wrong size.
         ImportError: A package of the extra `teacher` is missing.
         OSError: An image can no longer be read.
+
+    Examples:
+        >>> manifest = keras_ci2p.data.open_data("photos")
+        >>> file = keras_ci2p.training.make_teacher("efficientnet-lite2", manifest)  # doctest: +SKIP
+        >>> teacher = keras_ci2p.training.open_teacher(file, manifest.class_names)  # doctest: +SKIP
     """
     if name not in TEACHERS:
         raise ValueError(f"`name` must be one of {', '.join(TEACHERS)}. Received: name={name!r}")
@@ -65,7 +76,7 @@ def make_teacher(name, manifest, image_size=DEFAULT_SIZE, cache_dir=None, verbos
             f"`image_size` of {name} must be a multiple of {_SIZE_MULTIPLE}, at least {2 * _SIZE_MULTIPLE}. "
             f"Received: image_size={image_size!r}"
         )
-    directory = Path(cache_dir) if cache_dir else cache_directory()
+    directory = user_path(cache_dir) if cache_dir else cache_directory()
     train = manifest.split("train")
     try:
         val = manifest.split("val")

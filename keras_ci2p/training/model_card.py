@@ -17,8 +17,12 @@ from keras_ci2p.training.configs import (
     TrainConfig,
 )
 from keras_ci2p.training.efficientnet import DEFAULT_SIZE
+from keras_ci2p.training.evaluation import weakest
 from keras_ci2p.training.run_dir import CURVES, HISTORY, recipe_of, teacher_of, views_of
+from keras_ci2p.utils import listed
 
+# That a card names or has a row for.
+MOST_CLASSES = 100
 LICENSE = "Apache-2.0"
 PAPER = "[arXiv 2502.10120](https://arxiv.org/abs/2502.10120)"
 
@@ -103,12 +107,22 @@ def measured_on(report):
     return f"Measured on {report['backend']}, {machine(report)}; {versions(report)}."
 
 
-def training_section(report, more_facts):
+# Beside the card, for a classifier.
+CONFUSION = "confusion.png"
+
+
+def _picture(title, name, pictures):
+    """The Markdown of a picture beside the card; empty where it was not drawn."""
+    return f"![{title}]({name})" if name in pictures else ""
+
+
+def training_section(report, more_facts, pictures):
     """How the model was trained, with the commands that do it again.
 
     Args:
         report: What `publish` returns.
         more_facts: Rows of `facts` of this kind of model.
+        pictures: Names of the pictures beside the card.
     """
     record = report["run"]
     if record is None:
@@ -128,12 +142,12 @@ def training_section(report, more_facts):
     commands = training_commands(record)
     needed = [assignment(report["data"])]
     needed += [f"{name}=...  # {text}" for name, text in _needed(report) if any(f'"${name}"' in c for c in commands)]
-    parts = [facts(rows), f"![curves]({CURVES})", "Commands, given in this directory:"]
+    parts = [facts(rows), _picture("curves", CURVES, pictures), "Commands, given in this directory:"]
     parts.append(code("\n".join([*needed, *commands]), "sh"))
     recipe = recipe_of(record)
     if recipe is not None:
         parts += ["The recipe, `recipe.toml`:", code(recipe.to_toml(), "toml")]
-    return "\n\n".join(parts)
+    return join(*parts)
 
 
 def _began_with(init):
@@ -229,8 +243,8 @@ _KINDS = {"efficientnet-lite2": "ImageNet's features, a linear probe for these c
 CLASSIFIER_TAGS = ["image-classification", "vision-transformer", "ci2p-vit", "learned-image-compression"]
 
 
-def classifier_card(report, notes):
-    """Returns the Markdown of a classifier's report, with the author's `notes`."""
+def classifier_card(report, notes, pictures=(CONFUSION, CURVES)):
+    """Returns the Markdown of a classifier's report, with the author's `notes` and the `pictures` beside it."""
     model, teacher = report["model"], teacher_of(report["run"])
     return _card(
         report,
@@ -240,7 +254,7 @@ def classifier_card(report, notes):
         metrics=[("accuracy", name, report[key]) for name, key in (("top-1", "top1"), ("top-5", "top5"))],
         about=[
             f"{_made(report)}: an RGB image in, one of {len(report['class_names'])} classes out: "
-            f"{', '.join(report['class_names'])}. It is a `{model['class']}` of keras_ci2p ({PAPER}).",
+            f"{listed(report['class_names'], MOST_CLASSES)}. It is a `{model['class']}` of keras_ci2p ({PAPER}).",
             _model_table(report),
             code("keras-ci2p info .", "sh"),
         ],
@@ -249,14 +263,14 @@ def classifier_card(report, notes):
             "scores = model.predict(images)  # (batch, height, width, 3), RGB in 0..255",
             code(f"keras-ci2p predict {report['name']} image.jpg", "sh"),
         ],
-        results=[_classifier_comparison(report), _by_class(report), "![confusion matrix](confusion.png)"],
+        results=[_classifier_comparison(report), _by_class(report), _picture("confusion matrix", CONFUSION, pictures)],
         evaluate='keras-ci2p evaluate . "$DATA"',
         data=[_data(report), data_command(report["data"], "open_data")],
-        training_facts=_classifier_training_facts(report),
+        training=training_section(report, _classifier_training_facts(report), pictures),
     )
 
 
-def _card(report, notes, task, tags, metrics, about, use, results, evaluate, data, training_facts):
+def _card(report, notes, task, tags, metrics, about, use, results, evaluate, data, training):
     """The card of a model of either kind.
 
     Args:
@@ -266,7 +280,7 @@ def _card(report, notes, task, tags, metrics, about, use, results, evaluate, dat
         about, results, data: Paragraphs of these sections.
         use: Python that loads and uses the model, then further paragraphs.
         evaluate: The command that measures it again.
-        training_facts: As in `training_section`.
+        training: What `training_section` returns.
     """
     load, *further = use
     return join(
@@ -284,7 +298,7 @@ def _card(report, notes, task, tags, metrics, about, use, results, evaluate, dat
         "## Data",
         *data,
         "## Training",
-        training_section(report, training_facts),
+        training,
         "## Notes" if notes else "",
         notes,
         "## Licence",
@@ -352,9 +366,13 @@ def _classifier_comparison(report):
 def _by_class(report):
     rows = [
         [row["name"], f"{row['images']:,}", percent(row["recall"]), percent(row["precision"])]
-        for row in report["per_class"]
+        for row in weakest(report["per_class"], MOST_CLASSES)
     ]
-    return table(["class", "images", "recall", "precision"], rows)
+    left_out = len(report["per_class"]) - len(rows)
+    return join(
+        table(["class", "images", "recall", "precision"], rows),
+        f"The other {left_out:,} classes have no lower recall; `report.json` holds them all." if left_out else "",
+    )
 
 
 def _data(report):
@@ -363,7 +381,8 @@ def _data(report):
     trained = all(row["train"] is not None for row in classes)
     header = ["class", *(["training images"] if trained else []), "validation images"]
     keys = [*(["train"] if trained else []), "val"]
-    rows = [[row["name"], *(f"{row[key]:,}" for key in keys)] for row in classes]
+    shown = classes if len(classes) <= MOST_CLASSES else []
+    rows = [[row["name"], *(f"{row[key]:,}" for key in keys)] for row in shown]
     rows.append(["all", *(f"{sum(row[key] for row in classes):,}" for key in keys)])
     lines = [table(header, rows), f"SHA-256 of classes and images: `{data['sha256']}`."]
     if data.get("split_by_contents", True):
@@ -413,8 +432,8 @@ def _teacher_facts(record):
 COMPRESSOR_TAGS = ["learned-image-compression", "image-compression", "compressai"]
 
 
-def compressor_card(report, notes):
-    """Returns the Markdown of a compressor's report, with the author's `notes`."""
+def compressor_card(report, notes, pictures=(CURVES,)):
+    """Returns the Markdown of a compressor's report, with the author's `notes` and the `pictures` beside it."""
     data, model = report["data"], report["model"]
     return _card(
         report,
@@ -448,7 +467,7 @@ def compressor_card(report, notes):
             f"SHA-256: `{data['sha256']}`. {_split(data)}",
             data_command(data, "scan_images"),
         ],
-        training_facts=_compressor_training_facts(report),
+        training=training_section(report, _compressor_training_facts(report), pictures),
     )
 
 
@@ -460,6 +479,7 @@ def _split(data):
 
 def _compressor_comparison(report):
     original = report["original"]
+    error = "(1 - MS-SSIM)" if report.get("metric") == "ms-ssim" else "255^2 * MSE"
     rows = [
         [
             f"{title}, {values['storage']}",
@@ -473,7 +493,7 @@ def _compressor_comparison(report):
     return join(
         table(["weights", "PSNR (dB)", "bits per pixel", "RD loss", "bytes"], rows),
         f"Both on the central {report['size']} x {report['size']} pixels of {report['images']:,} validation images; "
-        f"the RD loss is lambda * 255^2 * MSE + bits per pixel at lambda {report['lmbda']:g}. The RD losses differ by "
+        f"the RD loss is lambda * {error} + bits per pixel at lambda {report['lmbda']:g}. The RD losses differ by "
         f"{100 * original['difference']:.2f} %; up to {100 * original['allowed']:g} % were allowed.",
     )
 

@@ -2,11 +2,13 @@
 
 import collections
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_ci2p import backend
+from keras_ci2p.annotations import Tensor
 from keras_ci2p.backend.common import AdamWStep
 
 
@@ -20,14 +22,41 @@ class FusedAdamW(keras.optimizers.AdamW):
     Under torch the gradients, `variable.value.grad`, are freed with the step: Keras keeps them until the next one has
     computed its loss, beside all of its activations.
 
+    Args:
+        *args, **kwargs: Of `keras.optimizers.AdamW`.
+        ema_warmup: Whether the averages' momentum after `n` updates is `min(ema_momentum, (1 + n) / (10 + n))`, as of
+            TensorFlow's `tf.train.ExponentialMovingAverage` with `num_updates`. A constant one keeps the first weights
+            for `1 / (1 - ema_momentum)` updates.
+
     Raises:
         ValueError: `amsgrad=True`.
+
+    Examples:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> model.compile(keras_ci2p.training.FusedAdamW(1e-3, weight_decay=0.05), loss="mse")
+        >>> history = model.fit(np.ones((8, 4)), np.zeros((8, 2)), epochs=2, verbose=0).history
+        >>> history["loss"][1] < history["loss"][0]
+        True
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, ema_warmup: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.ema_warmup = ema_warmup
         if self.amsgrad:
             raise ValueError("FusedAdamW has no amsgrad; take keras.optimizers.AdamW. Received: amsgrad=True")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "ema_warmup": self.ema_warmup}
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        momentum = self.ema_momentum
+        if self.ema_warmup:
+            updates = ops.cast(self.iterations, "float32")
+            # Keras averages after every batch, also where only each n-th changes the weights.
+            rising = ((1 + updates) / (10 + updates)) ** (1 / (self.gradient_accumulation_steps or 1))
+            self.ema_momentum = ops.minimum(momentum, rising)
+        super()._update_model_variables_moving_average(trainable_variables)
+        self.ema_momentum = momentum
 
     def _apply_weight_decay(self, variables):
         # Else the kernel does it.
@@ -41,7 +70,7 @@ class FusedAdamW(keras.optimizers.AdamW):
             # Weight by weight, to `update_step`; under TensorFlow for each device.
             super()._backend_update_step(grads, trainable_variables, learning_rate)
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Tensor, variable: Tensor, learning_rate: Tensor) -> None:
         if backend.adamw_step is None:
             super().update_step(gradient, variable, learning_rate)
         else:
@@ -183,6 +212,7 @@ def make_optimizer(recipe, steps_per_epoch):
         global_clipnorm=recipe.clip_grad_norm,
         gradient_accumulation_steps=recipe.grad_accum_steps if recipe.grad_accum_steps > 1 else None,
         use_ema=recipe.ema_momentum > 0,
-        # Keras averages after every batch, also where only each n-th changes the weights.
+        # By batch, see `ema_warmup`.
         ema_momentum=recipe.ema_momentum ** (1 / recipe.grad_accum_steps) if recipe.ema_momentum else 0.99,
+        ema_warmup=recipe.ema_warmup,
     )

@@ -2,12 +2,13 @@
 
 import math
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
+from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import environment
-from keras_ci2p.data.manifest import NAMES_FILE
+from keras_ci2p.data.manifest import NAMES_FILE, ImageManifest
 from keras_ci2p.data.overlap import count_overlap, encode_names
 from keras_ci2p.data.sources import open_data, scan_images
 from keras_ci2p.data.tfds import PREFIX
@@ -15,30 +16,46 @@ from keras_ci2p.flops import count_parameters
 from keras_ci2p.layers.embedding import compressor_config
 from keras_ci2p.models.loading import is_compressor, load_preset
 from keras_ci2p.plots import plot_confusion
-from keras_ci2p.presets import check_destination, open_preset
+from keras_ci2p.presets import check_destination, known_files, open_preset
 from keras_ci2p.training.configs import DATA, CompressorTrainConfig
-from keras_ci2p.training.evaluation import check_classes, evaluate, evaluate_compressor
-from keras_ci2p.training.model_card import classifier_card, compressor_card
+from keras_ci2p.training.evaluation import evaluate, evaluate_compressor, match_classes
+from keras_ci2p.training.model_card import CONFUSION, classifier_card, compressor_card
 from keras_ci2p.training.run_dir import CURVES, HISTORY, REPORT, read_record, recipe_of
-from keras_ci2p.utils import atomic_directory, require, write_json, write_text
+from keras_ci2p.utils import atomic_directory, user_path, write_json, write_text
 from keras_ci2p.weight_storage import check_storage
 
 
 class PublishError(ValueError):
-    """A model that is not to be published as asked."""
+    """A model that is not to be published as asked.
+
+    Examples:
+        >>> issubclass(keras_ci2p.training.PublishError, ValueError)
+        True
+    """
 
 
 CARD = "README.md"
 RECIPE = "recipe.toml"
+_FURTHER_FILES = (CARD, RECIPE, REPORT, CONFUSION, HISTORY, CURVES)
 
 
-def publish(source, dest, data, storage="float16", name=None, notes="", batch_size=32, verbose=1):
+def publish(
+    source: PathLike,
+    dest: PathLike,
+    data: ImageManifest | PathLike,
+    storage: str = "float16",
+    name: str | None = None,
+    notes: str = "",
+    batch_size: int = 32,
+    verbose: int = 1,
+) -> dict[str, Any]:
     """Writes a run's best model as a compact preset with a model card.
 
     The model is measured twice on the validation split of `data`, as it was and as it is stored. Beside the preset,
     `dest` gets `README.md` (the card), `report.json` (every number of the card), for a classifier `confusion.png`, and
     where the model comes from a run `history.csv`, `curves.png` and a classifier's `recipe.toml`. These files have no
-    checksums: they may be edited. All is written aside and renamed.
+    checksums: they may be edited. All is written aside and renamed. A picture that cannot be drawn, or was not drawn in
+    training, is left out with a warning.
 
     Args:
         source: Directory of a training run of a classifier or compressor, or a preset's directory or name.
@@ -59,12 +76,18 @@ def publish(source, dest, data, storage="float16", name=None, notes="", batch_si
         keras_ci2p.presets.PresetError: `source` is neither a run nor a whole preset with weights.
         DataError: Data that cannot be used, or that have other classes.
         ValueError: Unknown storage.
+
+    Examples:
+        >>> model = keras_ci2p.ViT((32, 32, 3), variant="tiny", num_layers=2, class_names=["bird", "cat", "dog"])
+        >>> model.save_to_preset("model")
+        >>> report = keras_ci2p.training.publish("model", "published", "photos", verbose=0)
+        >>> report["storage"], report["model"]["class"]
+        ('float16', 'ViT')
     """
     # Before the images are read.
-    require("matplotlib.figure", extra="train")
     check_storage(storage)
     check_destination(dest)
-    dest = Path(dest)
+    dest = user_path(dest)
     preset = open_preset(source)
     origin = preset.run or preset.directory
     record = read_record(origin)
@@ -72,7 +95,7 @@ def publish(source, dest, data, storage="float16", name=None, notes="", batch_si
     write_model, write_card = (
         (_publish_compressor, compressor_card) if of_compressor else (_publish_classifier, classifier_card)
     )
-    with atomic_directory(dest) as temporary:
+    with atomic_directory(dest, stale={*known_files(dest), *_FURTHER_FILES}) as temporary:
         model, measured, original, about_data = write_model(
             preset, record, data, temporary, storage, batch_size, verbose
         )
@@ -88,16 +111,20 @@ def publish(source, dest, data, storage="float16", name=None, notes="", batch_si
             "run": record,
             **environment(),
         }
-        if not of_compressor:
-            plot_confusion(temporary / "confusion.png", report)
+        if not of_compressor and report["confusion"] is not None:
+            plot_confusion(temporary / CONFUSION, report)
         if record is not None:
             for file_name in (HISTORY, CURVES):
-                shutil.copyfile(origin / file_name, temporary / file_name)
+                if (origin / file_name).is_file():
+                    shutil.copyfile(origin / file_name, temporary / file_name)
+                else:
+                    warnings.warn(f"{origin} has no {file_name}: the card goes without it.", stacklevel=2)
             recipe = recipe_of(record)
             if recipe is not None:
                 write_text(temporary / RECIPE, recipe.to_toml())
         write_json(temporary / REPORT, report)
-        write_text(temporary / CARD, write_card(report, notes))
+        pictures = {path.name for path in temporary.glob("*.png")}
+        write_text(temporary / CARD, write_card(report, notes, pictures))
     return report
 
 
@@ -131,7 +158,7 @@ def _publish_classifier(preset, record, data, directory, storage, batch_size, ve
     """
     model = load_preset(preset)
     images = open_data(data)
-    check_classes(model, images)
+    match_classes(model, images)
     _check_unseen(preset, images, data)
     options = {"split": "val", "batch_size": batch_size, "verbose": verbose}
     original = evaluate(model, images, **options)
@@ -180,7 +207,7 @@ def _compare_classifiers(original, stored):
 
 
 def _right_answers(measurements):
-    return int(np.trace(measurements["confusion"]))
+    return round(measurements["top1"] * measurements["images"])
 
 
 def _about_classifier(model):
@@ -209,7 +236,7 @@ def _publish_compressor(preset, record, data, directory, storage, batch_size, ve
     model = load_preset(preset)
     images = scan_images(data)
     config = CompressorTrainConfig.from_dict({"data": DATA, **(record["settings"] if record else {})})
-    options = {"pictures": config.val_images, "size": config.val_size, "lmbda": config.lmbda}
+    options = {"num_images": config.val_images, "size": config.val_size, "lmbda": config.lmbda, "metric": config.metric}
     options |= {"split": "val", "batch_size": batch_size, "verbose": verbose}
     original = evaluate_compressor(model, images, **options)
     model.save_to_preset(directory, **{**preset.carried(), "storage": storage})

@@ -1,13 +1,15 @@
 """Recipes: augmentation, loss, optimizer and schedule of a training run, by name or from a file. Imports no Keras."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
+from typing import Any, Self
 
+from keras_ci2p.annotations import PathLike
 from keras_ci2p.config import Config, read_table
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
 from keras_ci2p.setting import setting
-from keras_ci2p.utils import write_text
+from keras_ci2p.utils import did_you_mean, user_path, write_text
 
 
 class Recipe(Config):
@@ -18,6 +20,11 @@ class Recipe(Config):
 
     Raises:
         ValueError: A value out of its range.
+
+    Examples:
+        >>> recipe = keras_ci2p.training.Recipe(epochs=10, mixup=0.0, warmup_epochs=1)
+        >>> recipe.learning_rate, recipe.warmup_epochs
+        (0.0001, 1.0)
     """
 
     epochs: int = setting(300, "passes over the training images; the warm-up keeps its share", "--epochs", at_least=1)
@@ -78,6 +85,12 @@ class Recipe(Config):
         below=1,
         formerly=("ema",),
     )
+    ema_warmup: bool = setting(
+        False,
+        "let that momentum rise, (1 + n) / (10 + n) after n updates at most, so that averages of a short run do not "
+        "keep its first weights",
+        "--ema-warmup",
+    )
     distill_alpha: float = setting(
         1.0,
         "with a teacher, the share of its probabilities in the loss; the labels have the rest",
@@ -99,7 +112,11 @@ class Recipe(Config):
     )
     augmentation: Augmentation = setting(Augmentation(), "`keras_ci2p.data.Augmentation` of each training image")
 
-    def override(self, values):
+    def _check(self):
+        if self.ema_warmup and not self.ema_momentum:
+            raise ValueError("ema_warmup goes with an average: give ema_momentum too. Received: ema_momentum=0")
+
+    def override(self, values: dict[str, Any]) -> Self:
         """This recipe with other values, as `Config.override` takes them.
 
         Where the epochs change and the warm-up is not given, the warm-up keeps its share of the epochs.
@@ -109,7 +126,9 @@ class Recipe(Config):
             return changed
         return replace(changed, warmup_epochs=self.warmup_epochs * changed.epochs / self.epochs)
 
-    def command_line(self, base=None, always=(), without=(), prefix=""):
+    def command_line(
+        self, base: Self | None = None, always: Iterable[str] = (), without: Iterable[str] = (), prefix: str = ""
+    ) -> list[str]:
         # Else the warm-up would keep its share of other epochs.
         if self.epochs != (RECIPES["paper"] if base is None else base).epochs and "epochs" not in without:
             always = (*always, "warmup_epochs")
@@ -148,7 +167,7 @@ RECIPES = {
 DEFAULT_RECIPE = "quick"
 
 
-def read_recipe(source):
+def read_recipe(source: PathLike) -> Recipe:
     """A recipe by its name, or from a TOML or YAML file.
 
     A file holds settings of `Recipe`, those of the augmentation in a table `augmentation`, and optionally `base`, the
@@ -160,13 +179,19 @@ def read_recipe(source):
     Raises:
         ValueError: Unknown name or setting, or a file that cannot be read as such.
         OSError: No such file.
+
+    Examples:
+        >>> recipe = keras_ci2p.training.read_recipe("quick").override({"epochs": 60})
+        >>> recipe.epochs, recipe.warmup_epochs
+        (60, 6.0)
     """
     if source in RECIPES:
         return RECIPES[source]
-    path = Path(source)
+    path = user_path(source)
     if path.suffix not in (".toml", ".yaml", ".yml"):
         raise ValueError(
-            f"A recipe is one of {', '.join(RECIPES)}, or a .toml or .yaml file. Received: {str(source)!r}"
+            f"A recipe is one of {', '.join(RECIPES)}, or a .toml or .yaml file. Received: source={str(source)!r}."
+            f"{did_you_mean(source, RECIPES)}"
         )
     try:
         values = read_table(path)

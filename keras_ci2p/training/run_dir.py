@@ -18,7 +18,7 @@ from keras_ci2p.data.tfds import PREFIX
 from keras_ci2p.presets import list_presets
 from keras_ci2p.training.configs import NO_TEACHER, TEACHERS, TrainConfig
 from keras_ci2p.training.recipes import Recipe
-from keras_ci2p.utils import atomic_directory, clean_up, file_sha256, write_json
+from keras_ci2p.utils import atomic_directory, clean_up, file_sha256, is_empty, room_for, write_json
 
 # Settings, data and environment of a run, and what 0.1.0 called this file.
 RUN_RECORD = "run.json"
@@ -28,7 +28,15 @@ _LOCK = "run.lock"
 
 
 class RunError(ValueError):
-    """A run that cannot be begun, taken up or ended as asked."""
+    """A run that cannot be begun, taken up or ended as asked.
+
+    Examples:
+        >>> settings = keras_ci2p.training.TrainConfig(data="photos")
+        >>> keras_ci2p.training.train(settings, "photos", verbose=0)
+        Traceback (most recent call last):
+            ...
+        keras_ci2p.training.run_dir.RunError: ...
+    """
 
 
 @contextlib.contextmanager
@@ -49,8 +57,10 @@ def run_lock(run_dir, is_main=True):
         yield
         return
     is_new = not run_dir.exists()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file = _open_locked(run_dir / _LOCK)
+    # It may be a symbolic link to where nothing is yet.
+    run_dir.resolve().mkdir(parents=True, exist_ok=True)
+    with room_for(run_dir / _LOCK, run_dir / _LOCK):
+        file = _open_locked(run_dir / _LOCK)
     try:
         yield
     finally:
@@ -77,8 +87,9 @@ def _open_locked(path):
             is_current = False
         if is_current:
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+            # A full disk has no room for these words, but what is locked may free some.
+            with contextlib.suppress(OSError):
+                os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
             return file
         # Its last holder deleted it after it was opened here.
         file.close()
@@ -111,8 +122,7 @@ def previous_run(run_dir, resume):
         RunError: An existing directory without `resume`; with it, one that is no run, or a damaged one.
     """
     # A lock alone: killed before its first epoch, or about to begin; nothing to go on from, and nothing lost.
-    is_empty = not run_dir.exists() or all(path.name == _LOCK for path in run_dir.iterdir())
-    if is_empty:
+    if not run_dir.exists() or is_empty(run_dir, besides=[_LOCK]):
         return None
     if not resume:
         raise RunError(f"{run_dir} exists already: go on with it by --resume, or choose another directory.")
@@ -128,17 +138,47 @@ def previous_run(run_dir, resume):
     return _with_latents(record)
 
 
+# Settings that say how long a run is.
+_LENGTHS = ("recipe.epochs", "recipe.patience", "max_minutes", "steps")
+
+
 def check_config(config, previous):
     """Raises RunError, saying what differs, unless the previous run (or None) was begun with the same settings.
+
+    Of files and directories it counts only whether they were given: not where they lie, but what they hold makes them
+    the same, see `check_same` and `check_contents`.
 
     Args:
         config: `Config` of this run.
         previous: The previous run's record.
     """
     different = [] if previous is None else config.differences(previous.get("settings", {}))
+    paths, none = config.placeholders(), {None, NO_TEACHER}
+    different = [row for row in different if row[0] not in paths or not none.isdisjoint(row[1:])]
     if different:
         told = "; ".join(f"{name}: {then!r}, now {now!r}" for name, then, now in different)
-        raise RunError(f"The run was begun with other settings, so it cannot be resumed: {told}.")
+        longer = " To train its model further, begin a new run from it: --init RUN."
+        is_longer = any(name in _LENGTHS for name, _, _ in different)
+        raise RunError(
+            f"The run was begun with other settings, so it cannot be resumed: {told}.{longer if is_longer else ''}"
+        )
+
+
+def check_contents(config, previous, contents):
+    """Raises RunError where what the previous run (or None) began with was not only moved since.
+
+    Args:
+        config: `Config` of this run.
+        previous: The previous run's record.
+        contents: Hashes of the presets or checkpoints that settings name, by the settings' names.
+    """
+    for name, sha256 in contents.items() if previous is not None else ():
+        then, now = previous.get("settings", {}).get(name), getattr(config, name)
+        if then != now and previous.get("data", {}).get(name) != sha256:
+            raise RunError(
+                f"The run was begun with {name} {then!r}, which holds something else than {now!r}, so it cannot be "
+                "resumed."
+            )
 
 
 def check_same(what, now, previous, defaults=None):
@@ -201,7 +241,8 @@ class Checkpoints:
         older = self._all()
         target = self.directory / f"epoch-{epoch:04d}"
         arrays = {f"{i:05d}": _to_numpy(v) for i, v in enumerate(_variables(model))}
-        with atomic_directory(target) as temporary:
+        needed = sum(array.nbytes for array in arrays.values())
+        with atomic_directory(target, needed=needed) as temporary:
             np.savez(temporary / _STATE, **arrays)
             stored = {"variables": _signature(model), "sha256": file_sha256(temporary / _STATE), "record": record}
             write_json(temporary / _RECORD, stored)
@@ -285,9 +326,8 @@ def read_record(directory):
     record = _read_json(directory / REPORT).get("run") if run is None else run
     if record is None:
         return None
-    for name in (HISTORY, CURVES):
-        if not (directory / name).is_file():
-            raise RunError(f"{directory} has no {name}, which a run writes after its first epoch.")
+    if not (directory / HISTORY).is_file():
+        raise RunError(f"{directory} has no {HISTORY}, which a run writes after its first epoch.")
     return record if run is None else {**_portable(_with_latents(run)), "hours": _hours(directory / HISTORY)}
 
 

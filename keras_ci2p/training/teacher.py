@@ -1,19 +1,20 @@
 """A trained classifier of any origin as a teacher: images to logits in the order of one's own classes, and features."""
 
 import hashlib
-import json
 import math
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_ci2p.annotations import PathLike, Tensor
 from keras_ci2p.export.formats import network_file, open_network
-from keras_ci2p.export.metadata import model_metadata
+from keras_ci2p.export.metadata import IMAGES, input_name, model_metadata
 from keras_ci2p.models.loading import CLASSIFIERS, open_classifier
 from keras_ci2p.presets import open_preset
 from keras_ci2p.utils import file_sha256
@@ -25,7 +26,16 @@ _LEAST_PROBABILITY = 1e-7
 
 
 class TeacherError(ValueError):
-    """A teacher that does not fit the classes, or of which too little is known."""
+    """A teacher that does not fit the classes, or of which too little is known.
+
+    Examples:
+        >>> model = keras_ci2p.ViT((32, 32, 3), variant="tiny", num_layers=2, class_names=["cat", "dog"])
+        >>> model.save_to_preset("teacher")
+        >>> keras_ci2p.training.open_teacher("teacher", ["cat", "owl"])
+        Traceback (most recent call last):
+            ...
+        keras_ci2p.training.teacher.TeacherError: The teacher ... does not know the class owl. It knows: cat, dog
+    """
 
 
 class Teacher:
@@ -40,9 +50,19 @@ class Teacher:
         value_range: `(low, high)`, what black and white become for it; numbers, or triples for red, green and blue.
         feature_names: Names of its feature maps; perhaps none.
         feature_shapes: `(rows, columns, channels)` of each.
+
+    Examples:
+        >>> model = keras_ci2p.ViT((32, 32, 3), variant="tiny", num_layers=2, class_names=["cat", "dog"])
+        >>> model.save_to_preset("teacher")
+        >>> teacher = keras_ci2p.training.open_teacher("teacher", ["dog", "cat"], features=["block_1"])
+        >>> logits, (features,) = teacher(np.zeros((1, 32, 32, 3), "uint8"))
+        >>> logits.shape, features.shape
+        ((1, 2), (1, 2, 2, 192))
     """
 
-    def __init__(self, source, class_names, image_size, value_range):
+    def __init__(
+        self, source: "_Source", class_names: Sequence[str], image_size: tuple[int, int], value_range: Any
+    ) -> None:
         self.name = source.entries.get("name") or source.name
         self.sha256 = source.sha256
         self.license = source.entries.get("license")
@@ -61,7 +81,7 @@ class Teacher:
         self._is_logits = source.entries.get("output", _kind(outputs)) != PROBABILITIES
         self.feature_shapes = tuple(array.shape[1:] for array in maps)
 
-    def __call__(self, images):
+    def __call__(self, images: Tensor) -> tuple[np.ndarray, list[np.ndarray]]:
         """What the teacher says of images. Several threads may ask at a time.
 
         Args:
@@ -78,7 +98,7 @@ class Teacher:
         if images.shape[1:] != (*self.image_size, 3) or images.dtype not in ("uint8", "float32"):
             raise ValueError(
                 f"The teacher {self.name} takes uint8 or float32 images of shape (batch, {self.image_size[0]}, "
-                f"{self.image_size[1]}, 3). Received: {images.dtype}, shape {images.shape}"
+                f"{self.image_size[1]}, 3). Received: dtype={images.dtype}, shape={images.shape}"
             )
         outputs, maps = self._run(images)
         outputs = outputs[:, self._classes]
@@ -101,7 +121,7 @@ class Teacher:
         named = zip(self.feature_names, maps, strict=True)
         return outputs, [_as_map(name, array, self.image_size, layout) for name, array in named]
 
-    def describe(self):
+    def describe(self) -> dict[str, Any]:
         """What it is, as a dict that JSON can hold."""
         return {
             "name": self.name,
@@ -118,7 +138,13 @@ class Teacher:
         }
 
 
-def open_teacher(source, class_names, image_size=None, value_range=None, features=None):
+def open_teacher(
+    source: PathLike,
+    class_names: Sequence[str],
+    image_size: int | tuple[int, int] | None = None,
+    value_range: Any = None,
+    features: Sequence[str] | None = None,
+) -> Teacher:
     """Opens a trained classifier as a teacher.
 
     What a file says of itself (`keras_ci2p.export.metadata`) is believed: class names, size, values, logits or
@@ -148,6 +174,13 @@ def open_teacher(source, class_names, image_size=None, value_range=None, feature
         ValueError: A file that cannot be read.
         FileNotFoundError: There is no such file.
         ImportError: The package that reads it is not installed.
+
+    Examples:
+        >>> model = keras_ci2p.ViT((32, 32, 3), variant="tiny", num_layers=2, class_names=["cat", "dog"])
+        >>> model.save_to_preset("teacher")
+        >>> teacher = keras_ci2p.training.open_teacher("teacher", ["dog", "cat"])
+        >>> teacher.class_names, teacher.image_size
+        (('dog', 'cat'), (32, 32))
     """
     path = network_file(source)
     size = _as_size(image_size)
@@ -168,7 +201,7 @@ def teacher_sha256(source):
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if path.suffix in (".onnx", ".keras"):
         return file_sha256(path)
-    return _preset_sha256(open_preset(source))
+    return open_preset(source).sha256
 
 
 @dataclass(frozen=True)
@@ -202,6 +235,8 @@ class _Source:
 def _network_source(path, features):
     """Of an ONNX or OpenVINO file."""
     network = open_network(path)
+    if input_name(network.metadata) != IMAGES:
+        raise TeacherError(f"{path} takes latents, and a teacher looks at images. Export it without --input latents.")
     names = list(network.output_shapes)
     if features is None:
         features = [name for name in names if name.startswith(FEATURE_PREFIX)]
@@ -250,7 +285,7 @@ def _preset_source(source, image_size, features):
     arguments = {} if image_size is None else {"image_shape": (*image_size, 3)}
     model, preset = open_classifier(str(source), **arguments)
     entries = model_metadata(model) | {"license": preset.metadata.get("license")}
-    return _model_source(model, source, Path(source).name, _preset_sha256(preset), entries, features)
+    return _model_source(model, source, Path(source).name, preset.sha256, entries, features)
 
 
 def _model_source(model, path, name, sha256, entries, features):
@@ -287,10 +322,6 @@ def _check_features(path, features, names, kind):
     unknown = [name for name in features if name not in names]
     if unknown:
         raise TeacherError(f"{path} has no {kind} {', '.join(unknown)} to take features of. It has: {', '.join(names)}")
-
-
-def _preset_sha256(preset):
-    return hashlib.sha256(json.dumps(preset.metadata["files"], sort_keys=True).encode()).hexdigest()
 
 
 def _as_size(image_size):

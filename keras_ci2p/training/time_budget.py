@@ -113,8 +113,9 @@ def _measure(run, budget, run_dir):
 def _saving_seconds(run, history, run_dir):
     """What the files of an epoch take that is the best so far."""
     rows = [{"epoch": i + 1, **{key: values[i] for key, values in history.items()}} for i in range(2)]
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=run_dir.parent, prefix=f".{run_dir.name}-") as directory:
+    run_dir.resolve().mkdir(parents=True, exist_ok=True)
+    # A name that `clean_up` knows.
+    with tempfile.TemporaryDirectory(dir=run_dir, prefix="saving.partial-") as directory:
         began = time.perf_counter()
         run.model.save_to_preset(Path(directory, "preset"))
         plot_curves(Path(directory, "curves.png"), rows, "measured")

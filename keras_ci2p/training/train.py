@@ -3,25 +3,30 @@
 import inspect
 import time
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import keras
 
+from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import environment, make_deterministic, open_devices, set_matmul_precision
+from keras_ci2p.codec.file_format import read_compressed
+from keras_ci2p.codec.rans import CodecError
 from keras_ci2p.convert.compressai import read_compressor
-from keras_ci2p.data.latent_cache import PROJECTION, LatentCache, is_latent_cache, open_cache
+from keras_ci2p.data.latent_cache import PROJECTION, is_latent_cache, open_cache
+from keras_ci2p.data.latent_loader import check_latent_augmentation
+from keras_ci2p.data.sources import first_compressed
 from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier
 from keras_ci2p.models.backbone import CompressorMixin
+from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.plots import warn_without_matplotlib
-from keras_ci2p.presets import BEST, open_preset, preset_of
-from keras_ci2p.training.cache_latents import cached_compressor
-from keras_ci2p.training.callbacks import ClassifierRecorder, DataTimer, InterruptCallback, SwapEMA
-from keras_ci2p.training.distillation import (
-    DistilledClassifier,
-    guided_layers,
-)
+from keras_ci2p.presets import BEST, PresetError, open_preset, preset_of
+from keras_ci2p.training.callbacks import ClassifierRecorder, DataTimer, InterruptCallback, SwapEMA, tell_of_compilation
+from keras_ci2p.training.compressed_files import known_compressor
+from keras_ci2p.training.configs import TrainConfig
+from keras_ci2p.training.distillation import DistilledClassifier, guided_layers
+from keras_ci2p.training.latent_encoder import analysis_of, cached_compressor
 from keras_ci2p.training.optim import SoftTargetCrossentropy, make_optimizer
 from keras_ci2p.training.recipes import RECIPES, write_recipe
 from keras_ci2p.training.run_dir import (
@@ -37,12 +42,14 @@ from keras_ci2p.training.run_dir import (
 )
 from keras_ci2p.training.time_budget import as_begun, within_budget
 from keras_ci2p.training.train_data import load_data
-from keras_ci2p.utils import clean_up, require, write_bytes, write_json
+from keras_ci2p.utils import clean_up, require, user_path, write_bytes, write_json, wrong_choice
 
 RECIPE = "recipe.toml"
 
 
-def train(settings, run_dir, resume=False, verbose=1):
+def train(
+    settings: TrainConfig, run_dir: PathLike, resume: bool = False, verbose: int = 1
+) -> tuple[ImageClassifier, list[dict[str, Any]]]:
     """Trains a model as `settings` say and records the run.
 
     `run_dir` gets `best/` and `last/` (presets: the weights of the best validation top-1 and the last), `history.csv`,
@@ -63,14 +70,25 @@ def train(settings, run_dir, resume=False, verbose=1):
             process; a loss that is not finite.
         DataError: Data that cannot be used.
         ValueError: An image size or variant that the model does not take; settings that do not fit a latent cache.
+
+    Examples:
+        >>> recipe = keras_ci2p.training.read_recipe("quick")
+        >>> recipe = recipe.override({"epochs": 1, "batch_size": 8, "image_size": 32})
+        >>> settings = keras_ci2p.training.TrainConfig(data="photos", recipe=recipe)
+        >>> model, history = keras_ci2p.training.train(settings, "run", verbose=0)
+        >>> keras_ci2p.load_preset("run").class_names
+        ['bird', 'cat', 'dog']
     """
     began = time.perf_counter()
-    run_dir = Path(run_dir)
+    run_dir = user_path(run_dir)
     _require_packages(settings)
 
     # === Run ===
     on_latents = is_latent_cache(settings.data)
-    settings = settings.for_data(on_latents)
+    compressed = None if on_latents else first_compressed(settings.data)
+    if compressed is not None:
+        settings = _fit_to_file(settings, compressed)
+    settings = settings.for_data(on_latents, compressed is not None)
     cache = open_cache(settings.data) if on_latents else None
     if on_latents:
         settings = _fit_to_cache(settings, cache)
@@ -101,7 +119,7 @@ def _train(settings, run_dir, previous, cache, devices, verbose, began):
     # === Data ===
     # What the model is built from first: a wrong size or variant should not wait for the images.
     builder = ModelBuilder(settings, cache)
-    data = load_data(settings, cache, builder.patch_size, devices, run_dir, previous, verbose)
+    data = load_data(settings, cache, builder, devices, run_dir, previous, verbose)
     # Until here nothing but the lock is written, so that all processes have seen the same directory.
     devices.assert_equal("settings or data", [settings.lasting(), data.record])
 
@@ -144,6 +162,8 @@ def _train(settings, run_dir, previous, cache, devices, verbose, began):
     # === Training ===
     if epochs_done < recipe.epochs and not recorder.patience_is_over:
         callbacks = [*([ema] if ema else []), recorder]
+        if verbose:
+            tell_of_compilation()
         run.fit(batches, callbacks, initial_epoch=epochs_done, epochs=recipe.epochs, verbose=verbose)
     elif ema:
         # As `fit` does at its end.
@@ -167,34 +187,47 @@ def _fit_to_cache(settings, cache):
     """The settings with the image size and augmentation of a latent cache, which its latents are made with.
 
     Raises:
-        ValueError: Settings that do not apply to latents, image size and augmentation where they are neither the
-            cache's nor a recipe's own among them.
+        ValueError: An image size or augmentation that is neither the cache's nor a recipe's own.
     """
-    where = f"{settings.data} is a latent cache"
-    if not issubclass(CLASSIFIERS[settings.model], CompressorMixin):
-        raise ValueError(f"{where}; train the model ci2p or ci2p_dual on it. Received: model={settings.model!r}")
-    if settings.freeze_compressor is False:
-        raise ValueError(f"{where}: its compressor cannot be trained. Received: freeze_compressor=False")
-    if settings.augment == "device":
-        raise ValueError(f"{where}: its views are augmented already. Received: augment='device'")
     recipe = settings.recipe.override(recipe_of_latents(cache.manifest["settings"]))
     for name, stored in (("image_size", cache.image_size), ("augmentation", (recipe.augmentation,))):
         asked, defaults = getattr(settings.recipe, name), [getattr(known, name) for known in RECIPES.values()]
         if asked not in stored and asked not in defaults:
             raise ValueError(
-                f"{where}, made with {name} {' x '.join(map(str, stored))}, which can no longer be changed. Leave "
-                f"{name} out, or make a new cache. Received: {name}={asked}"
+                f"{settings.data} is a latent cache, made with {name} {' x '.join(map(str, stored))}, which can no "
+                f"longer be changed. Leave {name} out, or make a new cache. Received: {name}={asked}"
             )
     return replace(settings, recipe=recipe)
 
 
+def _fit_to_file(settings, path):
+    """The settings with the compressor that a `.ci2p` file of their data names, unless they have one.
+
+    Raises:
+        DataError: An augmentation that takes pixels.
+    """
+    check_latent_augmentation(settings.recipe.augmentation)
+    if settings.compressor is None and settings.init is None and settings.model != "vit":
+        try:
+            return replace(settings, compressor=known_compressor(read_compressed(path.read_bytes()).name))
+        except (OSError, CodecError):
+            # It has no name, or is damaged, which is told when all are read.
+            pass
+    return settings
+
+
 def _write_records(run, run_dir):
-    """Writes what a new run was told and what it found."""
-    if run.data.targets is not None:
-        write_bytes(run_dir / PROJECTION, run.data.targets.projection.to_bytes())
+    """Writes what a new run was told and what it found; the record last, since it makes the directory a run."""
     here = {**environment(), "devices": run.devices.describe()}
-    write_json(run_dir / RUN_RECORD, {"settings": run.settings.to_dict(), "data": run.data.record, **here})
-    write_recipe(run_dir / RECIPE, run.settings.recipe)
+    try:
+        if run.data.targets is not None:
+            write_bytes(run_dir / PROJECTION, run.data.targets.projection.to_bytes())
+        write_recipe(run_dir / RECIPE, run.settings.recipe)
+        write_json(run_dir / RUN_RECORD, {"settings": run.settings.to_dict(), "data": run.data.record, **here})
+    except OSError:
+        for name in (PROJECTION, RECIPE):
+            (run_dir / name).unlink(missing_ok=True)
+        raise
 
 
 class TrainRun:
@@ -247,16 +280,17 @@ class TrainRun:
                 keras.metrics.TopKCategoricalAccuracy(min(5, self.model.num_classes), name="top5"),
             ],
         )
+        # Not in the first step: TensorFlow traces a step twice that makes variables.
+        self.trained_model.optimizer.build(self.trained_model.trainable_variables)
 
     def _wrap(self, model):
         settings, teacher = self.settings, self.data.teacher
-        on_latents = isinstance(self.data.images, LatentCache)
-        inner = model.latent_classifier if on_latents else model
+        inner = model.latent_classifier if self.data.are_latents else model
         if teacher is not None:
             if settings.class_weights is not None and settings.recipe.distill_alpha == 1:
                 raise ValueError(
                     "class_weights weigh the labels, which do not count with distill_alpha=1. Set it lower, such as "
-                    "0.5, or leave class_weights out."
+                    f"0.5, or leave class_weights out. Received: class_weights={settings.class_weights!r}"
                 )
             return distilled(inner, teacher, settings.recipe)
         if settings.augment == "device":
@@ -288,6 +322,7 @@ class ModelBuilder:
 
     Attributes:
         patch_size: Height and width of a token in pixels.
+        contents: Hashes of what the model begins with, by the settings that name it.
 
     Raises:
         ValueError: An image size or variant that the model does not take.
@@ -299,6 +334,10 @@ class ModelBuilder:
         self._cache = cache
         self._class = CLASSIFIERS[settings.model]
         self._preset = None if settings.init is None else open_preset(preset_of(settings.init))
+        if self._preset is not None and self._preset.is_quantized:
+            raise PresetError(
+                f"{settings.init} is quantised, so that it cannot be trained. Begin with the preset it was made of."
+            )
         self.patch_size = self._read_patch_size()
         size = (settings.recipe.image_size,) * 2 if cache is None else cache.image_size
         if any(side % self.patch_size for side in size):
@@ -307,13 +346,13 @@ class ModelBuilder:
                 f"{self.patch_size}. Received: image_size={size[0]}"
             )
         if settings.init is None and settings.variant not in self._class.variants:
-            known = ", ".join(self._class.variants)
-            raise ValueError(f"`variant` must be one of {known}. Received: variant={settings.variant!r}")
+            raise ValueError(wrong_choice("variant", settings.variant, self._class.variants))
         self._arguments = {
             "image_shape": (*size, 3),
             "drop_path_rate": settings.recipe.drop_path_rate,
             "dtype": settings.dtype,
         }
+        self.contents = {} if self._preset is None else {"init": self._preset.sha256}
         self._checks_compressor = False
         if issubclass(self._class, CompressorMixin):
             self._read_compressor()
@@ -329,6 +368,8 @@ class ModelBuilder:
 
     def _read_compressor(self):
         settings, compressor = self._settings, read_compressor(self._settings.compressor)
+        if compressor is not None:
+            self.contents["compressor"] = analysis_of(compressor).weights_hash()
         # It has made the latents, so the model's must be checked against it, unless it is taken from there.
         self._checks_compressor = self._cache is not None
         if self._cache is not None and compressor is None and settings.init is None:
@@ -377,7 +418,7 @@ def distilled(model, teacher, recipe):
     if len(weights) != len(channels):
         raise ValueError(
             f"The teacher {teacher['name']} has {len(channels)} feature maps; distill_features must hold a weight for "
-            f"each of them. Received: {recipe.distill_features}"
+            f"each of them. Received: distill_features={recipe.distill_features}"
         )
     return DistilledClassifier(
         model,

@@ -1,40 +1,39 @@
 """A training run of a compressor: a directory from which it can be taken up again."""
 
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import keras
 
-from keras_ci2p.backend import environment, make_deterministic
+from keras_ci2p.annotations import PathLike
+from keras_ci2p.backend import environment, make_deterministic, open_devices
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data.sources import scan_images
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.rate_distortion import rate_distortion_optimizer
 from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST
-from keras_ci2p.training.callbacks import CompressorRecorder, InterruptCallback
-from keras_ci2p.training.evaluation import (
-    evaluate_compressor,
-    held_out,
-    middle_crops,
-    show_reconstructions,
-    training_crops,
-)
+from keras_ci2p.training import evaluation
+from keras_ci2p.training.callbacks import CompressorRecorder, InterruptCallback, tell_of_compilation
+from keras_ci2p.training.configs import CompressorTrainConfig
 from keras_ci2p.training.run_dir import (
     LAST,
     RUN_RECORD,
     Checkpoints,
     RunError,
     check_config,
+    check_contents,
     check_same,
     previous_run,
     run_lock,
     warn_of_other_backend,
 )
-from keras_ci2p.utils import clean_up, require, write_json
+from keras_ci2p.utils import clean_up, require, user_path, write_json
 
 
-def train_compressor(settings, run_dir, resume=False, verbose=1):
+def train_compressor(
+    settings: CompressorTrainConfig, run_dir: PathLike, resume: bool = False, verbose: int = 1
+) -> tuple[Compressor, list[dict[str, Any]]]:
     """Trains a compressor as `settings` say and records the run.
 
     `run_dir` gets `best/` and `last/` (presets: the weights of the lowest cost on held-out images and the last),
@@ -48,18 +47,28 @@ def train_compressor(settings, run_dir, resume=False, verbose=1):
         verbose: As in `fit`.
 
     Returns:
-        `(compressor, history)`: the best compressor, and a list of one dict per epoch of `steps_per_epoch` steps.
+        `(compressor, history)`: the best compressor, and a list of one dict per epoch of `steps_per_epoch` steps, the
+        last of those that are left over.
 
     Raises:
         RunError: An existing directory without `resume`, one of other settings or data, or one in use by another
             process; a loss that is not finite.
         DataError: Data that cannot be used.
         ValueError: A compressor that cannot be trained; another architecture or quality than that of `init`.
+
+    Examples:
+        >>> settings = keras_ci2p.training.CompressorTrainConfig(
+        ...     data="photos", quality=1, steps=2, steps_per_epoch=2, crop_size=32, batch_size=2, val_size=32
+        ... )
+        >>> compressor, history = keras_ci2p.training.train_compressor(settings, "run", verbose=0)
+        >>> compressor.quality, len(history)
+        (1, 1)
     """
-    run_dir = Path(run_dir)
+    run_dir = user_path(run_dir)
     # Before hours of work, not after the first epoch.
     require("grain", extra="train")
     warn_without_matplotlib()
+    open_devices()
     previous = previous_run(run_dir, resume)
     trained = None if settings.init is None else read_compressor(settings.init)
     if trained is not None:
@@ -93,9 +102,16 @@ def _train(settings, trained, run_dir, previous, verbose):
     images = scan_images(settings.data)
     data = {"sha256": images.sha256, "pictures": len(images)}
     check_same("data", data, previous)
+    contents = {} if trained is None else {"init": trained.analysis.weights_hash()}
+    check_contents(settings, previous, contents)
+    data.update(contents)
 
-    crops = training_crops(images, settings.crop_size, settings.batch_size, settings.seed, settings.num_workers)
-    val_crops = middle_crops(held_out(images, "val", settings.val_images), settings.val_size, settings.batch_size)
+    crops = evaluation.training_crops(
+        images, settings.crop_size, settings.batch_size, settings.seed, settings.num_workers
+    )
+    val_crops = evaluation.middle_crops(
+        evaluation.held_out(images, "val", settings.val_images), settings.val_size, settings.batch_size
+    )
     clean_up(run_dir)
     checkpoints = Checkpoints(run_dir / "checkpoints")
     record = checkpoints.restore(compressor) or {"history": [], "best": None}
@@ -105,14 +121,20 @@ def _train(settings, trained, run_dir, previous, verbose):
     else:
         warn_of_other_backend(previous)
 
-    epochs_done, epochs = len(record["history"]), -(-settings.steps // settings.steps_per_epoch)
-    if epochs_done < epochs:
-        recorder = CompressorRecorder(run_dir, record, checkpoints, settings.steps_per_epoch)
-        interrupt = InterruptCallback()
+    recorder = CompressorRecorder(run_dir, record, checkpoints, settings)
+    interrupt = InterruptCallback()
+    if verbose:
+        tell_of_compilation()
+    whole, rest = divmod(settings.steps, settings.steps_per_epoch)
+    # `fit` knows epochs of one length only, so the steps that are left over are one of their own.
+    for epochs, steps in ((whole, settings.steps_per_epoch), (whole + 1, rest)):
+        epochs_done = len(record["history"])
+        if epochs_done >= epochs or not steps:
+            continue
         with interrupt.watching():
             compressor.fit(
                 crops.repeat_from_batch(epochs_done * settings.steps_per_epoch),
-                steps_per_epoch=settings.steps_per_epoch,
+                steps_per_epoch=steps,
                 validation_data=val_crops.repeat(),
                 validation_steps=val_crops.steps_per_epoch,
                 initial_epoch=epochs_done,
@@ -124,11 +146,16 @@ def _train(settings, trained, run_dir, previous, verbose):
             )
     compressor.save_to_preset(run_dir / LAST, metadata={"training": record["history"][-1]})
     best = Compressor.from_preset(run_dir / BEST)
-    report = evaluate_compressor(
-        best, images, pictures=settings.val_images, size=settings.val_size, lmbda=compressor.lmbda
+    report = evaluation.evaluate_compressor(
+        best,
+        images,
+        num_images=settings.val_images,
+        size=settings.val_size,
+        lmbda=compressor.lmbda,
+        metric=compressor.metric,
     )
     write_json(run_dir / "report.json", {**report, "step": record["best"]["step"], **environment()})
-    show_reconstructions(run_dir / "reconstructions.png", best, images, size=settings.val_size)
+    evaluation.show_reconstructions(run_dir / "reconstructions.png", best, images, size=settings.val_size)
     if verbose:
         print(
             f"{report['psnr']:.2f} dB at {report['bpp']:.3f} bits per pixel, cost {report['cost']:.3f}, on "
@@ -147,5 +174,5 @@ def _build_compressor(settings, trained):
             ours.assign(theirs)
     schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps)
     optimizer = rate_distortion_optimizer(schedule, settings.auxiliary_learning_rate, settings.clip_grad_norm)
-    compressor.compile(optimizer, lmbda=settings.lmbda)
+    compressor.compile(optimizer, lmbda=settings.lmbda, metric=settings.metric)
     return compressor

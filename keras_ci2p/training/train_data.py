@@ -7,11 +7,12 @@ from keras_ci2p.data.latent_loader import latent_folder
 from keras_ci2p.data.loader import DataLoader, image_folder
 from keras_ci2p.data.manifest import DataError, ImageManifest, summarize
 from keras_ci2p.data.sources import open_data
+from keras_ci2p.training.compressed_files import open_codec
 from keras_ci2p.training.configs import NO_TEACHER
 from keras_ci2p.training.distillation import FeatureProjection, TeacherTargets, load_teacher, resized, teacher_top1
 from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.optim import balanced_weights
-from keras_ci2p.training.run_dir import RunError, check_same
+from keras_ci2p.training.run_dir import RunError, check_contents, check_same
 from keras_ci2p.training.teacher import teacher_sha256
 
 
@@ -26,6 +27,7 @@ class TrainData:
         teacher: What is known of the teacher, a dict, or None.
         class_weights: One weight for each class, or None.
         record: What the run's record says of them.
+        are_latents: Whether the batches are of latents.
     """
 
     images: ImageManifest | LatentCache
@@ -35,15 +37,16 @@ class TrainData:
     teacher: dict | None
     class_weights: list | None
     record: dict
+    are_latents: bool
 
 
-def load_data(settings, cache, patch_size, devices, run_dir, previous, verbose):
+def load_data(settings, cache, builder, devices, run_dir, previous, verbose):
     """Opens the `TrainData` of a run.
 
     Args:
         settings: `TrainConfig`.
         cache: The `LatentCache` that is trained on, or None.
-        patch_size: Height and width of a token in pixels.
+        builder: `ModelBuilder`, which knows the size of a patch and what the model begins with.
         devices: `Devices`, which tell the part of each training batch to load.
         run_dir: Directory of the run.
         previous: The record of the run that is taken up, or None.
@@ -56,11 +59,24 @@ def load_data(settings, cache, patch_size, devices, run_dir, previous, verbose):
     images = open_data(settings.data) if cache is None else cache
     if verbose:
         print(summarize(images), flush=True)
-    record = {"sha256": images.sha256, "photos": images.counts()}
+    record, compressor = {"sha256": images.sha256, "photos": images.counts()}, None
     if cache is not None:
         record.update(latents=cache.manifest["settings"], compressor=cache.fingerprint)
+    elif images.compressed:
+        compressor = open_codec(settings.compressor or settings.init).compressor
+        record.update(compressed=True, compressor=compressor.analysis.weights_hash())
+        if verbose:
+            print(
+                "Latents are cropped to the image size, at random places, and flipped, as they are: crop_area and "
+                "crop_aspect do not apply.",
+                flush=True,
+            )
+    if previous is not None and (cache is None) != ("latents" not in previous["data"]):
+        raise RunError(f"A run on images cannot go on with latents, or the reverse. Received: data={settings.data!r}")
     check_same("data", record, previous)
-    targets, teacher = find_teacher(settings, images, patch_size, run_dir, previous, verbose)
+    check_contents(settings, previous, builder.contents)
+    record.update(builder.contents)
+    targets, teacher = find_teacher(settings, images, builder.patch_size, run_dir, previous, verbose)
     if teacher is not None:
         features = [{key: value for key, value in row.items() if key != "steps"} for row in teacher["features"]]
         record["teacher"] = {**teacher, "features": features}
@@ -70,12 +86,13 @@ def load_data(settings, cache, patch_size, devices, run_dir, previous, verbose):
         if verbose and previous is not None and previous["data"].get("views", record["views"]) != record["views"]:
             print(f"The cache has {record['views']} views of each photo by now, all of which are used.", flush=True)
     class_weights = _class_weights(settings.class_weights, images)
-    train_batches, val_batches = _open_batches(settings, images, patch_size, devices, targets, teacher)
-    return TrainData(images, train_batches, val_batches, targets, teacher, class_weights, record)
+    train, val = _open_batches(settings, images, compressor, builder.patch_size, devices, targets, teacher)
+    are_latents = cache is not None or compressor is not None
+    return TrainData(images, train, val, targets, teacher, class_weights, record, are_latents)
 
 
-def _open_batches(settings, images, patch_size, devices, targets, teacher):
-    """`(training, validation)` batches."""
+def _open_batches(settings, images, compressor, patch_size, devices, targets, teacher):
+    """`(training, validation)` batches; `compressor` is that of `.ci2p` files."""
     recipe = settings.recipe
     common = {"batch_size": recipe.batch_size, "num_workers": settings.num_workers, "num_threads": devices.num_threads}
     training = {
@@ -88,6 +105,10 @@ def _open_batches(settings, images, patch_size, devices, targets, teacher):
     if isinstance(images, LatentCache):
         load = latent_folder
         training.update(temperature=None if teacher is None else recipe.distill_temperature)
+    elif compressor is not None:
+        load = latent_folder
+        common.update(compressor=compressor, image_size=recipe.image_size)
+        training.update(augment=recipe.augmentation)
     else:
         load = image_folder
         common.update(image_size=recipe.image_size, patch_size=patch_size)

@@ -1,0 +1,1 @@
+"""A static web page that shows what a classifier sees in a photo."""

@@ -1,0 +1,12 @@
+# Written by tools/stubs.py: what type checkers see of what __init__.py imports when it is used.
+
+from keras_ci2p.hub.models import CI2PViTBackbone as CI2PViTBackbone
+from keras_ci2p.hub.models import CI2PViTDualScaleBackbone as CI2PViTDualScaleBackbone
+from keras_ci2p.hub.models import CI2PViTDualScaleImageClassifier as CI2PViTDualScaleImageClassifier
+from keras_ci2p.hub.models import CI2PViTDualScaleImageClassifierPreprocessor as CI2PViTDualScaleImageClassifierPreprocessor
+from keras_ci2p.hub.models import CI2PViTDualScaleImageConverter as CI2PViTDualScaleImageConverter
+from keras_ci2p.hub.models import CI2PViTImageClassifier as CI2PViTImageClassifier
+from keras_ci2p.hub.models import CI2PViTImageClassifierPreprocessor as CI2PViTImageClassifierPreprocessor
+from keras_ci2p.hub.models import CI2PViTImageConverter as CI2PViTImageConverter
+from keras_ci2p.hub.replace_patch_embedding import ClassTokenAndPositions as ClassTokenAndPositions
+from keras_ci2p.hub.replace_patch_embedding import replace_patch_embedding as replace_patch_embedding

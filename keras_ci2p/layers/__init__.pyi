@@ -1,0 +1,30 @@
+# Written by tools/stubs.py: what type checkers see of what __init__.py imports when it is used.
+
+from keras_ci2p.layers.batch_augmentation import BatchAugmentation as BatchAugmentation
+from keras_ci2p.layers.batch_augmentation import BatchMixing as BatchMixing
+from keras_ci2p.layers.compression_layers import AttentionBlock as AttentionBlock
+from keras_ci2p.layers.compression_layers import EntropyBottleneck as EntropyBottleneck
+from keras_ci2p.layers.compression_layers import GDN as GDN
+from keras_ci2p.layers.compression_layers import GaussianConditional as GaussianConditional
+from keras_ci2p.layers.compression_layers import ResidualBlock as ResidualBlock
+from keras_ci2p.layers.compression_layers import ResidualUnit as ResidualUnit
+from keras_ci2p.layers.compression_layers import StridedResidualBlock as StridedResidualBlock
+from keras_ci2p.layers.compression_transforms import AnalysisTransform as AnalysisTransform
+from keras_ci2p.layers.compression_transforms import HyperAnalysis as HyperAnalysis
+from keras_ci2p.layers.compression_transforms import HyperSynthesis as HyperSynthesis
+from keras_ci2p.layers.compression_transforms import SynthesisTransform as SynthesisTransform
+from keras_ci2p.layers.core import ImageNormalization as ImageNormalization
+from keras_ci2p.layers.core import SymmetricConv2D as SymmetricConv2D
+from keras_ci2p.layers.core import SymmetricConv2DTranspose as SymmetricConv2DTranspose
+from keras_ci2p.layers.core import SymmetricDepthwiseConv2D as SymmetricDepthwiseConv2D
+from keras_ci2p.layers.embedding import CI2PPatchEmbedding as CI2PPatchEmbedding
+from keras_ci2p.layers.embedding import FinePatchGenerator as FinePatchGenerator
+from keras_ci2p.layers.embedding import InvertedResidual as InvertedResidual
+from keras_ci2p.layers.embedding import PatchGenerator as PatchGenerator
+from keras_ci2p.layers.embedding import PositionEmbedding as PositionEmbedding
+from keras_ci2p.layers.transformer import DropPath as DropPath
+from keras_ci2p.layers.transformer import LeFF as LeFF
+from keras_ci2p.layers.transformer import LeFFBlock as LeFFBlock
+from keras_ci2p.layers.transformer import PatchMerging as PatchMerging
+from keras_ci2p.layers.transformer import TransformerBlock as TransformerBlock
+from keras_ci2p.layers.transformer import attention_rollout as attention_rollout

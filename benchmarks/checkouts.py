@@ -5,7 +5,8 @@
     KERAS_BACKEND=jax python benchmarks/checkouts.py /tmp/before . --small        # seconds: only that it runs
 
 Each round starts a process for each checkout, variant and task, and begins with the other checkout. Ratios are of the
-first checkout's seconds to the second's in the same round: above 1, the second is faster. The table is printed;
+first checkout's seconds to the second's in the same round: above 1, the second is faster. On a machine that does other
+work too, `--cpu-time` on a core of its own (`taskset -c 1`) counts what each took of it. The table is printed;
 benchmarks/results gets checkouts-BACKEND.json.
 """
 
@@ -19,13 +20,13 @@ from pathlib import Path
 # Only names that 0.1.0 had, too, and nothing of this folder: this text runs with either checkout.
 CODE = """
 import json, sys, time
-task, variant, size, batch, steps = json.loads(sys.argv[1])
-began = time.perf_counter()
+task, variant, size, batch, steps, cpu_time = json.loads(sys.argv[1])
+now = time.process_time if cpu_time else time.perf_counter
 import keras
-after_keras = time.perf_counter()
+after_keras = now()
 import keras_ci2p
 from keras_ci2p import CI2PViT
-imported = time.perf_counter() - after_keras
+imported = now() - after_keras
 import warnings
 import numpy as np
 warnings.simplefilter("ignore")
@@ -54,9 +55,9 @@ for _ in range(2):
     step()
 seconds = []
 for _ in range(steps):
-    start = time.perf_counter()
+    start = now()
     step()
-    seconds.append(time.perf_counter() - start)
+    seconds.append(now() - start)
 seconds.sort()
 show(seconds[len(seconds) // 2])
 """
@@ -72,6 +73,7 @@ def main():
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=5, help="of which the median counts")
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of the processor, all threads together")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--small", action="store_true", help="seconds, with small images: only that it runs")
     args = parser.parse_args()
@@ -93,6 +95,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     settings = {"image_size": args.image_size, "batch_size": args.batch_size, "steps": args.steps}
     settings |= {"commits": [commit(checkout) for checkout in checkouts], "rounds": args.rounds}
+    settings["cpu_time"] = args.cpu_time
     result = json.dumps({"backend": backend, "settings": settings, "rows": rows}, indent=2)
     (args.out / f"checkouts-{backend}.json").write_text(result + "\n", encoding="utf-8")
 
@@ -104,7 +107,7 @@ def main():
 
 def measure(checkout, task, variant, args):
     """Seconds, of a process that imports the package from `checkout`."""
-    job = json.dumps([task, variant, args.image_size, args.batch_size, args.steps])
+    job = json.dumps([task, variant, args.image_size, args.batch_size, args.steps, args.cpu_time])
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     # Not the directory of this file: the checkout alone is to be found.
     command = [sys.executable, "-c", CODE, job]

@@ -3,11 +3,9 @@
 A contestant has `parameters`, `macs` (a `keras_ci2p.MacCount`, None for others' models), `train` and `predict`.
 """
 
-import time
-
 import keras
 import numpy as np
-from common import Stopwatch
+from common import Stopwatch, clock
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT, count_macs
 from keras_ci2p.flops import count_parameters
@@ -74,20 +72,20 @@ class KerasContestant:
         if small and model_class is CI2PViTDualScale:
             sizes.update(early_dim=16, merge_at=1)
         shape = (image_size, image_size, 3)
-        self._model = model_class(shape, CLASSES, variant=variant, dtype=dtype, **sizes)
-        self._jit_compile = True if compiled and keras.backend.backend() == "torch" else "auto"
+        self.model = model_class(shape, CLASSES, variant=variant, dtype=dtype, **sizes)
+        self.jit_compile = True if compiled and keras.backend.backend() == "torch" else "auto"
         self.compile()
-        self.parameters = count_parameters(self._model)
-        self.macs = count_macs(self._model)
+        self.parameters = count_parameters(self.model)
+        self.macs = count_macs(self.model)
 
     def compile(self, optimizer=FusedAdamW, freeze_compressor=True):
         """Anew, with another maker of optimizers or gradients of the compressor."""
         if not freeze_compressor:
-            self._model.freeze_compressor = False
-        self._model.compile(
+            self.model.freeze_compressor = False
+        self.model.compile(
             optimizer(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
             keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
-            jit_compile=self._jit_compile,
+            jit_compile=self.jit_compile,
         )
 
     def train(self, images, labels, steps, untimed=0):
@@ -95,20 +93,20 @@ class KerasContestant:
         clock = Stopwatch(untimed)
         count = untimed + steps
         batches = ((images, labels) for _ in range(count))
-        self._model.fit(batches, steps_per_epoch=count, shuffle=False, verbose=0, callbacks=[clock])
+        self.model.fit(batches, steps_per_epoch=count, shuffle=False, verbose=0, callbacks=[clock])
         return clock.seconds
 
     def predict(self, images):
         """Logits as a NumPy array."""
-        return self._model.predict_on_batch(images)
+        return self.model.predict_on_batch(images)
 
     def weights_bytes(self):
         """Of all weights."""
-        return _bytes(self._model.variables)
+        return _bytes(self.model.variables)
 
     def training_bytes(self):
         """Of gradients and optimizer state."""
-        return _bytes(self._model.trainable_variables) + _bytes(self._model.optimizer.variables)
+        return _bytes(self.model.trainable_variables) + _bytes(self.model.optimizer.variables)
 
 
 def _bytes(variables):
@@ -146,7 +144,7 @@ class TorchContestant:
         loss_function = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
         for step in range(untimed + steps):
             if step == untimed:
-                began = time.perf_counter()
+                began = clock()
             with self._autocast():
                 logits = self._call(self._tensor(images))
             loss = loss_function(logits.float(), torch.from_numpy(labels).to(self._device))
@@ -156,7 +154,7 @@ class TorchContestant:
             if step + 1 == untimed:
                 loss.item()
         loss.item()
-        return time.perf_counter() - began
+        return clock() - began
 
     def predict(self, images):
         self._module.eval()

@@ -44,6 +44,7 @@ def main():
         args.preset,
         num_classes=len(train.class_names),
         class_names=list(train.class_names),
+        activation=None,  # logits, as the loss takes them, whatever the preset gives
         image_shape=(args.image_size, args.image_size, 3),
     )
     model.compile(

@@ -22,6 +22,7 @@ from keras_ci2p import ViT
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import center_crop, load_image
 from keras_ci2p.layers import attention_rollout
+from keras_ci2p.models.image_classifier import probabilities
 from keras_ci2p.models.loading import open_classifier
 from keras_ci2p.plots import plot_confusion
 from keras_ci2p.training import evaluate
@@ -53,11 +54,6 @@ def received_attention(model, batch):
     rollout = attention_rollout(model.attention_maps(batch))
     rows, columns = (size // model.patch_size for size in batch.shape[1:3])
     return rollout[0].mean(axis=0).reshape(rows, columns) * rows * columns
-
-
-def probabilities(model, batch):
-    outputs = model.predict_on_batch(batch)
-    return keras.ops.convert_to_numpy(keras.ops.softmax(outputs) if model.activation is None else outputs)[0]
 
 
 def main():
@@ -98,7 +94,7 @@ def main():
     )
     figure.colorbar(overlay, ax=axes[-2], shrink=0.8)
 
-    scores = probabilities(model, batch)
+    scores = probabilities(model, model.predict_on_batch(batch))[0]
     best = np.argsort(scores)[-10:]
     names = model.class_names or [str(i) for i in range(model.num_classes)]
     colours = ["C0" if i == best[-1] else "lightsteelblue" for i in best]

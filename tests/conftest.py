@@ -1,4 +1,5 @@
 import os
+import tempfile
 from pathlib import Path
 
 # Before Keras is imported anywhere.
@@ -10,6 +11,9 @@ import pytest
 from PIL import Image
 
 PLAIN = Path(__file__).parent / "plain"
+# Indexes of folders and compiled code of these tests, and of the processes that they start, are nobody else's.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["KERAS_CI2P_CACHE"] = _CACHE.name
 NANO = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 48}
 
 
@@ -23,9 +27,10 @@ def pytest_ignore_collect(collection_path):
 def pytest_collection_modifyitems(config, items):
     """Leaves to torch, which compiles nothing, the tests that are marked as the same on every backend."""
     if keras.backend.backend() != "torch":
-        once = [item for item in items if item.get_closest_marker("once")]
-        items[:] = [item for item in items if not item.get_closest_marker("once")]
-        config.hook.pytest_deselected(items=once)
+        once = {item for item in items if item.get_closest_marker("once")}
+        once -= {item for item in items if item.get_closest_marker("every_backend")}
+        items[:] = [item for item in items if item not in once]
+        config.hook.pytest_deselected(items=list(once))
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,13 @@ from PIL import Image
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.backend import arithmetic, peak_device_memory, peak_memory
-from keras_ci2p.compare import BatchLoss, CompareConfig, _compared, compare, make_pictures, measure, table
+from keras_ci2p.compare import BatchLoss, CompareConfig, _compared, compare, make_images, measure, table
 from keras_ci2p.data import DataError
 from keras_ci2p.flops import count_parameters
 from keras_ci2p.plots import plot_comparison
+
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
 
 
 @pytest.mark.parametrize(
@@ -27,11 +30,11 @@ def test_settings(wrong):
 
 def test_synthetic_pictures():
     settings = CompareConfig(image_size=128, batch_size=2, steps=3)
-    pictures = make_pictures(settings)
+    pictures = make_images(settings)
     assert pictures["images"].shape == (3, 2, 128, 128, 3) and pictures["images"].dtype == "uint8"
     assert pictures["held_out"].shape == (2, 128, 128, 3)
     np.testing.assert_array_equal(pictures["labels"].sum(-1), np.ones((3, 2)))
-    again = make_pictures(settings)
+    again = make_images(settings)
     assert all((pictures[key] == again[key]).all() for key in pictures)
     # Neighbours are alike, pictures are not.
     images = pictures["images"].astype("float32")
@@ -41,14 +44,14 @@ def test_synthetic_pictures():
 
 def test_photos(photos):
     settings = CompareConfig(image_size=32, batch_size=4, steps=8, data=str(photos))
-    pictures = make_pictures(settings)
+    pictures = make_images(settings)
     assert pictures["images"].shape == (8, 4, 32, 32, 3) and pictures["labels"].shape == (8, 4, 3)
     # More steps than an epoch has: the photos come again, augmented anew.
     assert len({image.tobytes() for image in pictures["images"].reshape(-1, 32 * 32 * 3)}) > 24
-    again = make_pictures(settings)
+    again = make_images(settings)
     assert (pictures["images"] == again["images"]).all() and (pictures["held_out"] == again["held_out"]).all()
     with pytest.raises(DataError, match="fewer than a batch"):
-        make_pictures(CompareConfig(image_size=32, batch_size=25, data=str(photos)))
+        make_images(CompareConfig(image_size=32, batch_size=25, data=str(photos)))
 
 
 @pytest.fixture
@@ -65,6 +68,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.every_backend
 def test_measure(nano, tmp_path, one_thread):
     model = ViT((32, 32, 3), num_classes=4, drop_path_rate=0.0, **{**nano, "num_layers": 1})
     model.save_to_preset(tmp_path / "model")
@@ -84,11 +88,13 @@ def test_measure(nano, tmp_path, one_thread):
     assert 0 < result["memory"]["imported"] <= result["memory"]["peak"]
 
 
+@pytest.mark.every_backend
 def test_parameters_are_those_of_the_paper():
     with keras.StatelessScope(initialize_variables=False):
         assert count_parameters(CI2PViT()) == 88_964_010
 
 
+@pytest.mark.every_backend
 def test_batch_loss_is_of_the_last_batch():
     metric, targets = BatchLoss(), np.array([[0.0, 1.0]], "float32")
     metric.update_state(targets, np.array([[3.0, -3.0]], "float32"))
@@ -96,6 +102,7 @@ def test_batch_loss_is_of_the_last_batch():
     assert abs(float(metric.result()) - np.log(2)) < 1e-6
 
 
+@pytest.mark.every_backend
 def test_peak_memory_sees_an_array():
     before = peak_memory()
     array = np.ones(200 * 2**20, "uint8")

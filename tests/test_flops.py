@@ -96,6 +96,9 @@ def test_compressors(without_weights):
     # Mirror images of each other.
     assert parts["analysis"].macs == parts["synthesis"].macs > 0
     assert parts["entropy_bottleneck"].macs == 4 * 4 * 12 * 66
+    parts = count_macs(Compressor("mbt2018-mean", quality=None, channels=(8, 12)), (64, 64, 3)).parts
+    assert parts["hyper_analysis"].macs == 16 * 9 * 12 * 8 + (4 + 1) * 25 * 8 * 8
+    assert parts["hyper_synthesis"].macs == 25 * 8 * 12 + 4 * 25 * 12 * 18 + 16 * 9 * 18 * 24
     attention = Compressor("cheng2020-attn", quality=None, channels=(8, 8)).analysis
     assert {"strided_0", "residual_0", "attention_0", "conv"} < set(count_macs(attention, (64, 64, 3)).parts)
 

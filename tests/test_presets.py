@@ -5,10 +5,18 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import NANO
+from PIL import Image
 
 import keras_ci2p
-from keras_ci2p import CI2PViT, CI2PViTDualScale, ViT, presets
+from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT, presets
+from keras_ci2p.convert import CheckpointError, from_compressai, from_mmpretrain, read_compressor
+from keras_ci2p.export import export
 from keras_ci2p.presets import PresetError
+from keras_ci2p.training import open_teacher
+
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
 
 FORMAT_TEST = Path(__file__).parent / "golden" / "preset_v1"
 SMALL_COMPRESSOR = {"num_filters": 8, "latent_channels": 12}
@@ -58,6 +66,7 @@ def test_layout(preset):
     assert [path.name for path in preset.parent.iterdir()] == ["preset"]
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("model", [CI2PViT, CI2PViTDualScale], indirect=True)
 def test_round_trip(model, preset, images):
     loaded = type(model).from_preset(preset)
@@ -65,6 +74,7 @@ def test_round_trip(model, preset, images):
     np.testing.assert_array_equal(to_numpy(loaded(images)), to_numpy(model(images)))
 
 
+@pytest.mark.every_backend
 def test_a_preset_of_another_backend_gives_its_predictions():
     """`preset_v1` was written once, on one backend, with its predictions beside it."""
     expected = np.load(FORMAT_TEST.with_suffix(".npz"))
@@ -73,6 +83,7 @@ def test_a_preset_of_another_backend_gives_its_predictions():
     np.testing.assert_allclose(to_numpy(model(expected["images"])), expected["logits"], atol=1e-5)
 
 
+@pytest.mark.every_backend
 def test_fresh_head(preset, model, images):
     loaded = CI2PViT.from_preset(preset, num_classes=3)
     assert loaded.class_names is None
@@ -90,6 +101,7 @@ def test_arguments(preset, model):
     np.testing.assert_array_equal(to_numpy(other.get_layer("block_0").qkv.kernel), kernels[1])
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("model_class", [ViT, CI2PViTDualScale])
 def test_position_embedding_is_resized_with_the_image(model_class, nano, tmp_path):
     from keras_ci2p.layers.embedding import resize_position_embedding
@@ -112,6 +124,47 @@ def test_names():
     assert "ci2p_vit_base" in keras_ci2p.list_presets()
     with pytest.raises(PresetError, match="Unknown preset 'ci2p_vit_bass'.*ci2p_vit_base"):
         CI2PViT.from_preset("ci2p_vit_bass")
+
+
+@pytest.mark.parametrize("load", [CI2PViT.from_preset, Compressor.from_preset, keras_ci2p.load_preset, read_compressor])
+def test_compressais_names_are_listed_too(load):
+    """Where a name is unknown, whoever was to load it."""
+    with pytest.raises(
+        PresetError, match="Unknown preset 'bmshj'.*CompressAI's compressors: .*mbt2018-mean-mse-1 to 8"
+    ):
+        load("bmshj")
+    with pytest.raises(PresetError, match="Did you mean 'bmshj2018-factorized-mse-5'"):
+        load("bmshj2018-factorized-mse5")
+
+
+def test_home_directory(model, tmp_path, monkeypatch, images):
+    """Whatever takes a path of models; of data, files and settings `tests/plain/test_utils.py` tries it."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    for directory in (home, here):
+        directory.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(here)
+    model.save_to_preset("~/model")
+    for load in (CI2PViT.from_preset, keras_ci2p.load_preset):
+        np.testing.assert_array_equal(to_numpy(load("~/model")(images)), to_numpy(model(images)))
+    Compressor(quality=None, channels=(8, 12)).save_to_preset("~/compressor")
+    compressor = read_compressor("~/compressor")
+    weights = CI2PViT((64, 64, 3), 3, compressor="~/compressor", **NANO).compressor.get_weights()
+    for ours, theirs in zip(weights, compressor.analysis.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    Image.fromarray(images[0]).save(home / "image.png")
+    assert model.classify("~/image.png") == model.classify(images[0])
+    for name in ("model.onnx", "checkpoint.pth"):
+        (home / name).write_bytes(b"1234")
+    with pytest.raises(FileExistsError, match=f"{home}/model.onnx exists already"):
+        export(model, "~/model.onnx", "onnx")
+    for read in (read_compressor, from_compressai, from_mmpretrain):
+        with pytest.raises(CheckpointError, match=f"{home}/checkpoint.pth"):
+            read("~/checkpoint.pth")
+    with pytest.raises(FileNotFoundError, match=f"{home}/absent.keras"):
+        open_teacher("~/absent.keras", ["cat"])
+    assert not list(here.iterdir())
 
 
 def test_second_names(tmp_path, monkeypatch, model):
@@ -227,8 +280,8 @@ class TestWriting:
         assert (tmp_path / "photos" / "cat.jpg").read_text() == "mine"
 
     def test_a_failure_leaves_the_old_preset_whole(self, model, preset, monkeypatch, images):
-        def fail(path):
-            Path(path).write_text("half")
+        def fail(file):
+            file.write(b"half")
             raise OSError("disk full")
 
         monkeypatch.setattr(model.backbone, "save_weights", fail)

@@ -8,9 +8,11 @@ import pytest
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT
 from keras_ci2p.layers import GDN
-from keras_ci2p.layers.compression_transforms import fingerprint
 from keras_ci2p.presets import open_preset
 from keras_ci2p.weight_storage import LARGEST_ERROR, SMALLEST, STORAGES, compact_array, compact_weights
+
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
 
 
 def to_numpy(x):
@@ -144,6 +146,7 @@ def check_same_weights(model, loaded, storage):
             assert 0 < error <= LARGEST_ERROR[storage], variable.path
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("kind", ["compressor", "classifier"])
 def test_presets_of_both_kinds(kind, request, tmp_path):
     model = request.getfixturevalue(kind)
@@ -159,19 +162,20 @@ def test_presets_of_both_kinds(kind, request, tmp_path):
     assert all(sizes[storage] < share * sizes["float32"] for storage, share in most.items())
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("model_class", [CI2PViT, CI2PViTDualScale])
 def test_a_classifier_keeps_the_weights_of_the_shipped_compressor(model_class, nano, tmp_path):
     """Latents and files of one serve the other, however it is stored and however often."""
     compressor = Compressor.from_preset("bmshj2018-factorized-mse-5-photos")
     more = {"early_dim": 32, "merge_at": 1} if model_class is CI2PViTDualScale else {}
     model = model_class((32, 32, 3), num_classes=3, compressor=compressor, **{**nano, **more, "hidden_dim": 64})
-    expected = fingerprint(compressor.analysis)
+    expected = compressor.analysis.weights_hash()
     for first, second in (("float16", "int8"), ("int8", "float16"), ("float32", "int8")):
         model.save_to_preset(tmp_path / "once", storage=first)
         once = model_class.from_preset(tmp_path / "once")
         once.save_to_preset(tmp_path / "again", storage=second)
         again = model_class.from_preset(tmp_path / "again")
-        assert fingerprint(once.compressor) == fingerprint(again.compressor) == expected
+        assert once.compressor.weights_hash() == again.compressor.weights_hash() == expected
         # Its own weights are rounded as asked.
         kernels = [to_numpy(loaded.get_layer("block_1").weights[2]) for loaded in (model, again)]
         assert kernels[0].size >= SMALLEST and (kernels[0] != kernels[1]).any()
@@ -202,6 +206,7 @@ def test_files_of_equal_weights_are_equal(compressor, tmp_path):
     assert once == (tmp_path / "b.weights.h5").read_bytes()
 
 
+@pytest.mark.every_backend
 def test_a_file_of_any_keras_model(tmp_path, rng):
     """Variables that are no 32-bit floats stay, whatever their size, and so do the attributes."""
 

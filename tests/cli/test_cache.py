@@ -16,6 +16,9 @@ from keras_ci2p.data.latent_cache import open_cache
 from keras_ci2p.data.latent_loader import LatentRecords
 from keras_ci2p.layers import AnalysisTransform
 
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
+
 OPTIONS = ["--image-size", "32", "--batch-size", "8"]
 
 
@@ -30,6 +33,7 @@ def command(photos, out, preset, *more):
     return ["cache", str(photos), str(out), "--compressor", preset, *OPTIONS, *more]
 
 
+@pytest.mark.every_backend
 def test_cache(photos, preset, tmp_path, capsys):
     out = tmp_path / "cache"
     more = ["--views", "3", "--store", "rounded", "--recipe", "paper", "--set", "augmentation.flip=0.25", "--seed", "7"]
@@ -42,6 +46,27 @@ def test_cache(photos, preset, tmp_path, capsys):
     assert "--resume" in failed(capsys, *command(photos, out, preset))
     assert "views 3, now 4" in failed(capsys, *command(photos, out, preset, "--resume"))
     assert main(command(photos, out, preset, *more, "--resume")) == 0
+
+
+def test_verify(photos, preset, tmp_path, capsys):
+    """Of a complete cache every byte, and whether it was made of these images; nothing is made."""
+    out = tmp_path / "cache"
+    verify = ["cache", str(photos), str(out), "--verify"]
+    assert "is no latent cache" in failed(capsys, *verify) and not out.exists()
+    assert main(command(photos, out, preset, "--views", "1")) == 0
+    capsys.readouterr()
+    assert main(verify) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("2 files, ") and f"all are as they were written. Cache: {out}" in said
+    for flag in ("--resume", "--views=2", f"--compressor={preset}", "--teacher=x", "--threads=1", "--more-views=1"):
+        assert f"Received also: {flag.partition('=')[0]}" in failed(capsys, *verify, flag)
+    (photos / "cat" / "000.png").unlink()
+    assert "made of other images" in failed(capsys, *verify)
+    path = sorted(out.glob("*.arrayrecord"))[0]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert f"1 of 2 files of the latent cache {out} are damaged" in failed(capsys, *verify)
 
 
 def test_the_compressor_of_a_classifier(photos, tmp_path, capsys):
@@ -88,6 +113,7 @@ def stop(arguments, shard, sent):
     return process.returncode, errors
 
 
+@pytest.mark.every_backend
 def test_stopped_and_resumed(photos, preset, tmp_path):
     """A cache that was stopped by Ctrl-C and then killed is, in the end, the one that was not."""
     out = tmp_path / "stopped"
@@ -114,6 +140,29 @@ def test_stopped_and_resumed(photos, preset, tmp_path):
     stopped.verify()
     for split in ("train", "val"):
         assert_same(stopped, whole, split)
+
+
+def test_parts_of_which_one_is_killed(photos, preset, tmp_path, capsys):
+    out, whole = tmp_path / "parts", tmp_path / "whole"
+    options = ["--views", "12", "--shard-records", "12"]
+    arguments = command(photos, out, preset, *options)
+    code, _ = stop([*arguments, "--part", "1/2"], out / "train-00002.arrayrecord", signal.SIGKILL)
+    assert code == -signal.SIGKILL and not (out / "train-00022.arrayrecord").exists(), "it was killed on its way"
+    assert main([*arguments, "--part", "2/2"]) == 0
+    assert "Part 2/2 is made. Not yet: 1/2." in capsys.readouterr().out
+    finish = ["cache", str(photos), str(out), "--finish"]
+    assert "that --part 1/2 makes" in failed(capsys, *finish)
+    assert main([*arguments, "--part", "1/2"]) == 0
+    assert "288 latents of 24 training images" in capsys.readouterr().out
+    assert main(finish) == 0
+    assert main(command(photos, whole, preset, *options)) == 0
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+    for split in ("train", "val"):
+        assert_same(open_cache(out), open_cache(whole), split)
+    assert "Received also: --part" in failed(capsys, *finish, "--part", "1/2")
+    with pytest.raises(SystemExit):
+        main([*arguments, "--part", "3/2"])
+    assert "K/N with K from 1 to N, such as 2/8" in capsys.readouterr().err
 
 
 def assert_same(one, other, split):

@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import io
 import json
 import os
@@ -13,8 +14,12 @@ from conftest import NANO, write_photos
 from PIL import Image, ImageOps
 
 from keras_ci2p import CI2PViT, ViT
-from keras_ci2p.cli import main
+from keras_ci2p.cli import evaluate_commands, main
 from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.training.evaluation import weakest
+
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
 
 OPTIONS = [
     "--variant",
@@ -64,6 +69,7 @@ def failed(capsys, *arguments):
     return errors[0]
 
 
+@pytest.mark.every_backend
 def test_evaluate(run_dir, photos, capsys):
     assert main(["evaluate", str(run_dir), str(photos)]) == 0
     captured = capsys.readouterr()
@@ -145,6 +151,7 @@ def test_evaluate_finds_photos_that_were_trained_on_in_other_folders(run_dir, ph
     assert "were trained on" in capsys.readouterr().err
 
 
+@pytest.mark.every_backend
 def test_predict(run_dir, photos, capsys):
     pictures = [str(photos / "cat" / "000.png"), str(photos / "dog" / "001.png")]
     assert main(["predict", str(run_dir), *pictures, "--json"]) == 0
@@ -163,6 +170,64 @@ def test_predict_goes_on_after_an_unreadable_picture(run_dir, photos, capsys):
     assert main(["predict", str(run_dir), str(photos / "broken.jpg"), str(photos / "cat" / "000.png"), "--json"]) == 2
     captured = capsys.readouterr()
     assert len(json.loads(captured.out)) == 1 and "broken.jpg cannot be read" in captured.err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_terminal_that_lacks_letters_costs_no_result(photos, nano, tmp_path, monkeypatch, encoding):
+    names = ["\u732b \U0001f408", "caf\udce9 caf\xe9", "$x^$"]
+    ViT((32, 32, 3), num_classes=3, class_names=names, **nano).save_to_preset(tmp_path / "preset")
+    for options in ([], ["--json"]):
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert main(["predict", str(tmp_path / "preset"), str(photos / "cat" / "000.png"), *options]) == 0
+        monkeypatch.undo()
+        terminal.flush()
+        printed = terminal.buffer.getvalue().decode(encoding)
+        if options:
+            assert {row["class"] for row in json.loads(printed)[0]["top"]} == set(names)
+        else:
+            assert len(printed.splitlines()) == 4 and "$x^$" in printed
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_result(run_dir, photos, capsys, monkeypatch):
+    def fail(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("keras_ci2p.plots._save", fail)
+    assert main(["evaluate", str(run_dir), str(photos), "--worst", "2"]) == 0
+    captured = capsys.readouterr()
+    report = run_dir / "evaluation" / "report.json"
+    assert captured.out.endswith(f"written: {report}\n") and "confusion.png is not drawn: MemoryError" in captured.err
+    assert json.loads(report.read_text())["images"] == 6 and "of 6 images (val)" in captured.out
+
+
+def test_a_table_of_many_classes_holds_the_weakest():
+    rows = [{"name": f"class {i}", "images": 9, "recall": 1 - i % 7 / 10, "precision": 1.0} for i in range(300)]
+    report = {"per_class": [{"name": "empty", "images": 0, "recall": None, "precision": None}, *rows]}
+    lines = evaluate_commands._table_by_class(report, weakest(report["per_class"], 50)).splitlines()
+    assert len(lines) == 52 and lines[-1] == "and 251 classes of no lower recall, in report.json"
+    assert all("40.0 %" in line or "50.0 %" in line for line in lines[1:-1])
+
+
+def test_predict_folders_patterns_and_lists(run_dir, photos, tmp_path, capsys, monkeypatch):
+    """Whatever the names stand for, in their order; what is no image in a folder is told and does no harm."""
+    expected = sorted(str(path) for path in photos.glob("*/*.png"))
+    (photos / "cat" / "notes.txt").write_text("none")
+    (photos / "cat" / ".hidden.png").write_bytes(b"")
+    one = str(photos / "dog" / "001.png")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{one}\n\n{photos / 'bird'}\n"))
+    pattern = str(photos / "**" / "00[01].png")
+    arguments = ["predict", str(run_dir), str(photos), pattern, "-", "--top", "1", "--batch-size", "7"]
+    assert main([*arguments, "--csv"]) == 0
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(captured.out)))
+    listed = [path for path in expected if path.endswith(("000.png", "001.png"))]
+    assert [row["image"] for row in rows] == expected + listed + [one] + expected[:10]
+    assert {row["rank"] for row in rows} == {"1"} and {row["class"] for row in rows} <= {"bird", "cat", "dog"}
+    assert all(1 / 3 <= float(row["probability"]) <= 1 for row in rows)
+    assert captured.err.count("notes.txt cannot be read") == 1
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert "standard input names none" in failed(capsys, "predict", str(run_dir), "-")
 
 
 def test_info(run_dir, capsys):
@@ -190,7 +255,7 @@ class TestErrors:
 
     def test_evaluate(self, run_dir, photos, capsys):
         (photos / "bird").rename(photos / "eagle")
-        assert "bird, eagle" in failed(capsys, "evaluate", str(run_dir), str(photos))
+        assert "does not know eagle, and has bird instead" in failed(capsys, "evaluate", str(run_dir), str(photos))
         assert "Unknown preset" in failed(capsys, "evaluate", "absent", str(photos))
         assert not (run_dir / "evaluation").exists()
 
@@ -221,13 +286,32 @@ def run_python(code, **environment):
     )
 
 
-@pytest.mark.once
 def test_missing_backend_is_one_sentence():
     done = run_python(["-m", "keras_ci2p", "info", "tiny"], KERAS_BACKEND="absent")
     assert done.returncode == 2
     assert done.stderr.startswith("keras-ci2p: error: Keras cannot start") and len(done.stderr.splitlines()) == 1
     done = run_python(["-c", "import keras_ci2p; keras_ci2p.CI2PViT"], KERAS_BACKEND="absent")
     assert "ImportError: Keras cannot start" in done.stderr
+
+
+def test_damaged_backend_is_one_sentence(tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libtorch.so: cannot open shared object file\\nand more')")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = run_python(["-m", "keras_ci2p", "info", "tiny"], KERAS_BACKEND="torch", PYTHONPATH=path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("keras-ci2p: error: Keras cannot start: libtorch.so: cannot open shared object file.")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("backend", "command"), [("numpy", "train"), ("openvino", "train-compressor")])
+def test_backend_that_does_not_train(backend, command, photos, tmp_path):
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    run = tmp_path / "run"
+    done = run_python(["-m", "keras_ci2p", command, str(photos), "--out", str(run)], KERAS_BACKEND=backend)
+    message = f"keras-ci2p: error: Keras does not train on {backend}: set KERAS_BACKEND=torch, jax or tensorflow."
+    assert (done.returncode, done.stderr.splitlines()) == (2, [message])
+    assert not run.exists()
 
 
 def test_import_is_light():
@@ -255,3 +339,29 @@ def test_presets_of_both_kinds(nano, tmp_path, photos, capsys):
     model.save_to_preset(tmp_path / "preset")
     assert main(["evaluate", str(tmp_path / "preset"), str(photos), "--out", str(tmp_path / "out")]) == 0
     assert main(["predict", str(tmp_path / "preset"), str(photos / "cat" / "000.png")]) == 0
+
+
+def test_predict_by_activation(nano, tmp_path, photos, capsys):
+    """Each output is read as what it is."""
+    picture = str(photos / "cat" / "000.png")
+
+    def predicted(**arguments):
+        keras.utils.set_random_seed(0)
+        model = ViT((32, 32, 3), **nano, **arguments)
+        model.head.bias.assign([0.5, -1][: model.num_classes])
+        model.save_to_preset(tmp_path / "preset")
+        assert main(["predict", str(tmp_path / "preset"), picture, "--json"]) == 0
+        return {row["class"]: row["probability"] for row in json.loads(capsys.readouterr().out)[0]["top"]}
+
+    # A softmax of one output is 1, whatever the picture.
+    alone = predicted(class_names=["cat"])
+    assert 0.5 < alone["cat"] < 0.8 and alone == pytest.approx(predicted(class_names=["cat"], activation="sigmoid"))
+    names = ["cat", "dog"]
+    both = predicted(class_names=names)
+    assert sum(both.values()) == pytest.approx(1) and both == pytest.approx(
+        predicted(class_names=names, activation="softmax")
+    )
+    independent = predicted(class_names=names, activation="sigmoid")
+    assert independent["cat"] == pytest.approx(alone["cat"], abs=0.05) and sum(independent.values()) < 1
+    ViT((32, 32, 3), **nano, class_names=names, activation="relu").save_to_preset(tmp_path / "preset")
+    assert "ends in relu, which gives no probabilities" in failed(capsys, "predict", str(tmp_path / "preset"), picture)

@@ -11,6 +11,8 @@ from keras_ci2p.cli import main
 from keras_ci2p.convert import from_compressai, from_mmpretrain, to_compressai, to_mmpretrain
 from keras_ci2p.models.variants import VARIANTS
 
+pytestmark = pytest.mark.once
+
 
 def same(one, other):
     to_numpy = keras.ops.convert_to_numpy
@@ -46,6 +48,53 @@ def test_mmpretrain_to_preset_and_back(nano, tmp_path):
     assert same(from_mmpretrain(tmp_path / "back.pth"), model)
 
 
+def test_wrapped_weights(compressor, tmp_path, capsys):
+    import torch
+
+    def tensors(compressor):
+        return {f"module.{key}": torch.tensor(value) for key, value in to_compressai(compressor).items()}
+
+    averaged = Compressor(quality=None, channels=(8, 12))
+    model = {**tensors(compressor), "loss.weight": torch.ones(2)}
+    stored = {"model": model, "model_ema": tensors(averaged), "epoch": 3}
+    source = tmp_path / "source.pth"
+    torch.save(stored, source)
+    assert main(["convert", str(source), str(tmp_path / "plain")]) == 0
+    printed = capsys.readouterr().out
+    assert "weights: model.module; also there, for --key: model_ema.module\n" in printed
+    assert "left out, not part of the model: loss (1)" in printed and "converted: g_a (14 entries)" in printed
+    assert same(Compressor.from_preset(tmp_path / "plain"), compressor)
+    assert main(["convert", str(source), str(tmp_path / "averaged"), "--key", "model_ema"]) == 0
+    assert same(Compressor.from_preset(tmp_path / "averaged"), averaged)
+    assert main(["convert", str(source), str(tmp_path / "none"), "--key", "student"]) == 2
+    assert "under 'student': it has model.module, model_ema.module" in capsys.readouterr().err
+
+
+def test_former_names_of_keys_are_converted(compressor, tmp_path, capsys):
+    state = {key.replace("._matrix", "._matrices."): value for key, value in to_compressai(compressor).items()}
+    save_file(state, tmp_path / "source.safetensors")
+    assert main(["convert", str(tmp_path / "source.safetensors"), str(tmp_path / "preset")]) == 0
+    printed = capsys.readouterr().out
+    assert "converted: entropy_bottleneck (15 entries)" in printed and "not part of the model" not in printed
+
+
+def test_classes_of_the_papers_model(nano, tmp_path, capsys):
+    import torch
+
+    state = to_mmpretrain(ViT((64, 64, 3), num_classes=3, **{**nano, "num_heads": 1}))
+    state = {key: torch.tensor(value) for key, value in state.items()}
+    source = tmp_path / "epoch_3.pth"
+    torch.save({"state_dict": state, "meta": {"dataset_meta": {"classes": ("ant", "bee", "cow")}}}, source)
+    assert main(["convert", str(source), str(tmp_path / "named")]) == 0
+    assert ViT.from_preset(tmp_path / "named").class_names == ["ant", "bee", "cow"]
+    assert main(["convert", str(source), str(tmp_path / "fresh"), "--num-classes", "5"]) == 0
+    assert "head: new, for 5 classes; train it" in capsys.readouterr().out
+    assert ViT.from_preset(tmp_path / "fresh").num_classes == 5
+    torch.save({key: value for key, value in state.items() if not key.startswith("head.")}, source)
+    assert main(["convert", str(source), str(tmp_path / "none")]) == 2
+    assert "no head" in capsys.readouterr().err
+
+
 def test_errors_leave_nothing(compressor, nano, tmp_path, tmp_path_factory, capsys):
     paper = tmp_path_factory.mktemp("paper") / "paper.safetensors"
     save_file(to_mmpretrain(ViT((64, 64, 3), num_classes=3, **{**nano, "num_heads": 1})), paper)
@@ -64,7 +113,12 @@ def test_errors_leave_nothing(compressor, nano, tmp_path, tmp_path_factory, caps
         ([tmp_path / "absent", dest, "--sha256", "abcd"], "Unknown preset"),
         ([source, dest, "--to", "mmpretrain"], "cannot be written"),
         ([tmp_path / "other.safetensors", dest], "not a readable safetensors"),
-        ([tmp_path / "unknown.safetensors", dest], "neither of CompressAI"),
+        (
+            [tmp_path / "unknown.safetensors", dest],
+            "no weights of CompressAI or the paper's code: it begins",
+        ),
+        ([source, dest, "--num-classes", "5"], "--num-classes does not apply: .* is a checkpoint of CompressAI"),
+        (["animals10", dest, "--key", "model"], "--key does not apply: animals10 is a preset"),
         ([source, source], "exists already"),
         ([tmp_path / "absent", dest], "Unknown preset"),
     ):

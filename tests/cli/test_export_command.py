@@ -46,6 +46,24 @@ def test_export(preset, tmp_path, capsys, rng):
     assert path.read_bytes() == before
 
 
+@pytest.mark.once
+def test_export_int8(photos, tmp_path, nano, capsys):
+    names = ["bird", "cat", "dog"]
+    ViT((32, 32, 3), 3, class_names=names, **nano).save_to_preset(tmp_path / "preset")
+    command = ["export", str(tmp_path / "preset"), str(tmp_path / "model.onnx"), "--format", "onnx"]
+    assert main([*command, "--int8", "--data", str(photos)]) == 0
+    said = capsys.readouterr().out
+    assert "8 bits, ranges by " in said and "of 6 validation images: " in said
+    assert open_network(tmp_path / "model.onnx").metadata["int8"]["photos"] == 6
+
+
+def test_int8_is_refused_before_anything_is_read(tmp_path, capsys):
+    command = ["export", "absent", str(tmp_path / "model.onnx"), "--format"]
+    assert "--int8 and --data DATA go together" in failed(capsys, *command, "onnx", "--int8")
+    assert "--int8 and --data DATA go together" in failed(capsys, *command, "onnx", "--data", "photos")
+    assert "--int8 is for --format onnx and openvino" in failed(capsys, *command, "torch", "--int8", "--data", "photos")
+
+
 def test_quantize(preset, tmp_path, capsys, rng):
     dest = tmp_path / "int8"
     assert main(["quantize", str(preset), str(dest)]) == 0

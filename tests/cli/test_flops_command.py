@@ -8,6 +8,8 @@ from keras.src.backend.common import global_state
 from keras_ci2p import CI2PViT
 from keras_ci2p.cli import main
 
+pytestmark = pytest.mark.once
+
 
 def test_table_and_json(tmp_path, capsys):
     assert main(["flops", "--json", str(tmp_path / "flops.json")]) == 0

@@ -22,6 +22,10 @@ from keras_ci2p.presets import open_preset
 from keras_ci2p.training import evaluate
 from keras_ci2p.training.model_card import classifier_card, training_commands
 from keras_ci2p.training.run_dir import recipe_of
+from keras_ci2p.utils import require
+
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
 
 publishing = importlib.import_module("keras_ci2p.training.publish")
 
@@ -78,6 +82,7 @@ def row(text, name):
     return cells
 
 
+@pytest.mark.every_backend
 def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     (tmp_path / "notes.md").write_text("Knows *colours* only.")
     dest = tmp_path / "small"
@@ -227,7 +232,7 @@ class TestRefused:
                 raise OSError("disk full")
             right = 6 - 3 * len(measurements)
             measurements.append(report)
-            return {**report, "confusion": np.diag([right, 0, 0]).tolist()}
+            return {**report, "top1": right / 6}
 
         monkeypatch.setattr(publishing, "evaluate", measure)
         message = "3 of 6 images, of which at most 1" if problem == "worse" else "disk full"
@@ -389,3 +394,32 @@ def test_a_compressor(photos, tmp_path, capsys):
     Compressor.from_preset(tmp_path / "out")
     # What the card prints can be run: public functions alone.
     assert "from keras_ci2p.data import scan_images; data = scan_images(os.environ['DATA'])" in text
+
+
+def test_a_run_without_pictures(run_dir, photos, tmp_path, capsys, monkeypatch):
+    """As trained, and published, where matplotlib is not installed."""
+    (run_dir / "curves.png").unlink()
+    monkeypatch.setattr("keras_ci2p.plots._figure", lambda *size, **options: require("matplotlib_of_nobody", "train"))
+    assert main(["publish", str(run_dir), str(tmp_path / "small"), "--data", str(photos)]) == 0
+    told = capsys.readouterr().err
+    assert "has no curves.png" in told and "confusion.png is not drawn: This needs the package" in told
+    assert {path.name for path in (tmp_path / "small").iterdir()} == FILES - {"confusion.png", "curves.png"}
+    _, text = read_card(tmp_path / "small")
+    assert "![" not in text and "\n\n\n" not in text
+
+
+def test_the_card_of_many_classes_is_no_longer_than_that_of_some(run_dir, photos, tmp_path):
+    assert main(["publish", str(run_dir), str(tmp_path / "small"), "--data", str(photos)]) == 0
+    report = json.loads((tmp_path / "small" / "report.json").read_text())
+    sizes = []
+    for count in (101, 5000):
+        names = [f"class {i:05}" for i in range(count)]
+        report["class_names"] = names
+        report["per_class"] = [{"name": n, "images": 9, "recall": 1.0, "precision": 1.0} for n in names]
+        report["per_class"][77] |= {"recall": 0.125, "precision": None}
+        report["data"]["classes"] = [{"name": n, "train": 8, "val": 9} for n in names]
+        card = classifier_card(report, "")
+        assert row(card, "class 00077") == ["9", "12.50 %", "-"]
+        assert row(card, "all") == [f"{8 * count:,}", f"{9 * count:,}"]
+        sizes.append(len(card))
+    assert sizes[1] - sizes[0] < 100

@@ -18,7 +18,7 @@ TOLERANCE = 1e-4 if keras.backend.backend() == "tensorflow" else 0
 
 
 def command(photos, compressor, run, *more):
-    recipe = "--recipe paper --image-size 32 --batch-size 4 --epochs 2 --drop-path-rate 0.3 --ema 0.9"
+    recipe = "--recipe paper --image-size 32 --batch-size 4 --epochs 2 --drop-path-rate 0.3 --ema 0.9 --ema-warmup"
     options = f"--variant nano --compressor {compressor} {recipe} --deterministic"
     return [sys.executable, NANO_CLI, "train", str(photos), "--out", str(run), *options.split(), *more]
 

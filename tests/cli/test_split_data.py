@@ -9,12 +9,14 @@ from PIL import Image
 from test_cli import failed
 
 from keras_ci2p.cli import main
-from keras_ci2p.compare import CompareConfig, make_pictures
+from keras_ci2p.compare import CompareConfig, make_images
 from keras_ci2p.data import image_folder
 from keras_ci2p.data.manifest import NAMES_FILE
 from keras_ci2p.data.overlap import TRAIN_HASHES_FILE
 from keras_ci2p.models.variants import VARIANTS
 from keras_ci2p.presets import open_preset
+
+pytestmark = pytest.mark.once
 
 OPTIONS = "--variant nano --model vit --image-size 32 --epochs 1 --batch-size 8 --lr 3e-3"
 
@@ -65,6 +67,40 @@ def test_evaluate(trained, tmp_path, capsys):
     assert "no image of the split test" in failed(
         capsys, "evaluate", str(run), str(tmp_path / "plain"), "--split", "test"
     )
+
+
+def test_classes_that_are_called_otherwise(trained, tmp_path, capsys):
+    """By the option, a file, and what the preset says of its classes; without one of them."""
+    photos, run, _ = trained
+    expected, _ = evaluate(capsys, run, photos, "val", tmp_path / "out")
+    names = {"ant": "formica", "bee": "ape", "cow": "mucca"}
+    shutil.copytree(photos / "val", tmp_path / "other")
+    for name, other in names.items():
+        (tmp_path / "other" / name).rename(tmp_path / "other" / other)
+    command = ["evaluate", str(run), str(tmp_path / "other"), "--split", "all"]
+    assert "does not know ape, formica, mucca, and has ant, bee, cow instead. Say" in failed(capsys, *command)
+    pairs = [f"{other}={name}" for name, other in names.items()]
+    (tmp_path / "names.txt").write_text("\n".join(pairs) + "\n\n", encoding="utf-8")
+    preset = shutil.copytree(run / "best", tmp_path / "preset")
+    metadata = json.loads((preset / "metadata.json").read_text())
+    (preset / "metadata.json").write_text(json.dumps({**metadata, "class_aliases": {v: k for k, v in names.items()}}))
+    by_preset = ["evaluate", str(preset), *command[2:]]
+    for way in (
+        [*command, "--class-map", ",".join(pairs)],
+        [*command, "--class-map", str(tmp_path / "names.txt")],
+        by_preset,
+    ):
+        assert main([*way, "--out", str(tmp_path / "out")]) == 0
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report["confusion"] == expected["confusion"] and report["class_names"] == ["ant", "bee", "cow"]
+    shutil.rmtree(tmp_path / "other" / "mucca")
+    assert main([*by_preset, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "other has no images of cow: the figures tell nothing of them" in said.err and "cow         0" in said.out
+    for wrong in ("ape", "=bee", "ape=bee=cow", ","):
+        with pytest.raises(SystemExit):
+            main([*command, "--class-map", wrong])
+        assert "must be NAME=OTHER,... or a file" in capsys.readouterr().err
 
 
 def test_photos_encoded_anew_are_known_by_name(trained, tmp_path, capsys):
@@ -126,7 +162,7 @@ def test_a_run_that_knows_no_names_learns_them_when_it_is_published(trained, tmp
 def test_compare_takes_the_split(trained):
     photos, *_ = trained
     settings = CompareConfig(model="vit", data=str(photos), image_size=32, batch_size=6, steps=3)
-    held_out = make_pictures(settings)["held_out"]
+    held_out = make_images(settings)["held_out"]
     expected, _ = next(iter(image_folder(photos / "val", split="all", image_size=32, batch_size=6)))
     assert (held_out == expected.astype("uint8")).all() and len(held_out) == 6
 

@@ -12,6 +12,8 @@ from keras_ci2p.cli import main
 from keras_ci2p.data import open_cache
 from keras_ci2p.models.variants import VARIANTS
 
+pytestmark = pytest.mark.once
+
 NAMES = ["bird", "cat", "dog"]
 TRAIN = ["--variant", "nano", "--epochs", "1", "--batch-size", "8"]
 

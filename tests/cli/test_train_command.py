@@ -3,10 +3,14 @@
 import json
 
 import pytest
+from test_cli import failed
 
 from keras_ci2p.cli import main
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
 from keras_ci2p.training import RECIPES, read_recipe
+
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
 
 
 def shown(capsys, *options):
@@ -60,6 +64,7 @@ def test_the_directory_is_asked_for(capsys):
     assert "--out" in capsys.readouterr().err
 
 
+@pytest.mark.every_backend
 def test_dual_scale_on_photos_and_on_latents(photos, nano, nano_compressor, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(DUAL_SCALE_VARIANTS, "nano", {**nano, "early_dim": 16, "merge_at": 1})
     run, latents, second = (str(tmp_path / name) for name in ("run", "latents", "second"))
@@ -67,7 +72,12 @@ def test_dual_scale_on_photos_and_on_latents(photos, nano, nano_compressor, tmp_
     model = ["--model", "ci2p_dual", "--variant", "nano", "--epochs", "1", "--batch-size", "8"]
     assert main(["train", str(photos), "--out", run, "--image-size", "32", *options, *model]) == 0
     assert main(["cache", str(photos), latents, "--compressor", run, "--views", "1", "--image-size", "32"]) == 0
-    assert main(["train", latents, "--out", second, *model]) == 0
+    # Also what some recipe has by default, and what the cache has.
+    for asked in (["--image-size", "64"], ["--image-size", "256"], ["--set", "augmentation.flip=0.25"]):
+        error = failed(capsys, "train", latents, "--out", second, *model, *asked)
+        assert "is a latent cache, made with" in error and "can no longer be changed" in error
+        assert not (tmp_path / "second").exists()
+    assert main(["train", latents, "--out", second, *model, "--image-size", "32"]) == 0
     assert main(["evaluate", second, str(photos)]) == 0
     assert "of 6 images (val)" in capsys.readouterr().out
     preset = json.loads((tmp_path / "second" / "best" / "config.json").read_text())

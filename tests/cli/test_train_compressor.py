@@ -18,6 +18,9 @@ from keras_ci2p import CI2PViT, Compressor
 from keras_ci2p.cli import main
 from keras_ci2p.training import CompressorTrainConfig, RunError, train_compressor
 
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
+
 # Bit for bit on torch with one thread and on JAX; TensorFlow's deterministic kernels leave rounding.
 TOLERANCE = 1e-4 if keras.backend.backend() == "tensorflow" else 0
 
@@ -65,6 +68,7 @@ def history(run):
     return [{key: float(value) for key, value in row.items()} for row in csv.DictReader((run / "history.csv").open())]
 
 
+@pytest.mark.every_backend
 def test_what_a_run_leaves(run):
     names = {path.name for path in run.iterdir()}
     files = {"history.csv", "curves.png", "run.json", "report.json", "reconstructions.png"}
@@ -135,6 +139,49 @@ def test_init_keeps_architecture_and_quality(run, pictures, tmp_path):
     assert CompressorTrainConfig("x").quality == 5 and CompressorTrainConfig("x").architecture == "bmshj2018-factorized"
 
 
+@pytest.mark.parametrize(("steps", "rows"), [(1, [1]), (3, [2, 3])])
+def test_as_many_steps_as_asked(pictures, tmp_path, steps, rows):
+    """Also where they make no whole epoch; a run whose last epoch is missing goes on to the same number."""
+    small = {"crop_size": 32, "batch_size": 2, "steps_per_epoch": 2, "val_size": 48, "val_images": 2, "quality": 1}
+    settings, out = CompressorTrainConfig(str(pictures), steps=steps, **small), tmp_path / "run"
+    with pytest.warns(UserWarning, match="skipped 1 file"):
+        best, kept = train_compressor(settings, out, verbose=0)
+    assert [row["step"] for row in kept] == rows and best.quality == 1
+    assert iterations(out) == {steps}
+    with pytest.warns(UserWarning, match="skipped 1 file"):
+        assert train_compressor(settings, out, resume=True, verbose=0)[1] == kept
+
+
+@pytest.mark.once
+def test_a_hyperprior_for_ms_ssim(pictures, tmp_path, capsys):
+    """Trained, measured, and used for files."""
+    arguments = ["--architecture", "mbt2018-mean", "--metric", "ms-ssim", "--quality", "1", "--steps", "1"]
+    sizes = ["--crop-size", "192", "--val-size", "192", "--batch-size", "1", "--val-images", "1"]
+    run = tmp_path / "run"
+    assert main(["train-compressor", str(pictures), *arguments, *sizes, "--out", str(run)]) == 0
+    (row,) = history(run)
+    report = json.loads((run / "report.json").read_text())
+    assert report["metric"] == "ms-ssim" and report["lmbda"] == 2.4
+    assert report["ms_ssim"] == pytest.approx(row["val_ms_ssim"], abs=1e-4)
+    assert report["cost"] == pytest.approx(row["val_cost"], rel=1e-4)
+    capsys.readouterr()
+    measure = ["evaluate", str(run), str(pictures), "--size", "192", "--images", "1", "--metric", "ms-ssim"]
+    assert main([*measure, "--out", str(tmp_path)]) == 0
+    assert f"MS-SSIM {report['ms_ssim']:.4f}, " in capsys.readouterr().out
+    picture = next(pictures.glob("*.png"))
+    assert main(["compress", str(picture), str(tmp_path / "a.ci2p"), "--compressor", str(run)]) == 0
+    assert main(["decompress", str(tmp_path / "a.ci2p"), str(tmp_path / "a.png"), "--compressor", str(run)]) == 0
+    assert Image.open(tmp_path / "a.png").size == Image.open(picture).size
+
+
+def iterations(run):
+    """What the optimizers in a run's checkpoint have counted."""
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    names = json.loads((checkpoint / "record.json").read_text())["variables"]
+    with np.load(checkpoint / "state.npz") as state:
+        return {int(state[f"{i:05d}"]) for i, name in enumerate(names) if name.endswith("iteration ()")}
+
+
 def test_wrong_numbers():
     with pytest.raises(ValueError, match="multiple of 16"):
         CompressorTrainConfig("x", crop_size=100)
@@ -148,6 +195,7 @@ def test_no_pictures(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.every_backend
 def test_kill_and_resume(run, pictures, tmp_path):
     """Killed after the first epoch, it ends as the run that was not."""
     killed = tmp_path / "killed"

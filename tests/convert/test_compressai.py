@@ -10,6 +10,10 @@ from golden_weights import GOLDEN, compressai_state_dict
 
 from keras_ci2p import CI2PViT, Compressor
 from keras_ci2p.convert import CheckpointError, from_compressai, to_compressai
+from keras_ci2p.models.variants import WHOLE
+
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
 
 ZOO = np.load(GOLDEN / "compressai_zoo.npz")
 NAMES = sorted({key.split("/")[0] for key in ZOO.files if "/" in key})
@@ -23,6 +27,7 @@ def relative(actual, expected):
     return np.abs(actual - expected).max() / np.abs(expected).max()
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_numbers(name):
     """What CompressAI computes with the same weights."""
@@ -37,7 +42,7 @@ def test_golden_numbers(name):
         decoded = to_numpy(compressor.decode(np.round(latents)))[:, ::8, ::8] / 255
         assert relative(decoded, expected["reconstruction"]) < 1e-4
     outputs = compressor(images)
-    assert ("likelihoods" in outputs) == ("bpp" in expected)
+    assert ("likelihoods" in outputs) == (architecture in WHOLE)
     if "bpp" in expected:
         assert outputs["likelihoods"].shape == latents.shape
         likelihoods = to_numpy(outputs["likelihoods"])[..., ::4]
@@ -56,6 +61,7 @@ def test_golden_numbers(name):
         assert abs(loss / expected["aux_loss"] - 1) < 1e-4
 
 
+@pytest.mark.every_backend
 @pytest.mark.skipif("COMPRESSAI_CHECKPOINT" not in os.environ, reason="needs a checkpoint trained with CompressAI")
 def test_a_real_checkpoint():
     """$COMPRESSAI_CHECKPOINT, a `.pth.tar` with what CompressAI computes beside it as `.npz`."""
@@ -83,7 +89,8 @@ def same(one, other):
     return all((to_numpy(a) == to_numpy(b)).all() for a, b in zip(one.weights, other.weights, strict=True))
 
 
-@pytest.mark.parametrize("architecture", ["bmshj2018-factorized", "bmshj2018-factorized-relu"])
+@pytest.mark.every_backend
+@pytest.mark.parametrize("architecture", WHOLE)
 def test_round_trip_is_exact(architecture):
     compressor = small_compressor(architecture)
     state = to_compressai(compressor)
@@ -104,9 +111,62 @@ def test_all_key_generations(state):
     }
     assert lists.keys() != state.keys()
     newest = {key.replace("._matrices", ".matrices").replace("._biases", ".biases"): v for key, v in lists.items()}
-    parallel = {f"module.{key}": value for key, value in state.items()}
-    for other in (lists, newest, parallel, {"epoch": 3, "state_dict": state}):
+    for other in (lists, newest):
         assert same(from_compressai(other), reference)
+
+
+def test_what_wraps_the_weights(state, tmp_path):
+    import torch
+
+    reference = from_compressai(state)
+    lightning = {f"model.{key}": value for key, value in state.items()}
+    parallel = {f"module._orig_mod.{key}": value for key, value in state.items()}
+    random = to_compressai(small_compressor())
+    for stored in (
+        parallel,
+        {"epoch": 3, "state_dict": state, "optimizer": {"state": {0: {"exp_avg": np.zeros(3)}}}},
+        {"state_dict": {**lightning, "criterion.weight": np.zeros(3)}, "hyper_parameters": {"lmbda": 0.01}},
+        {"net": parallel, "net_ema": random},
+    ):
+        assert same(from_compressai(stored), reference)
+        torch.save(as_tensors(stored), tmp_path / "file.pth.tar")
+        loaded = from_compressai(tmp_path / "file.pth.tar")
+        assert same(loaded, reference) and loaded.source["name"] == "file.pth.tar"
+    assert same(from_compressai(stored, key="net_ema"), from_compressai(random))
+    for arguments in ({"source": {"name": "x"}}, {"origin": {"name": "x"}}):
+        assert from_compressai(state, **arguments).source == {"name": "x"}
+
+
+def as_tensors(value):
+    import torch
+
+    if isinstance(value, dict):
+        return {key: as_tensors(inner) for key, inner in value.items()}
+    return torch.tensor(value) if isinstance(value, np.ndarray) else value
+
+
+@pytest.mark.parametrize("lost", ["g_a.1.", "g_a.2."])
+def test_another_analysis_transform_is_refused_by_its_layers(state, lost):
+    other = {key: value for key, value in state.items() if not key.startswith(lost)}
+    other |= {f"{lost}conv1.weight": np.zeros((8, 8, 1, 1), "float32"), f"{lost}conv1.bias": np.zeros(8, "float32")}
+    with pytest.raises(CheckpointError, match=rf"none of this package's .* what the checkpoint has: {lost}conv1.bias"):
+        from_compressai(other)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["latent_codec.y.channel_context.y1.0.weight", "g_a.1.conv1.weight"], "ELIC"),
+        (["latent_codec.y.context_prediction.weight"], "cheng2020-anchor-checkerboard"),
+        (["latent_codec.entropy_bottleneck.quantiles"], "latent codecs"),
+        (["Gain", "QuantABCD.0.weight"], "variable bit rate"),
+        (["cc_mean_transforms.0.0.weight"], "channel-wise prior"),
+    ],
+)
+def test_other_models_of_compressai_are_refused_by_name(state, keys, message):
+    """None of them is taken for the nearest of ours."""
+    with pytest.raises(CheckpointError, match=f"{message}.*bmshj2018-factorized.*cheng2020-attn"):
+        from_compressai({**state, **{key: np.zeros((1, 1), "float32") for key in keys}})
 
 
 def test_downsample_became_skip():
@@ -123,15 +183,15 @@ def test_what_does_not_fit_is_named(state):
         from_compressai({**state, "h_x.0.weight": np.zeros(3)})
     with pytest.raises(CheckpointError, match=r"g_a.2.bias has shape \(9,\).*\(8,\)"):
         from_compressai({**state, "g_a.2.bias": np.zeros(9)})
-    with pytest.raises(CheckpointError, match="not one of CompressAI"):
+    with pytest.raises(CheckpointError, match="no weights of CompressAI: it begins with layer.weight"):
         from_compressai({"layer.weight": np.zeros(3)})
     with pytest.raises(CheckpointError, match="twice"):
-        from_compressai({**state, "module.g_a.0.bias": state["g_a.0.bias"]})
+        from_compressai({**state, "g_a.0.downsample.bias": np.zeros(3), "g_a.0.skip.bias": np.zeros(3)})
     with pytest.raises(ValueError, match=r"quality 5 has the channels .*\(8, 12\)"):
         from_compressai(state, quality=5)
 
 
-def test_only_factorized_priors_go_back():
+def test_only_whole_priors_go_back():
     with pytest.raises(ValueError, match="mbt2018"):
         to_compressai(small_compressor("mbt2018"))
 
@@ -150,6 +210,7 @@ class TestCompressor:
         with pytest.raises(ValueError, match=r"\(128, 192\)"):
             Compressor(quality=5, channels=(192, 320))
 
+    @pytest.mark.every_backend
     def test_encodes_only(self):
         compressor = small_compressor("cheng2020-anchor")
         assert set(compressor(np.zeros((1, 32, 32, 3), "uint8"))) == {"latents"}
@@ -162,6 +223,7 @@ class TestCompressor:
         with pytest.raises(ValueError, match="latents|Latents"):
             small_compressor().decode(np.zeros((1, 2, 2, 5), "float32"))
 
+    @pytest.mark.every_backend
     def test_noise_from_the_host(self, rng):
         compressor = small_compressor()
         images = rng.integers(0, 256, (1, 32, 32, 3)).astype("uint8")
@@ -183,6 +245,7 @@ class TestCompressor:
             np.testing.assert_array_equal(to_numpy(loaded.encode(images)), to_numpy(compressor.encode(images)))
 
 
+@pytest.mark.every_backend
 class TestInAClassifier:
     def test_object(self, nano, rng, tmp_path):
         compressor = from_compressai(to_compressai(small_compressor()), origin={"name": "x", "sha256": "0"})

@@ -10,6 +10,9 @@ from keras_ci2p.convert import CheckpointError, from_mmpretrain, to_mmpretrain
 from keras_ci2p.convert.mmpretrain import mmpretrain_entries
 from keras_ci2p.layers.embedding import resize_position_embedding
 
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
+
 DUAL = {"early_dim": 16, "merge_at": 1}
 
 
@@ -27,6 +30,7 @@ def state(request, nano):
     return {entry.key: golden_weight(entry.key, entry.torch_shape) for entry in mmpretrain_entries(model)}
 
 
+@pytest.mark.every_backend
 def test_sizes_are_read_off_the_weights(state):
     model = from_mmpretrain(state, num_heads=2)
     backbone = model.backbone
@@ -100,10 +104,11 @@ def test_missing_extra_and_misshapen_keys_are_named(state):
         from_mmpretrain({**state, key: np.zeros(4)})
     with pytest.raises(CheckpointError, match=f"{key}.*not finite"):
         from_mmpretrain({**state, key: np.full(3, np.nan)})
-    with pytest.raises(CheckpointError, match="not one of the paper's code"):
+    with pytest.raises(CheckpointError, match="no weights of the paper's code"):
         from_mmpretrain({"weight": np.zeros(3)})
 
 
+@pytest.mark.every_backend
 def test_round_trip_is_exact(state):
     model = from_mmpretrain(state, num_heads=2)
     back = to_mmpretrain(model)
@@ -136,6 +141,65 @@ def test_the_merge_is_in_one_block(state):
 
 def test_known_constants_are_no_error(state):
     from_mmpretrain({**state, "backbone.any.bn.num_batches_tracked": np.array(3)})
+
+
+def as_mmengine_saves(state, classes=("ant", "bee", "cow")):
+    return {
+        "meta": {"epoch": 3, "dataset_meta": {"classes": classes}},
+        "state_dict": {
+            **state,
+            "data_preprocessor.mean": np.array([123.675, 116.28, 103.53], "float32").reshape(3, 1, 1),
+            "data_preprocessor.std": np.array([58.395, 57.12, 57.375], "float32").reshape(3, 1, 1),
+            **{f"ema_{key.replace('.', '_')}": value for key, value in state.items()},
+        },
+        "ema_state_dict": {"steps": np.array(9), **{f"module.{key}": 2 * value for key, value in state.items()}},
+        "optimizer": {"state": {}, "param_groups": []},
+    }
+
+
+def arrays(model):
+    return [keras.ops.convert_to_numpy(weight) for weight in model.weights]
+
+
+def test_what_mmengine_stores_beside_the_weights(state):
+    stored = as_mmengine_saves(state)
+    model = from_mmpretrain(stored)
+    assert model.class_names == ["ant", "bee", "cow"]
+    for loaded, given in zip(arrays(model), arrays(from_mmpretrain(state)), strict=True):
+        np.testing.assert_array_equal(loaded, given)
+    averaged = from_mmpretrain(stored, key="ema_state_dict")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(averaged.head.bias), 2 * state["head.fc.bias"])
+    assert from_mmpretrain(as_mmengine_saves(state, classes=("ant", "bee"))).class_names is None
+
+
+@pytest.mark.parametrize("state", ["vit", "ci2p"], indirect=True)
+def test_images_normalised_otherwise_are_refused(state):
+    stored = as_mmengine_saves(state)
+    stored["state_dict"]["data_preprocessor.mean"] = np.full((3, 1, 1), 127.5, "float32")
+    with pytest.raises(CheckpointError, match=r"normalised with mean \[127.5, 127.5, 127.5\], those of this package"):
+        from_mmpretrain(stored)
+
+
+@pytest.mark.parametrize("state", ["vit", "ci2p_dual"], indirect=True)
+def test_a_fresh_head(state):
+    headless = {key: value for key, value in state.items() if not key.startswith("head.")}
+    with pytest.raises(CheckpointError, match="has no head .*give `num_classes`"):
+        from_mmpretrain(headless)
+    for stored in (headless, as_mmengine_saves(state)):
+        model = from_mmpretrain(stored, num_classes=5)
+        assert model.num_classes == 5 and model.class_names is None
+        back = to_mmpretrain(model)
+        assert all(np.array_equal(back[key], value) for key, value in headless.items())
+        assert np.count_nonzero(back["head.fc.weight"])
+
+
+@pytest.mark.parametrize("state", ["vit"], indirect=True)
+def test_attention_without_biases(state):
+    without = {key: value for key, value in state.items() if not key.endswith("attn.qkv.bias")}
+    model = from_mmpretrain(without)
+    assert not keras.ops.convert_to_numpy(model.get_layer("block_1").qkv.bias).any()
+    with pytest.raises(CheckpointError, match="lacks backbone.layers.0.attn.qkv.bias"):
+        from_mmpretrain({key: value for key, value in state.items() if key != "backbone.layers.0.attn.qkv.bias"})
 
 
 class TestDamagedFiles:

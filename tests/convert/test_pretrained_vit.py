@@ -9,6 +9,9 @@ from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.convert import CheckpointError, from_vit, to_mmpretrain
 from keras_ci2p.layers.embedding import resize_position_embedding
 
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
+
 COMPRESSOR = {"num_filters": 8, "latent_channels": 12}
 
 
@@ -75,6 +78,7 @@ def transformer(model):
     return [to_numpy(w) for layer in model.layers if layer.name[:4] in ("bloc", "norm") for w in layer.weights]
 
 
+@pytest.mark.every_backend
 def test_ci2p_takes_the_transformer(timm_state, nano):
     model = CI2PViT((64, 64, 3), num_classes=3, compressor=COMPRESSOR, **nano)
     untouched = [to_numpy(w) for w in (*model.patch_generator.weights, *model.head.weights)]
@@ -89,6 +93,7 @@ def test_ci2p_takes_the_transformer(timm_state, nano):
         np.testing.assert_array_equal(to_numpy(weight), before)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("size", [(64, 64, 3), (96, 32, 3)])
 def test_vit_takes_the_embeddings_too(timm_state, nano, size):
     model = ViT(size, num_classes=3, **nano)
@@ -200,7 +205,7 @@ def test_what_does_not_fit_changes_nothing(timm_state, nano):
         (scaled, "blocks.0.ls1.gamma"),
         (shallower, "lacks blocks.1"),
         (wider, r"blocks.0.mlp.fc1.weight has shape \(64, 32\)"),
-        ({"conv.weight": np.ones(3)}, "no Vision Transformer"),
+        ({"conv.weight": np.ones(3)}, "no weights of timm or Hugging Face or mmpretrain"),
     ):
         with pytest.raises(CheckpointError, match=message):
             from_vit(state, model)
@@ -208,8 +213,97 @@ def test_what_does_not_fit_changes_nothing(timm_state, nano):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("layout", ["timm", "hugging_face", "mmpretrain"])
+def test_what_wraps_a_transformer(timm_state, nano, layout):
+    """DDP, compilation, Lightning, DINO's teacher and student, MAE's and DeiT's `model`."""
+    reference = ViT((64, 64, 3), **nano)
+    state = timm_state
+    if layout == "hugging_face":
+        state = hugging_face(timm_state)
+    elif layout == "mmpretrain":
+        source = ViT((64, 64, 3), **nano)
+        state = {key.removeprefix("backbone."): value for key, value in to_mmpretrain(source).items()}
+    from_vit(state, reference)
+
+    def behind(prefix, values=state):
+        return {f"{prefix}{key}": value for key, value in values.items()}
+
+    random = {key: value + 1 for key, value in state.items()}
+    for stored in (
+        {"model": state, "args": None},
+        behind("module._orig_mod."),
+        {"state_dict": {**behind("model."), **behind("ema_model.", random), "criterion.weight": np.ones(3)}},
+        {"teacher": behind("module.backbone."), "student": behind("module.backbone.", random)},
+        {"model": state, "model_ema": random, "optimizer": {"state": {0: {"exp_avg": np.ones(3)}}}},
+    ):
+        model = ViT((64, 64, 3), **nano)
+        report = from_vit(stored, model)
+        for a, b in zip(model.backbone.weights, reference.backbone.weights, strict=True):
+            np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+    from_vit(stored, model, key="model_ema")
+    assert not np.array_equal(to_numpy(model.get_layer("norm").gamma), to_numpy(reference.get_layer("norm").gamma))
+    assert report["used"]
+
+
+def test_the_decoder_of_pretraining_is_left_out(timm_state, nano):
+    pretrained = {
+        **timm_state,
+        "mask_token": np.ones((1, 1, 16)),
+        "decoder_blocks.0.attn.qkv.weight": np.ones((48, 16)),
+    }
+    report = from_vit({"model": pretrained}, ViT((64, 64, 3), **nano))
+    assert {"mask_token", "decoder_blocks.0.attn.qkv.weight"} <= report["ignored"].keys()
+
+
+@pytest.mark.parametrize("layout", ["timm", "hugging_face"])
+def test_attention_without_biases(timm_state, nano, layout):
+    state = hugging_face(timm_state, "vit.") if layout == "hugging_face" else timm_state
+    without = {key: value for key, value in state.items() if not re.search(r"(attn.qkv|query|key|value)\.bias$", key)}
+    assert len(without) < len(state)
+    model = ViT((64, 64, 3), **nano)
+    block = model.get_layer("block_0")
+    block.qkv.bias.assign(np.ones(96))
+    report = from_vit(without, model)
+    assert not to_numpy(block.qkv.bias).any() and "blocks.0.attn.qkv.bias" not in report["used"]
+    np.testing.assert_array_equal(to_numpy(block.qkv.kernel), timm_state["blocks.0.attn.qkv.weight"].T)
+    with pytest.raises(CheckpointError, match="lacks"):
+        # Of one block alone.
+        from_vit({key: timm_state[key] for key in timm_state if key != "blocks.0.attn.qkv.bias"}, model)
+
+
 # Timm runs on torch.
-@pytest.mark.once
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((64, 96), {"reg_tokens": 4, "qkv_bias": False}),
+        ((32, 192), {"no_embed_class": True, "class_token": False, "global_pool": "avg"}),
+        ((224, 448), {"num_classes": 0}),
+        ((96, 64), {"reg_tokens": 4, "no_embed_class": True}),
+    ],
+)
+def test_positions_of_a_module_of_timm(nano, size, options, tmp_path):
+    """The module itself, its state dict, and both in files."""
+    import torch
+
+    define_torchvision_operators()
+    from timm.models.vision_transformer import VisionTransformer
+
+    theirs = VisionTransformer(size, embed_dim=32, depth=2, num_heads=2, mlp_ratio=1.5, **options)
+    before = 0 if theirs.no_embed_class else theirs.num_prefix_tokens
+    torch.save(theirs, tmp_path / "module.pt")
+    torch.save({"model_state": torch.nn.DataParallel(theirs).state_dict()}, tmp_path / "state.pt")
+    for source in (theirs, theirs.state_dict(), tmp_path / "module.pt", tmp_path / "state.pt"):
+        model = ViT((*size, 3), **nano)
+        from_vit(source, model)
+        positions = to_numpy(model.get_layer("position_embedding").embedding)
+        np.testing.assert_array_equal(positions, theirs.pos_embed.detach().numpy()[:, before:])
+        tokens = np.random.default_rng(0).standard_normal((1, 6, 32)).astype("float32")
+        with torch.no_grad():
+            expected = theirs.blocks[1](theirs.blocks[0](torch.tensor(tokens))).numpy()
+        actual = to_numpy(model.get_layer("block_1")(model.get_layer("block_0")(tokens)))
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
 def test_each_block_of_timm():
     """The same tokens through timm's ViT-B/16 and ours: every block within 2e-4."""
     import torch
@@ -233,6 +327,7 @@ def test_each_block_of_timm():
         assert (model.get_layer("norm")(x) - theirs.norm(x)).abs().max() < 2e-4
 
 
+@pytest.mark.every_backend
 def test_keras_hub(nano):
     import keras_hub
 

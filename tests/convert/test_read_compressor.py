@@ -9,6 +9,9 @@ from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT
 from keras_ci2p.convert import CheckpointError, read_compressor, to_compressai
 from keras_ci2p.presets import PresetError
 
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
+
 SMALL = {"num_filters": 8, "latent_channels": 12}
 
 
@@ -22,6 +25,7 @@ def classifier(kind, nano):
     return kind((32, 32, 3), num_classes=3, compressor=SMALL, **sizes)
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("is_run", [False, True], ids=["preset", "run"])
 @pytest.mark.parametrize("kind", [Compressor, CI2PViT, CI2PViTDualScale])
 def test_presets_and_runs_of_either_kind(kind, is_run, nano, tmp_path):

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import threading
+import warnings
 
 import keras
 import numpy as np
@@ -13,6 +14,9 @@ from PIL import Image
 import keras_ci2p
 from keras_ci2p.data import DataError, image_folder, scan_folder
 from keras_ci2p.data.manifest import in_threads
+
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
 
 
 def collect(dataset):
@@ -36,6 +40,30 @@ def test_batches(photos):
         np.testing.assert_array_equal(labels.sum(1), 1)
         # The class is the brightest channel: images and labels belong together.
         np.testing.assert_array_equal(images.mean((1, 2)).argmax(1), labels.argmax(1))
+
+
+def test_its_length_is_the_number_of_batches(photos):
+    for split, size, count in (("train", 8, 3), ("val", 4, 2), ("all", 8, 4)):
+        dataset = folder(photos, split=split, batch_size=size)
+        assert len(dataset) == dataset.steps_per_epoch == count == len(list(dataset))
+
+
+@pytest.mark.every_backend
+def test_class_names_of_a_model(photos):
+    """In its order, and with one that the data have no images of."""
+    names = ("dog", "eel", "bird", "cat")
+    expected, dataset = folder(photos, split="all"), folder(photos, split="all", class_names=names)
+    assert dataset.class_names == names
+    places = [names.index(name) for name in expected.class_names]
+    for (images, labels), (same, fewer) in zip(dataset, expected, strict=True):
+        np.testing.assert_array_equal(images, same)
+        np.testing.assert_array_equal(labels[:, places], fewer)
+        assert labels.shape[1] == 4 and not labels[:, 1].any()
+    # The split is that of the data.
+    train = folder(photos, class_names=names).manifest
+    assert sorted(train.files) == sorted(folder(photos).manifest.files)
+    with pytest.raises(DataError, match="not among those asked for: dog. Asked for: bird, cat"):
+        folder(photos, class_names=["bird", "cat"])
 
 
 def test_validation_is_whole_ordered_and_unchanged(photos):
@@ -166,22 +194,36 @@ def test_more_batch_than_photos(photos):
     assert folder(photos, batch_size=1000).steps_per_epoch == 1
 
 
+@pytest.mark.every_backend
 def test_fit_evaluate_and_predict(photos, nano):
     """As a user would, on the backend at hand; each epoch of `fit` takes the next epoch of the data."""
     model = keras_ci2p.ViT((32, 32, 3), num_classes=3, **nano)
     model.compile("adam", keras.losses.CategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     train, val = folder(photos), folder(photos, split="val")
-    history = model.fit(train, validation_data=val, epochs=2, verbose=0).history
-    assert len(history["loss"]) == 2 and np.isfinite(history["val_loss"]).all()
-    assert train.epoch == 2
-    model.fit(train.repeat(2), steps_per_epoch=train.steps_per_epoch, epochs=2, verbose=0)
-    assert model.predict(val, verbose=0).shape == (6, 3)
+    with warnings.catch_warnings():
+        # As Keras has them for data that it would shuffle, or that end too soon.
+        warnings.simplefilter("error", UserWarning)
+        history = model.fit(train, validation_data=val, epochs=2, verbose=0).history
+        assert len(history["loss"]) == 2 and np.isfinite(history["val_loss"]).all()
+        assert train.epoch == 2
+        model.fit(train.repeat(2), steps_per_epoch=train.steps_per_epoch, epochs=2, verbose=0)
+        model.evaluate(val, verbose=0)
+        assert model.predict(val, verbose=0).shape == (6, 3)
+    with pytest.warns(UserWarning, match="ran out of data"):
+        model.fit(train, steps_per_epoch=2 * len(train), verbose=0)
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 2.5}, "`batch_size` must be a positive integer"),
+        ({"seed": -1}, "`seed` must be an integer in 0"),
+        ({"augment": "yes"}, "`augment` must be an `Augmentation`"),
+        ({"class_names": "bird"}, "`class_names` must be a list of texts"),
+        ({"class_names": {"bird", "cat", "dog"}}, "`class_names` must be a list of texts"),
+        ({"class_names": ["bird", "cat", "dog", "cat"]}, "`class_names` must be a list of texts"),
+        ({"image_size": True}, "image_size"),
         ({"image_size": 0}, "image_size"),
         ({"image_size": (32, 40)}, "multiples of 16"),
         ({"image_size": 32.0}, "image_size=32.0"),

@@ -13,6 +13,9 @@ from keras_ci2p.data.mixup import MixParams, Mixup, SampleMixup, collate_mix
 from keras_ci2p.data.transforms import augment
 from keras_ci2p.layers.batch_augmentation import BatchAugmentation, BatchMixing
 
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
+
 SIZE = (32, 48)
 # Without noise, which host and device draw for themselves.
 AUGMENTATION = Augmentation(erasing=0.0)
@@ -71,6 +74,7 @@ def test_the_same_for_the_same_seed_and_new_in_each_epoch(manifest):
             assert not any(np.array_equal(a[0][name], b[0][name]) for a, b in zip(runs[0][0], other, strict=True))
 
 
+@pytest.mark.every_backend
 def test_what_host_and_device_make_of_the_same_seed(tmp_path):
     """The same photos in the same order with the same draws: the batches agree but for resampling."""
     manifest = scan_folder(write_photos(tmp_path / "photos", count=5))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import subprocess
 
 import keras
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from test_fold_batch_norm import COMPRESSOR, models, trained
 
-from keras_ci2p import ViT
-from keras_ci2p.export import ExportError, export, open_exported
+from keras_ci2p import Compressor, ViT
+from keras_ci2p.codec import ImageCodec
+from keras_ci2p.export import ExportError, export, open_exported, open_network
 from keras_ci2p.export.formats import FORMATS, writing_backend
+from keras_ci2p.export.metadata import FILE_NAME, model_metadata, read_litert
 
 exporter = importlib.import_module("keras_ci2p.export.export")
 
@@ -51,6 +54,48 @@ def test_exported_file_computes_the_same(kind, name, tmp_path, nano, rng):
 
         stored = dict(tf.train.list_variables(str(path / "variables/variables")))
         assert sum(int(np.prod(shape)) for shape in stored.values() if shape) == model.count_params()
+        signature = tf.saved_model.load(str(path)).signatures["serving_default"]
+        named = signature(images=tf.constant(images))
+        assert list(named) == ["logits"]
+        np.testing.assert_allclose(named["logits"], logits, atol=1e-6)
+
+
+# Each format where it is written; one of them by another process, whose start takes longer than the rest.
+ATTENTION_CASES = {
+    "torch": [("ci2p", "onnx"), ("vit", "openvino"), ("dual", "torch")],
+    "jax": [("dual", "onnx")],
+    "tensorflow": [("dual", "tf_saved_model"), ("vit", "openvino"), ("ci2p", "litert")],
+}[BACKEND]
+
+
+@pytest.mark.parametrize(("kind", "name"), ATTENTION_CASES)
+def test_attention(kind, name, tmp_path, nano, rng):
+    """The attention rollout, laid on the grid of tokens, beside what the model gives without it."""
+    model = trained(models(nano)[kind](), rng)
+    path = destination(tmp_path, name)
+    assert export(model, path, name, outputs=["attention", "logits"]).difference <= 1e-5
+    if name not in HERE and name != "onnx":
+        return
+    images = rng.integers(0, 256, (2, 64, 64, 3)).astype("float32")
+    logits, attention = open_exported(path, name, ["logits", "attention"])(images)
+    np.testing.assert_allclose(logits, model.predict(images, verbose=0), atol=1e-5)
+    np.testing.assert_array_equal(open_exported(path, name)(images), logits)
+    tokens = np.prod(model.grid_size)
+    maps = np.mean(model.attention_maps(images), axis=2)
+    expected = np.full((2, 1, tokens), 1 / tokens)
+    for layer in reversed(range(maps.shape[1])):
+        expected = expected @ (maps[:, layer] + np.eye(tokens)) / 2
+    np.testing.assert_allclose(attention, tokens * expected.reshape(2, *model.grid_size), atol=1e-5)
+    np.testing.assert_allclose(attention.mean(axis=(1, 2)), 1, atol=1e-5)
+    if name == "onnx":
+        assert open_network(path).metadata["grid_size"] == list(model.grid_size)
+
+
+@pytest.mark.parametrize("outputs", [[], ["attention"], ["logits", "logits"], ["logits", "maps"]])
+def test_outputs_that_there_are_not(outputs, tmp_path, vit):
+    with pytest.raises(ValueError, match="must be 'logits', perhaps with 'attention'. Received: outputs="):
+        export(vit, tmp_path / "model.onnx", "onnx", outputs=outputs)
+    assert not list(tmp_path.iterdir())
 
 
 def check_onnx(path, report):
@@ -66,6 +111,43 @@ def check_onnx(path, report):
     assert not [node for node in model.graph.node if node.op_type == "BatchNormalization"]
     # Neither paths of the machine nor its source code.
     assert not [node for node in model.graph.node if node.metadata_props]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("ci2p", name) for name in HERE] + [("dual", "onnx")])
+def test_the_classifier_after_the_compressor(kind, name, tmp_path, nano, rng):
+    """On the latents of a compressed file, which need no analysis transform."""
+    compressor = Compressor(quality=None, channels=(COMPRESSOR["num_filters"], COMPRESSOR["latent_channels"]))
+    last = compressor.analysis.stages[-1]
+    last.kernel.assign(100 * last.kernel)
+    model = trained(models(nano)[kind](), rng)
+    model.compressor.set_weights(compressor.analysis.get_weights())
+    path = destination(tmp_path, name)
+    report = export(model, path, name, input="latents")
+    assert report.difference <= 1e-5
+    weights = sum(int(np.prod(weight.shape)) for weight in model.compressor.weights)
+    assert report.num_bytes < 4 * (model.count_params() - weights) + 2**19
+    codec = ImageCodec(compressor)
+    image = rng.integers(0, 256, (64, 64, 3)).astype("uint8")
+    latents = codec.latents(codec.compress(image)).astype("float32").repeat(3, axis=0)
+    run = open_exported(path, name)
+    np.testing.assert_allclose(run(latents), model.latent_classifier.predict(latents, verbose=0), atol=1e-5)
+    entries = {
+        "onnx": lambda: open_network(path).metadata,
+        "openvino": lambda: open_network(path).metadata,
+        "litert": lambda: read_litert(path),
+        "tf_saved_model": lambda: json.loads((path / FILE_NAME).read_text()),
+        "torch": lambda: model_metadata(model, "latents"),
+    }[name]()
+    assert entries["input"] == "latents" and entries["latent_shape"] == [4, 4, 12]
+    assert entries["compressor"]["fingerprint"] == compressor.analysis.weights_hash()
+    assert entries["image_size"] == [64, 64] and "value_range" not in entries
+
+
+def test_latents_of_a_model_without_a_compressor(tmp_path, nano):
+    for kind, wrong in (("vit", "latents"), ("ci2p", "pixels")):
+        with pytest.raises(ValueError, match=f"`input` must be one of images, latents.*input='{wrong}'"):
+            export(models(nano)[kind](), tmp_path / "model.onnx", "onnx", input=wrong)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="of torch's tracing")
@@ -84,18 +166,18 @@ def vit(nano):
 @pytest.fixture
 def written(monkeypatch):
     """In place of any writer: writes a few bytes and gives the logits that the test asks for."""
-    outputs = {"error": 0.0, "models": []}
+    error = {"error": 0.0, "models": []}
 
-    def write_and_run(model, path, format, opset, entries, images):
-        outputs["models"].append(model)
+    def write_and_run(model, path, format, opset, entries, outputs, images):
+        error["models"].append(model)
         target = path / FORMATS[format].main_file if FORMATS[format].main_file else path
         target.write_bytes(b"new")
-        return model.predict(images, verbose=0) + np.float32(outputs["error"])
+        return [model.predict(images, verbose=0) + np.float32(error["error"])]
 
     monkeypatch.setattr(exporter, "write_and_run", write_and_run)
     monkeypatch.setattr(exporter, "writing_backend", lambda name: BACKEND)
     monkeypatch.setattr(exporter, "_onnx_opset", lambda path: 20)
-    return outputs
+    return error
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino"])
@@ -171,7 +253,7 @@ def test_refused(tmp_path, vit, nano, written):
         export(vit, tmp_path / "model.pt2", "torch", opset=20)
     with pytest.raises(ValueError, match="at least 18"):
         export(vit, path, "onnx", opset=17)
-    with pytest.raises(ValueError, match="Received: Functional"):
+    with pytest.raises(ValueError, match="Received: model=<Functional"):
         export(keras.Model(vit.input, vit.output), path, "onnx")
     any_size = models(nano)["ci2p"]().from_config(
         {**models(nano)["ci2p"]().get_config(), "image_shape": (None, None, 3), "compressor": COMPRESSOR}

@@ -9,6 +9,8 @@ from test_fold_batch_norm import models
 
 from keras_ci2p import ViT
 from keras_ci2p.layers.core import Dense
+from keras_ci2p.presets import PresetError, open_preset
+from keras_ci2p.training import TrainConfig, train
 
 
 @pytest.fixture(params=["ci2p", "dual", "vit"])
@@ -64,6 +66,21 @@ def test_quantised_preset_at_another_image_size(tmp_path, nano):
     for name in ("block_0", "block_1"):
         for ours, theirs in zip(larger.get_layer(name).weights, model.get_layer(name).weights, strict=True):
             np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(weight) for weight in (ours, theirs)))
+
+
+def test_a_quantised_preset_takes_no_other_dtype_and_no_training(tmp_path, nano):
+    model = ViT((32, 32, 3), num_classes=3, class_names=["bird", "cat", "dog"], **nano)
+    model.save_to_preset(tmp_path / "whole")
+    model.quantize("int8")
+    model.save_to_preset(tmp_path / "preset")
+    assert open_preset(tmp_path / "preset").is_quantized and not open_preset(tmp_path / "whole").is_quantized
+    for dtype in ("float32", "mixed_bfloat16"):
+        with pytest.raises(PresetError, match=f"is quantised: .*Received: dtype='{dtype}'"):
+            ViT.from_preset(tmp_path / "preset", dtype=dtype)
+    settings = TrainConfig("absent", model="vit", init=str(tmp_path / "preset"))
+    with pytest.raises(PresetError, match="preset is quantised, so that it cannot be trained"):
+        train(settings, tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_config_of_a_model_that_is_not_quantised_names_its_policy(nano):

@@ -57,6 +57,24 @@ def golden_state_dict(name):
     }
 
 
+# So that latents and hyper-latents, and the scales of the former, are spread over many numbers, and use the escape.
+_SPREAD = {"g_a.6.weight": 15, "h_a.4.weight": 4, "h_s.4.weight": 4, "h_s.4.bias": 60}
+
+
+def hyperprior_state_dict(state):
+    """Such weights in the place of those of a whole hyperprior, a state dict of `to_compressai`; without tables."""
+    parts = ("g_a.", "g_s.", "h_a.", "h_s.", "entropy_bottleneck.")
+    made = {}
+    for key, value in state.items():
+        if key.endswith(("_quantized_cdf", "_cdf_length", "_offset")):
+            made[key] = np.array([], "int32")
+        elif key.startswith(parts) and not key.endswith((*NO_WEIGHTS, "target")):
+            made[key] = golden_weight(key, value.shape) * np.float32(_SPREAD.get(key, 1))
+        else:
+            made[key] = value
+    return made
+
+
 def compressai_state_dict(name):
     """The state dict of CompressAI's model `name`, such as "bmshj2018-factorized-1"; zeros elsewhere."""
     shapes = json.loads((GOLDEN / "compressai_shapes.json").read_text())[name]

@@ -1,7 +1,9 @@
 """Presets that both libraries read and write."""
 
 import json
+import warnings
 
+import keras
 import keras_hub
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from keras_ci2p.presets import PresetError, open_preset
 from keras_ci2p.utils import file_sha256 as sha256
 from keras_ci2p.weight_storage import STORAGES
 
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("uint8")
 
 
@@ -23,6 +28,7 @@ def preset(tmp_path):
     return str(tmp_path / "ours")
 
 
+@pytest.mark.every_backend
 @pytest.mark.parametrize("our_class", [CI2PViT, CI2PViTDualScale])
 def test_there_and_back(our_class, tmp_path):
     ours = our_model(our_class, freeze_compressor=False, activation="softmax")
@@ -49,6 +55,7 @@ def test_stored_in_fewer_bits(storage, tmp_path):
     assert rounded == (storage != "float32")
 
 
+@pytest.mark.every_backend
 def test_quantised(tmp_path):
     ours = our_model()
     ours.quantize("int8")
@@ -60,6 +67,35 @@ def test_quantised(tmp_path):
     assert_same_weights(CI2PViT.from_preset(tmp_path / "theirs"), ours)
 
 
+@pytest.mark.every_backend
+@pytest.mark.parametrize("model_class", [CI2PViT, CI2PViTDualScale])
+def test_quantize(model_class, tmp_path):
+    """As of our own classifiers, where Keras would reach the head alone."""
+    ours = our_model(model_class)
+    ours.save_to_preset(tmp_path / "whole")
+    theirs = keras_hub.models.ImageClassifier.from_preset(str(tmp_path / "whole"))
+    for model in (ours, theirs):
+        model.quantize("int8")
+    assert_same_weights(theirs, ours)
+    expected = to_numpy(theirs(IMAGES))
+    np.testing.assert_allclose(expected, to_numpy(ours(IMAGES)), atol=1e-5)
+    theirs.save_to_preset(tmp_path / "theirs")
+    for load in (keras_hub.models.ImageClassifier.from_preset, model_class.from_preset):
+        loaded = load(str(tmp_path / "theirs"))
+        assert_same_weights(loaded, theirs)
+        np.testing.assert_allclose(to_numpy(loaded(IMAGES)), expected, atol=1e-5)
+    theirs.compile("sgd", "mse", metrics=["mae"])
+    with pytest.raises(ValueError, match="is quantised.*do not learn"):
+        theirs.fit(IMAGES, np.zeros((len(IMAGES), 3)), verbose=0)
+    with pytest.raises(ValueError, match="quantised already"):
+        theirs.backbone.quantize("int8")
+    backbone = keras_hub.models.Backbone.from_preset(str(tmp_path / "whole"))
+    backbone.quantize("int8")
+    assert backbone.get_layer("block_1").qkv.quantization_mode == "int8"
+    np.testing.assert_allclose(to_numpy(backbone(IMAGES)), to_numpy(theirs.backbone(IMAGES)), atol=1e-5)
+
+
+@pytest.mark.every_backend
 def test_predictions_of_images_of_any_size(preset):
     theirs = keras_hub.models.ImageClassifier.from_preset(preset)
     large = np.full((1, 100, 80, 3), 200, "uint8")
@@ -77,6 +113,12 @@ def test_arguments(preset):
     assert theirs.backbone.image_shape == (96, 32, 3) and theirs.preprocessor.image_size == (96, 32)
     assert theirs.dtype_policy.name == "mixed_bfloat16" and theirs.get_layer("head").compute_dtype == "float32"
     assert_same_weights(theirs.backbone, CI2PViT.from_preset(preset).backbone)
+    # Keras would pass over these.
+    for wrong in ({"num_class": 4}, {"variant": "small"}, {"hidden_dim": 64}):
+        with pytest.raises(TypeError, match=f"has no argument '{next(iter(wrong))}', and its sizes are the backbone's"):
+            keras_hub.models.ImageClassifier.from_preset(preset, **wrong)
+        with pytest.raises(TypeError, match=f"has no argument '{next(iter(wrong))}'"):
+            hub.CI2PViTImageClassifier(theirs.backbone, num_classes=3, **wrong)
 
 
 def test_a_backbone_alone(tmp_path):
@@ -181,6 +223,7 @@ def existing(directory, name, error):
     return path
 
 
+@pytest.mark.every_backend
 def test_frozen_and_lora(preset):
     theirs = keras_hub.models.ImageClassifier.from_preset(preset)
     compressor = {weight.path for weight in theirs.get_layer("compressor").weights}
@@ -201,6 +244,7 @@ def test_dual_scale_positions_are_not_resized_by_kerashub(tmp_path):
     assert theirs.image_shape == (96, 96, 3) and theirs.early_dim == DUAL["early_dim"]
 
 
+@pytest.mark.every_backend
 def test_compressor(tmp_path):
     """KerasHub's models warn of a random compressor and have a latent classifier, as ours."""
     Compressor(quality=None, channels=(8, 12)).save_to_preset(tmp_path / "compressor")
@@ -209,4 +253,42 @@ def test_compressor(tmp_path):
     latents = theirs.compressor.encode(IMAGES)
     np.testing.assert_allclose(to_numpy(theirs.latent_classifier(latents)), to_numpy(theirs(IMAGES)), atol=1e-5)
     with pytest.warns(UserWarning, match="random weights"):
-        theirs.make_train_function()
+        theirs(IMAGES, training=True)
+
+
+def test_home_directory(tmp_path, monkeypatch):
+    """KerasHub itself would write to a folder called "~"."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    for directory in (home, here):
+        directory.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(here)
+    backbone = hub.CI2PViTBackbone(**PLAIN)
+    model = hub.CI2PViTImageClassifier(backbone, num_classes=3)
+    for kind, each in (("Backbone", backbone), ("ImageClassifier", model)):
+        each.save_to_preset(f"~/{kind}")
+        loaded = getattr(hub, f"CI2PViT{kind}").from_preset(f"~/{kind}")
+        assert loaded.count_params() == each.count_params()
+    assert not list(here.iterdir())
+
+
+def test_an_activation_that_cannot_be_loaded_is_refused():
+    with pytest.raises(ValueError, match="activation of the head could not be loaded again"):
+        hub.CI2PViTImageClassifier(hub.CI2PViTBackbone(**PLAIN), num_classes=3, activation=lambda logits: logits)
+
+
+def test_loss_and_activation():
+    """As of our own classifiers."""
+    for activation, loss in (
+        (None, "sparse_categorical_crossentropy"),
+        ("softmax", keras.losses.SparseCategoricalCrossentropy(from_logits=True)),
+    ):
+        model = hub.CI2PViTImageClassifier(hub.CI2PViTBackbone(**PLAIN), num_classes=3, activation=activation)
+        model.compile("sgd", loss)
+        with pytest.warns(UserWarning, match="the loss takes"):
+            model.make_train_function()
+        model.compile("sgd")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.make_train_function()

@@ -77,7 +77,7 @@ class LayerTests(testing.TestCase):
             layers.PatchGenerator(10, strides=3)
 
     def test_the_public_names(self):
-        assert len(layers.__all__) == 19 and "FinePatchGenerator" not in layers.__all__
+        assert len(layers.__all__) == 22 and "FinePatchGenerator" not in layers.__all__
         assert layers.ResidualBlock and layers.SymmetricConv2DTranspose, "importable as in 0.1.0"
 
     def test_leff(self):

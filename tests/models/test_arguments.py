@@ -1,6 +1,7 @@
 """Arguments of the models: each is written once, each takes effect or is an error."""
 
 import inspect
+import itertools
 import json
 import warnings
 
@@ -11,6 +12,9 @@ import pytest
 import keras_ci2p
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT
 from keras_ci2p.presets import PresetError, open_preset
+
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
 
 SMALL_COMPRESSOR = {"num_filters": 8, "latent_channels": 12}
 DUAL = {"early_dim": 16, "merge_at": 1}
@@ -41,6 +45,7 @@ def small_compressor(**kwargs):
 
 
 class TestSignature:
+    @pytest.mark.every_backend
     @pytest.mark.parametrize("model_class", MODELS)
     def test_a_configuration_is_the_arguments(self, model_class):
         backbone_class = model_class.backbone_cls
@@ -84,9 +89,25 @@ class TestSignature:
             model = make((kind(32), 32, 3), num_classes=kind(3), drop_path_rate=np.float32(0.5), **numpy_sizes)
             expected = make(num_classes=3, drop_path_rate=0.5, **sizes)
             assert json.dumps({**model.get_config(), "name": ""}) == json.dumps({**expected.get_config(), "name": ""})
-        for wrong in (np.int64(0), 2.0, np.float32(3), "3", None):
+        for wrong in (np.int64(0), 2.0, np.float32(3), "3", True):
             with pytest.raises(ValueError, match="num_classes"):
                 make(num_classes=wrong)
+        model = make(np.array([32, 32, 3]), class_names=np.array(["a", "b"]), mlp_dim=np.array(48))
+        json.dumps(model.get_config())
+        assert model.class_names == ["a", "b"] and type(model.class_names[0]) is str
+
+    def test_numbers_that_are_none(self, make):
+        for shape in (64, "64", None, (64, 64), (64.0, 64, 3), ("64", "64", 3), np.array([64.0, 64, 3]), [64, 64, 4]):
+            for build in (make, make.model_class.backbone_cls):
+                with pytest.raises(ValueError, match="`image_shape` must be"):
+                    build(shape)
+        for name in ("hidden_dim", "num_layers", "num_heads", "mlp_dim"):
+            for wrong in (0, -4, 2.5, "2", True):
+                with pytest.raises(ValueError, match=f"`{name}` must be a positive integer. Received: {name}="):
+                    make(**{name: wrong})
+        for wrong in (1, -0.1, "0.1"):
+            with pytest.raises(ValueError, match="`drop_path_rate` must be in"):
+                make(drop_path_rate=wrong)
 
     def test_old_names(self):
         from keras_ci2p import models
@@ -102,12 +123,86 @@ class TestSignature:
         assert ViT((64, 32, 3), variant="tiny", num_layers=1, patch_size=8).patch_size == 8
 
 
+class TestClassNames:
+    def test_their_number(self, make):
+        assert make(class_names=["a", "b"]).num_classes == 2 and make().num_classes == 10
+        assert make(class_names=("a", "b"), num_classes=np.int64(2)).class_names == ["a", "b"]
+
+    def test_what_are_none(self, make):
+        no_lists = [
+            {"a", "b"},
+            frozenset("ab"),
+            {"a": 0, "b": 1},
+            {0: "a", 1: "b"},
+            {"a": 0, "b": 1}.keys(),
+            "ab",
+            b"ab",
+        ]
+        no_lists += [[0, 1], ["a", None], ["a", ""], np.arange(2), 2, (name for name in "ab"), []]
+        wrong = [(names, "list of texts") for names in no_lists]
+        wrong += [(["a", "a"], "Received twice: a"), (["a", "b", "c"], "one name for each class")]
+        model = make(num_classes=2, class_names=["a", "b"])
+        for names, message in wrong:
+            with pytest.raises(ValueError, match=f"`class_names` must .*{message}"):
+                make(num_classes=2, class_names=names)
+            with pytest.raises(ValueError, match=f"`class_names` must .*{message}"):
+                model.class_names = names
+        assert model.class_names == ["a", "b"]
+        for names in (["c", "d"], None):
+            model.class_names = names
+            assert model.get_config()["class_names"] == names
+
+
+@pytest.mark.every_backend
+class TestAssignment:
+    """Of what the layers were made of: an error on every backend, of layers too, which PyTorch would take unasked."""
+
+    def test_of_a_classifier(self, make):
+        model = make(num_classes=2)
+        names = ["head", "image_shape", "grid_size", "backbone", "num_classes", "activation", "hidden_dim", "variant"]
+        for name, value in itertools.product(names, (keras.layers.Dense(5), 5, None)):
+            with pytest.raises(AttributeError, match=f"`{name}` of a .* cannot be assigned"):
+                setattr(model, name, value)
+        assert model.head.units == 2 and model.num_classes == 2
+        # As everywhere, what says nothing of the layers.
+        model.note = "mine"
+        assert model.note == "mine"
+
+    def test_of_a_backbone(self, make):
+        backbone = make().backbone
+        for name in ("hidden_dim", "num_layers", "drop_path_rate", "image_shape"):
+            with pytest.raises(AttributeError, match=f"`{name}` of a .* cannot be assigned"):
+                setattr(backbone, name, 1)
+
+    @pytest.mark.parametrize("make", [CI2PViT, CI2PViTDualScale], indirect=True)
+    def test_of_the_compressor(self, make):
+        model, other = make(), small_compressor().analysis
+        before = model.compressor
+        for owner in (model, model.backbone):
+            for name in ("compressor", "patch_generator", "latent_classifier"):
+                with pytest.raises(AttributeError, match=f"`{name}` of a .* cannot be assigned"):
+                    setattr(owner, name, other)
+        assert model.compressor is before
+        model.freeze_compressor = False
+        assert not model.compressor.frozen
+
+    def test_of_layers(self):
+        """Keras's own tracking refuses it, or it works."""
+        embedding, other = keras_ci2p.layers.CI2PPatchEmbedding(16, SMALL_COMPRESSOR), small_compressor().analysis
+        embedding.compressor = other
+        images = np.ones((1, 32, 32, 3), "float32")
+        assert embedding(images).shape == (1, 1, 16) and embedding.compressor is other
+        with pytest.raises(ValueError, match="cannot add new elements of state"):
+            embedding.compressor = small_compressor().analysis
+
+
 class TestFromPreset:
     @pytest.fixture
     def preset(self, make, tmp_path):
         make(num_classes=2, class_names=["a", "b"], activation="softmax").save_to_preset(tmp_path / "preset")
         return tmp_path / "preset"
 
+    @pytest.mark.every_backend
     def test_activation(self, make, preset):
         images = np.zeros((1, 32, 32, 3), "uint8")
         load = make.model_class.from_preset
@@ -130,6 +225,53 @@ class TestFromPreset:
             with pytest.raises(TypeError, match="variant.*'base'"):
                 make.model_class.from_preset(preset, load_weights=load_weights, variant="base")
 
+    def test_the_argument_is_to_blame(self, make, preset):
+        wrong = [
+            ({"image_shape": 96}, "`image_shape` must be"),
+            ({"image_shape": "96"}, "`image_shape` must be"),
+            ({"image_shape": (40, 40, 3)}, "multiples of"),
+            ({"class_names": ["a", "b", "c"]}, "has 2 classes: give `num_classes` too"),
+            ({"class_names": {"a", "b"}}, "list of texts"),
+            ({"num_classes": "4"}, "`num_classes` must be"),
+            ({"num_classes": 3, "class_names": ["a", "b"]}, "one name for each class"),
+            ({"dtype": "float7"}, "float7"),
+            ({"activation": "nope"}, "nope"),
+            ({"drop_path_rate": 2}, "`drop_path_rate` must be"),
+            ({"num_heads": 1}, "`num_heads` does not fit the weights.*num_heads=2"),
+            ({"hidden_dim": 64}, "`hidden_dim` does not fit the weights.*hidden_dim=32"),
+            ({"num_layers": 1}, "`num_layers` does not fit the weights"),
+            ({"mlp_dim": "48"}, "`mlp_dim` does not fit the weights"),
+        ]
+        for arguments, message in wrong:
+            with pytest.raises(ValueError, match=message) as caught:
+                make.model_class.from_preset(preset, **arguments)
+            assert "configuration in" not in str(caught.value)
+
+    def test_sizes(self, make, preset):
+        """Of another model's weights some would be left out, or cut into other heads."""
+        load = make.model_class.from_preset
+        assert load(preset, num_heads=2, num_layers=np.int64(2)).backbone.num_heads == 2
+        sizes = {"num_layers": 3, "num_heads": 4}
+        model = load(preset, load_weights=False, **sizes)
+        assert {name: getattr(model.backbone, name) for name in sizes} == sizes and model.class_names == ["a", "b"]
+
+    def test_the_configuration_is_to_blame(self, make, preset):
+        stored = json.loads((preset / "config.json").read_text())
+        stored["config"]["num_heads"] = 5
+        (preset / "config.json").write_text(json.dumps(stored))
+        metadata = json.loads((preset / "metadata.json").read_text())
+        metadata["files"]["config.json"] = keras_ci2p.utils.file_sha256(preset / "config.json")
+        (preset / "metadata.json").write_text(json.dumps(metadata))
+        for arguments in ({}, {"image_shape": (64, 64, 3)}, {"num_classes": 3}):
+            with pytest.raises(PresetError, match="The configuration in .* does not fit"):
+                make.model_class.from_preset(preset, **arguments)
+
+    def test_metadata_of_numpy(self, make, tmp_path):
+        metadata = {"top1": np.float32(0.5), "counts": np.arange(3), "by": {np.int64(1): [np.bool_(True)]}}
+        make().save_to_preset(tmp_path / "preset", metadata=metadata)
+        written = open_preset(tmp_path / "preset").metadata
+        assert {key: written[key] for key in metadata} == {"top1": 0.5, "counts": [0, 1, 2], "by": {"1": [True]}}
+
     def test_load_preset(self, make, preset, tmp_path):
         loaded = keras_ci2p.load_preset(preset)
         assert type(loaded) is make.model_class and loaded.class_names == ["a", "b"]
@@ -140,6 +282,92 @@ class TestFromPreset:
         assert type(keras_ci2p.load_preset(tmp_path / "run")) is make.model_class
         with pytest.raises(TypeError, match="hiden_dim"):
             keras_ci2p.load_preset(tmp_path / "run", hiden_dim=1)
+
+
+def doubled(x):
+    return 2 * x
+
+
+@keras.saving.register_keras_serializable("tests")
+def increased(x):
+    return x + 1
+
+
+@pytest.mark.parametrize("activation", [lambda x: x, doubled], ids=["lambda", "function"])
+def test_an_activation_that_cannot_be_loaded(make, activation, tmp_path):
+    model = make(activation=activation)
+    with pytest.raises(ValueError, match="activation of the head could not be loaded again"):
+        model.save_to_preset(tmp_path / "preset")
+    assert not (tmp_path / "preset").exists()
+    with pytest.warns(UserWarning, match="could not be loaded again.*custom_objects"):
+        model.save(tmp_path / "model.keras")
+    if activation is doubled:
+        custom = {"doubled": doubled}
+        assert keras.saving.load_model(tmp_path / "model.keras", custom_objects=custom).head.activation is doubled
+    # What Keras finds by its name.
+    for known in (increased, keras.layers.ReLU(), keras.ops.relu, "softmax", None):
+        model = make(activation=known)
+        model.save_to_preset(tmp_path / "preset")
+        loaded = make.model_class.from_preset(tmp_path / "preset")
+        images = np.ones((1, 32, 32, 3), "float32")
+        np.testing.assert_allclose(to_numpy(loaded(images)), to_numpy(model(images)), atol=1e-6)
+
+
+@pytest.mark.every_backend
+def test_loss_and_activation(make):
+    """Probabilities taken for logits, or the other way round, train to nothing much."""
+    labels = {"sparse_categorical_crossentropy": True, "categorical_crossentropy": True, "mse": None}
+    losses = {
+        **labels,
+        keras.losses.categorical_crossentropy: True,
+        keras.losses.CategoricalCrossentropy(): True,
+        keras.losses.BinaryCrossentropy(from_logits=True): False,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True): False,
+        keras.losses.MeanSquaredError(): None,
+        None: None,
+    }
+    for activation in (None, "softmax", "sigmoid"):
+        model = make(activation=activation)
+        for loss, takes_probabilities in losses.items():
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model.compile("sgd", loss)
+                model.make_train_function()
+            told = [warning for warning in caught if "the loss takes" in str(warning.message)]
+            assert bool(told) == (takes_probabilities is not None and takes_probabilities == (activation is None))
+
+
+def test_compressors_take_numbers_of_numpy(tmp_path):
+    compressor = Compressor(
+        quality=None, channels=np.array([8, 12]), source={"name": "x", "step": np.int64(3), "bpp": np.array([0.5])}
+    )
+    compressor.save_to_preset(tmp_path / "preset")
+    loaded = Compressor.from_preset(tmp_path / "preset")
+    assert (loaded.num_filters, loaded.latent_channels) == (8, 12) and loaded.source["step"] == 3
+    assert json.dumps(Compressor(quality=np.int64(1)).get_config())
+    for wrong in ({"quality": None, "channels": 8}, {"quality": None, "channels": (8, 12, 3)}, {"quality": "5"}):
+        with pytest.raises(ValueError, match="`channels` must be two integers|`quality` of"):
+            Compressor(**wrong)
+    with pytest.raises(ValueError, match="float7") as caught:
+        Compressor.from_preset(tmp_path / "preset", dtype="float7")
+    assert "configuration in" not in str(caught.value)
+
+
+def test_layers_take_numbers_of_numpy():
+    """And what is saved of them gives them again."""
+    from keras_ci2p import layers
+
+    made = [
+        layers.TransformerBlock(np.int64(2), np.int32(8), np.float32(0.5), seed=np.int64(1)),
+        layers.PatchGenerator(np.int64(16), strides=np.int8(2)),
+        layers.CI2PPatchEmbedding(np.int64(16), {"num_filters": np.int64(8), "latent_channels": np.array(12)}),
+        layers.AnalysisTransform(num_filters=np.int64(8), source={"step": np.int64(3)}, frozen=np.True_),
+        layers.PositionEmbedding(np.array([2, 3])),
+    ]
+    for layer in made:
+        config = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
+        again = keras.saving.deserialize_keras_object(config)
+        assert json.loads(json.dumps(keras.saving.serialize_keras_object(again))) == config
 
 
 def test_load_preset_of_a_compressor(tmp_path):
@@ -184,6 +412,7 @@ class TestCompressor:
         assert open_preset(tmp_path / "preset").metadata.get("compressor") == named
         assert make.model_class.from_preset(tmp_path / "preset").compressor.source == source
 
+    @pytest.mark.every_backend
     def test_random_stays_random(self, make, tmp_path):
         model = make()
         model.save(tmp_path / "model.keras")
@@ -204,9 +433,8 @@ class TestCompressor:
         loaded.append(make(compressor=loaded[2].compressor))
         for model in loaded:
             assert model.compressor.is_randomly_initialized
-            model.compile("adam", "mse")
             with pytest.warns(UserWarning, match="random weights"):
-                model.make_train_function()
+                model(np.zeros((1, 32, 32, 3), "uint8"), training=True)
 
     def test_trained_stays_trained(self, make, tmp_path):
         """Also where it was random when it was loaded."""
@@ -218,7 +446,6 @@ class TestCompressor:
         loaded.append(make.model_class.from_preset(tmp_path / "random", compressor=model.compressor))
         for model in loaded:
             assert not model.compressor.is_randomly_initialized
-            model.compile("adam", "mse")
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message=".*random weights")
-                model.make_train_function()
+                model(np.zeros((1, 32, 32, 3), "uint8"), training=True)

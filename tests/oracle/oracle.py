@@ -26,14 +26,18 @@ from keras_ci2p.convert.compressai import normalise_keys  # noqa: E402
 
 REAL = {"bmshj2018-factorized": FactorizedPrior, "bmshj2018-factorized-relu": FactorizedPriorReLU}
 
+
+def model_class(architecture):
+    return REAL.get(architecture) or model_architectures[architecture]
+
+
 ROUND_TRIPS = [("bmshj2018-factorized", 1), ("bmshj2018-factorized", 8), ("bmshj2018-factorized-relu", 5)]
 
 
 def real_model(name):
     """CompressAI's model with the golden weights."""
     architecture, quality = name.rsplit("-", 1)
-    model_class = REAL.get(architecture) or model_architectures[architecture]
-    model = model_class(*cfgs[architecture][int(quality)]).eval()
+    model = model_class(architecture)(*cfgs[architecture][int(quality)]).eval()
     golden = compressai_state_dict(name)
     # CompressAI's versions name the bottleneck's parameters differently; its `load_state_dict` knows the older names.
     state = normalise_keys(model.state_dict())

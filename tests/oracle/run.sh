@@ -8,4 +8,7 @@ venv=${ORACLE_VENV:-.venv-oracle}
 "$venv/bin/python" -m pip install --quiet torch==2.13.0 'numpy<2' 'keras>=3.15' 'pillow<13' scipy einops tqdm pytorch-msssim \
     pybind11 matplotlib pandas tomli requests typing_extensions torch-geometric
 "$venv/bin/python" -m pip install --quiet --no-deps torchvision==0.28.0 compressai==1.2.8
-KERAS_BACKEND=torch PYTHONPATH=.:tests:tests/helpers exec "$venv/bin/python" tests/oracle/oracle.py "$@"
+export KERAS_BACKEND=torch PYTHONPATH=.:tests:tests/helpers
+"$venv/bin/python" tests/oracle/bitstreams.py
+"$venv/bin/python" tests/oracle/hyperpriors.py
+exec "$venv/bin/python" tests/oracle/oracle.py "$@"

@@ -200,7 +200,7 @@ def test_the_seed_determines_the_draws():
         ({"crop_area": (0, 1)}, "positive"),
         ({"crop_area": (0.5, 1.2)}, "at most 1"),
         ({"crop_area": (0.5,)}, "pair"),
-        ({"crop_aspect": (2, 1)}, "least, most"),
+        ({"crop_aspect": (2, 1)}, r"least, most\). Received: crop_aspect="),
         ({"blur_radius": (-1, 2)}, "positive"),
         ({"erasing_area": (0.1, 1.1)}, "at most 1"),
         ({"erasing_aspect": (0, 1)}, "positive"),

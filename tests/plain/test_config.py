@@ -13,7 +13,8 @@ from keras_ci2p.config import Config, shell_words
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
 from keras_ci2p.setting import setting
 from keras_ci2p.training.configs import CompareConfig, CompressorTrainConfig, LatentCacheConfig, TrainConfig
-from keras_ci2p.training.recipes import RECIPES, Recipe, add_recipe_flags
+from keras_ci2p.training.recipes import RECIPES, Recipe, add_recipe_flags, read_recipe
+from keras_ci2p.training.run_dir import RunError, check_config
 
 CONFIGS = (CompareConfig, CompressorTrainConfig, LatentCacheConfig, TrainConfig)
 
@@ -58,6 +59,7 @@ VALUES = {
         "clip_grad_norm": None,
         "grad_accum_steps": 4,
         "ema_momentum": 0.9999,
+        "ema_warmup": {"ema_momentum": 0.9, "ema_warmup": True},
         "distill_alpha": 0.7,
         "distill_temperature": 2.5,
         "distill_features": (1.23456789,),
@@ -101,6 +103,7 @@ VALUES = {
         "data": "tfds:name",
         "architecture": "bmshj2018-factorized-relu",
         "quality": 8,
+        "metric": "ms-ssim",
         "lmbda": 0.0123456789,
         "steps": 1,
         "steps_per_epoch": 2,
@@ -226,6 +229,9 @@ WRONG = [
     (CompressorTrainConfig, {"num_workers": -3}),
     (CompressorTrainConfig, {"architecture": "mbt2018"}),
     (CompressorTrainConfig, {"crop_size": 100}),
+    (CompressorTrainConfig, {"crop_size": 80, "architecture": "mbt2018-mean"}),
+    (CompressorTrainConfig, {"metric": "ssim"}),
+    (CompressorTrainConfig, {"val_size": 160, "metric": "ms-ssim"}),
     (CompressorTrainConfig, {"val_size": 0}),
     (CompressorTrainConfig, {"val_images": 0}),
     (TrainConfig, {"class_weights": {"cat": -1.0}}),
@@ -353,6 +359,34 @@ def test_differences():
     ]
 
 
+def test_of_paths_only_whether_they_are_given_is_compared():
+    """What they hold is compared elsewhere; a run that shall be longer is a new one."""
+    then = {"settings": TrainConfig("photos", teacher="t.onnx", compressor="x").to_dict()}
+    check_config(TrainConfig("/other/photos/", teacher="../t.onnx", compressor="y"), then)
+    for now, told in (
+        (TrainConfig("photos", teacher="t.onnx"), "compressor: 'x', now None"),
+        (TrainConfig("photos", teacher="t.onnx", compressor="none"), "compressor: 'x', now 'none'"),
+        (TrainConfig("photos", compressor="x"), "teacher: 't.onnx', now None"),
+    ):
+        with pytest.raises(RunError, match=told) as error:
+            check_config(now, then)
+        assert "--init" not in str(error.value)
+    longer = TrainConfig("p", teacher="t", compressor="x", recipe=RECIPES["quick"].override({"epochs": 40}))
+    with pytest.raises(RunError, match="recipe.epochs: 30, now 40.*To train its model further, .* --init RUN"):
+        check_config(longer, then)
+    with pytest.raises(RunError, match="steps: 5, now 6.*--init RUN"):
+        check_config(CompressorTrainConfig("p", steps=6), {"settings": CompressorTrainConfig("p", steps=5).to_dict()})
+
+
+def test_a_setting_that_is_nearly_one():
+    with pytest.raises(ValueError, match="no setting learning_rat. Did you mean 'learning_rate'[?] Known are"):
+        RECIPES["quick"].override({"learning_rat": 1})
+    with pytest.raises(ValueError, match="no setting augmentation.flop. Did you mean 'flip'[?]"):
+        RECIPES["quick"].override({"augmentation.flop": 1})
+    with pytest.raises(ValueError, match="Did you mean 'finetune'[?]"):
+        read_recipe("fine-tune")
+
+
 def test_a_compressor_to_begin_with_has_its_own_quality():
     """0.1.0 recorded the default quality, which did not count."""
     config = CompressorTrainConfig("d", init="x")
@@ -385,7 +419,7 @@ def test_the_compressor_that_is_meant(tmp_path):
 def test_documented():
     for cls in VALUES:
         for field in dataclasses.fields(cls):
-            assert f"        {field.name}: " in cls.__doc__ and field.metadata["setting"].help
+            assert f"\n    {field.name}: " in cls.__doc__ and field.metadata["setting"].help
         assert cls.__doc__.index("Attributes:") < cls.__doc__.index("Raises:")
 
 

@@ -67,6 +67,61 @@ def test_a_run_stands_for_its_best(tmp_path):
         presets.open_preset(tmp_path / "run")
 
 
+def test_what_was_meant(tmp_path, monkeypatch):
+    """A name that is nearly one, a home directory, the parts of a run, files and addresses."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write("~/run/best")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    for name in ("~/run", "~/run/best"):
+        assert presets.open_preset(name).directory == tmp_path / "run" / "best"
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "run.json").touch()
+    (tmp_path / "presets" / "one").mkdir(parents=True)
+    write(tmp_path / "presets" / "one")
+    (tmp_path / "photo.png").touch()
+    for name, told in (
+        ("animals-10", "Did you mean 'animals10'?"),
+        ("CI2P_ViT_Base", "Did you mean 'ci2p_vit_base'?"),
+        ("bmshj2018-factorised-mse-5", "Did you mean 'bmshj2018-factorized-mse-5'?"),
+        ("something else", r"Unknown preset 'something else'\. Known: "),
+        (tmp_path / "run" / "checkpoints", f"Did you mean {tmp_path}/run/best?"),
+        (tmp_path / "rum", f"Did you mean '{tmp_path}/run'?"),
+        ("~/run/bset", f"Did you mean '{tmp_path}/run/best'?"),
+        (tmp_path / "presets", f"Did you mean {tmp_path}/presets/one?"),
+        (tmp_path / "new", "a training run that has not ended its first epoch"),
+        ("model.keras", "model.keras is no preset, .* keras.models.load_model opens such a file"),
+        (tmp_path / "photo.png", "photo.png is no preset, .*`keras-ci2p convert`"),
+        ("hf://someone/model", "opened by KerasHub, after `import keras_ci2p.hub`"),
+    ):
+        with pytest.raises(presets.PresetError, match=told.replace("?", r"\?")):
+            presets.open_preset(name)
+
+
+MISPLACED = {
+    "a pointer of Git LFS to the file: fetch that by `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n",
+    "a web page: download the file itself, by its direct address": b"<!DOCTYPE html><html><body>Sign in</body></html>",
+}
+
+
+@pytest.mark.parametrize("name", ["metadata.json", "config.json", "model.weights.h5", "of_its_own.bin"])
+@pytest.mark.parametrize("kind", MISPLACED)
+def test_what_lies_in_the_place_of_a_file(tmp_path, name, kind):
+    """A clone without Git LFS, and downloads behind a page."""
+    write(tmp_path / "preset", **{"model.weights.h5": b"weights", "of_its_own.bin": b"1"})
+    (tmp_path / "preset" / name).write_bytes(MISPLACED[kind])
+    with pytest.raises(presets.PresetError, match=f"{name} is {kind}"):
+        presets.open_preset(tmp_path / "preset")
+
+
+def test_the_hash_of_a_preset_is_of_what_it_holds(tmp_path):
+    for name, text in (("one", b"1"), ("same", b"1"), ("other", b"2")):
+        write(tmp_path / name, **{"file.bin": text})
+    one, same, other = (presets.open_preset(tmp_path / name).sha256 for name in ("one", "same", "other"))
+    assert one == same != other
+
+
 def test_what_a_preset_knows_is_carried_over(tmp_path):
     files = {"train_photos.npy": b"1", "split_names.npz": b"2", "of_a_later_version.bin": b"3"}
     metadata = {"training": {"epoch": 3}, "license": "mine", "parameter_count": 7}

@@ -121,6 +121,32 @@ def test_classes_without_validation_images(photos, few):
     assert "cat" not in {manifest.class_names[label] for label in manifest.split("val").labels}
 
 
+def test_classes_of_copies(photos):
+    """All images with the same bytes are on the side of the one that is for validation."""
+    paths = sorted((photos / "cat").iterdir())
+    for path in paths[1:]:
+        shutil.copy(paths[0], path)
+    with pytest.warns(UserWarning, match="1 class has no image to train on.*: cat. A fifth .* with copies") as caught:
+        manifest = scan_folder(photos)
+    assert len(caught) == 1 and manifest.split("train").counts() == {"bird": 8, "cat": 0, "dog": 8}
+    # Split by folders, the same is told.
+    for name in ("bird", "cat", "dog"):
+        for i, path in enumerate(sorted((photos / name).iterdir())):
+            split = photos / "split" / ("val" if i < 2 or name == "cat" else "train") / name
+            split.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, split)
+    (photos / "split" / "train" / "cat").mkdir()
+    with pytest.raises(DataError, match="no readable image in the class folder train/cat"):
+        scan_folder(photos / "split")
+    # Copies of an image of another class are on its side too.
+    for name in ("bird", "dog"):
+        for path in (photos / name).iterdir():
+            shutil.copy(paths[0], path)
+    shutil.rmtree(photos / "split")
+    with pytest.raises(DataError, match="train split of .* is empty: its 30 images are all copies of those for valid"):
+        scan_folder(photos).split("train")
+
+
 def test_counting_looks_at_each_label_once():
     """Not once for each class, which took 34 s for ImageNet."""
 

@@ -81,15 +81,12 @@ def test_a_fifth_of_train_is_kept_where_val_is_missing(tmp_path, test):
         assert manifest.sha256 == expected.sha256
 
 
-@pytest.mark.parametrize("classes", [("bus", "car", "train"), ("test", "train", "val")])
-def test_classes_that_are_called_as_splits_are(tmp_path, classes, no_warning):
-    """Not all subfolders bear names of splits, or these hold no class folders."""
-    root = write_photos(tmp_path / "vehicles", classes)
-    if "bus" in classes:
-        (root / "train" / "steam").mkdir()
-        shutil.move(root / "train" / "000.png", root / "train" / "steam")
+def test_a_class_that_is_called_as_a_split_is(tmp_path, no_warning):
+    root = write_photos(tmp_path / "vehicles", ("bus", "car", "train"))
+    (root / "train" / "steam").mkdir()
+    shutil.move(root / "train" / "000.png", root / "train" / "steam")
     manifest = scan_folder(root)
-    assert manifest.class_names == classes and not manifest.splits and len(manifest) == 30
+    assert manifest.class_names == ("bus", "car", "train") and not manifest.splits and len(manifest) == 30
     assert manifest.sizes() == {"train": 24, "val": 6}
 
 

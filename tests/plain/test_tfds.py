@@ -235,7 +235,7 @@ def test_download_by_kagglehub(animals, data_dir, monkeypatch):
 
 
 def test_an_interrupted_preparation_leaves_nothing(animals, data_dir, monkeypatch):
-    # Both names of one function: in the one the 50 are checked, in the other some are written.
+    # The 50 are checked, then some are written.
     read, calls = animals10.read_file, itertools.count()
 
     def interrupted(path):
@@ -245,7 +245,6 @@ def test_an_interrupted_preparation_leaves_nothing(animals, data_dir, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(animals10, "read_file", interrupted)
-        patch.setattr("keras_ci2p.data.animals10_builder.read_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare_tfds("animals10", animals, data_dir)
     assert not list(data_dir.glob("animals10/*"))
@@ -435,6 +434,22 @@ def test_names(data_dir):
         open_tfds("animals10:9.9.9", data_dir)
     with pytest.raises(DataError, match="not prepared. Prepare it with: keras-ci2p data mnist --data-dir"):
         open_tfds("mnist", data_dir)
+
+
+def test_a_download_without_network_fails_soon(data_dir, monkeypatch):
+    """TFDS tries ten times, which takes three minutes."""
+    from tensorflow_datasets.core.download import downloader
+
+    monkeypatch.setattr(downloader, "MAX_RETRIES", downloader.MAX_RETRIES)
+    monkeypatch.setattr(index, "_RETRIES", 1)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        # Nothing listens there.
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(DataError, match="tfds:mnist could not be downloaded, after 1 tries: "):
+        prepare_tfds("mnist", data_dir=data_dir)
+    assert downloader.MAX_RETRIES == 1 and prepared_directory("mnist", data_dir) is None
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])

@@ -8,7 +8,16 @@ from PIL import Image, ImageFilter, ImageOps
 
 from keras_ci2p.data import Augmentation, center_crop
 from keras_ci2p.data.augmentation import OP_RANGES, AugmentParams
-from keras_ci2p.data.transforms import IMAGENET_MEAN, IMAGENET_STD, OPS, apply_params, augment, normal_pixels
+from keras_ci2p.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OPS,
+    apply_params,
+    augment,
+    native_center_crop,
+    normal_pixels,
+    random_crop,
+)
 
 BICUBIC = Image.Resampling.BICUBIC
 EVERYTHING = Augmentation(
@@ -41,6 +50,18 @@ def test_center_crop_is_the_published_one(rng):
         left, top = round((size[0] - 256) / 2), round((size[1] - 256) / 2)
         expected = turned.resize(size, BICUBIC).crop((left, top, left + 256, top + 256))
         np.testing.assert_array_equal(center_crop(turned, (256, 256)), np.asarray(expected))
+
+
+def test_sizes(picture, rng):
+    crops = (center_crop, native_center_crop, lambda image, size: random_crop(image, size, rng))
+    for crop in crops:
+        for size in (32, np.int64(32), [32, 32], np.array([32, 32]), (np.int32(32), 32)):
+            assert crop(picture, size).shape == (32, 32, 3)
+        for wrong in ("64", 64.0, (64.0, 64), 0, -1, (), (64,), (64, 64, 3), None, "ab"):
+            with pytest.raises(ValueError, match="`image_size` must be one or two positive integers, "):
+                crop(picture, wrong)
+        with pytest.raises(ValueError, match="A model for any size has none"):
+            crop(picture, (None, None))
 
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 32), (33, 33)])

@@ -1,4 +1,6 @@
 import importlib
+import inspect
+import json
 import os
 import subprocess
 import sys
@@ -6,9 +8,15 @@ import threading
 import types
 import warnings
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from keras_ci2p import utils
+from keras_ci2p import data, names, setting, utils
+from keras_ci2p.convert import state_dict
+from keras_ci2p.data import animals10, layouts, tfds
+from keras_ci2p.export import formats
+from keras_ci2p.training import recipes
 
 
 @pytest.fixture
@@ -18,7 +26,7 @@ def package(tmp_path, monkeypatch):
     root.mkdir()
     (root / "things.py").write_text("class New: pass\nclass _Hidden: pass\n")
     (root / "__init__.py").write_text(
-        "from keras_ci2p.utils import lazy_imports\n"
+        "from keras_ci2p.names import lazy_imports\n"
         '__all__, __getattr__, __dir__ = lazy_imports(__name__, {"things": ["New"]}, '
         'renamed={"Old": "New", "Older": "things._Hidden"})\n'
     )
@@ -52,12 +60,83 @@ def test_former_names_are_not_advertised(package):
 def test_a_module_too_can_have_former_names(monkeypatch):
     module = types.ModuleType("plain_one")
     module.new = object()
-    module.__getattr__ = utils.renamed_names("plain_one", {"old": "new"})
+    module.__getattr__ = names.renamed_names("plain_one", {"old": "new"})
     monkeypatch.setitem(sys.modules, "plain_one", module)
     with pytest.warns(DeprecationWarning, match="plain_one.old is now called new"):
         assert module.old is module.new
     with pytest.raises(AttributeError, match="'nobody'"):
         _ = module.nobody
+
+
+def test_did_you_mean():
+    assert utils.did_you_mean("Tinny", ["tiny", "base"]) == " Did you mean 'tiny'?"
+    assert utils.did_you_mean("TINY", ["tiny"]) == " Did you mean 'tiny'?" and utils.did_you_mean("x", []) == ""
+    assert utils.wrong_choice("split", "vall", ("train", "val")) == (
+        "`split` must be one of train, val. Received: split='vall'. Did you mean 'val'?"
+    )
+    assert utils.wrong_choice("split", None, ("train", "val")).endswith("Received: split=None.")
+
+
+def test_files_are_written_to_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    utils.write_text("~/some/file.txt", "text")
+    write("~/directory", "text")
+    assert (tmp_path / "some" / "file.txt").is_file() and (tmp_path / "directory" / "file").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The home directory; the current directory is another one, which stays empty."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    yield tmp_path
+    assert not list(here.iterdir())
+
+
+def test_what_is_read_may_lie_in_the_home_directory(home):
+    """Whatever takes a path, without Keras."""
+    for number, name in enumerate(("cat", "dog")):
+        (home / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (8, 8), (40 * i, 100 * number, 9)).save(home / "photos" / name / f"{i}.png")
+    for scan in (data.open_data, data.scan_folder):
+        assert list(scan("~/photos").class_names) == ["cat", "dog"]
+    assert len(data.scan_images("~/photos")) == len(list(layouts.visible_files("~/photos"))) == 12
+    assert data.load_image("~/photos/cat/0.png").size == (8, 8)
+    (home / "recipe.toml").write_text("base = 'quick'\nepochs = 3\n")
+    assert recipes.read_recipe("~/recipe.toml").epochs == 3
+    (home / "pairs.txt").write_text("gatto=cat\ncane=dog\n")
+    assert setting.name_pairs("~/pairs.txt") == {"gatto": "cat", "cane": "dog"}
+    assert utils.file_sha256("~/pairs.txt") == utils.file_sha256(home / "pairs.txt")
+    with pytest.raises(data.DataError, match=f"no file or folder {home}/absent"):
+        animals10.find_class_folders("~/absent")
+    with pytest.raises(data.DataError, match=f"{home}/photos is not Animals-10"):
+        animals10.find_class_folders("~/photos")
+    with pytest.raises(FileExistsError, match=f"{home}/photos exists and is not empty"):
+        animals10.lay_out(None, "~/photos")
+    with pytest.raises(data.DataError, match=f"{home}/photos is no latent cache"):
+        data.open_cache("~/photos")
+    with pytest.raises(state_dict.CheckpointError, match=f"{home}/absent.pth"):
+        state_dict.read_state_dict("~/absent.pth", {})
+    for read in (formats.open_network, recipes.read_recipe):
+        with pytest.raises((OSError, ValueError), match=f"{home}/absent"):
+            read("~/absent.toml")
+
+
+def test_caches_may_lie_in_the_home_directory(home, monkeypatch):
+    """Also where no shell has read the variable, as in the file of a container."""
+    monkeypatch.setenv("KERAS_CI2P_CACHE", "~/cache")
+    assert utils.cache_directory() == home / "cache"
+    monkeypatch.delenv("KERAS_CI2P_CACHE")
+    assert utils.cache_directory() == home / ".cache" / "keras_ci2p"
+    monkeypatch.setenv("TFDS_DATA_DIR", "~/sets")
+    assert tfds._data_dir(None) == str(home / "sets") and tfds._data_dir("gs://bucket") == "gs://bucket"
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
@@ -228,3 +307,42 @@ def test_several_clean_up_at_once(tmp_path):
         for thread in threads:
             thread.join()
     assert not failures and len(list(tmp_path.iterdir())) == 200
+
+
+def test_json_of_numpy(tmp_path):
+    """Numbers and arrays, as keys too, however deep."""
+    value = {"a": np.float32(0.5), np.int64(1): [np.arange(2), (np.bool_(True), None, "x")], "b": {"c": np.array(3)}}
+    utils.write_json(tmp_path / "file.json", value)
+    written = json.loads((tmp_path / "file.json").read_text())
+    assert written == {"a": 0.5, "1": [[0, 1], [True, None, "x"]], "b": {"c": 3}}
+    assert utils.without_arrays([np.int8(1), [2]]) == (1, (2,))
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [
+        (None, "is not installed"),
+        ("raise OSError('no libthing.so\\nat all')", r"cannot be imported \(no libthing.so\)"),
+    ],
+)
+def test_packages_that_are_absent_or_damaged(content, state, tmp_path, monkeypatch):
+    if content is not None:
+        (tmp_path / "optional_package.py").write_text(content)
+        monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match=rf"package optional_package, which {state}: pip install 'keras_ci2p\[hub\]'"):
+        utils.require("optional_package", extra="hub")
+
+
+def test_renamed_arguments():
+    @names.renamed_arguments(pictures="num_images")
+    def measure(data, num_images=100):
+        return data, num_images
+
+    with pytest.warns(DeprecationWarning, match="`pictures` is now called `num_images`"):
+        assert measure("photos", pictures=3) == ("photos", 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert measure("photos", num_images=3) == measure("photos", 3) == ("photos", 3)
+    with pytest.raises(TypeError, match="got `num_images` and `pictures`"):
+        measure("photos", num_images=3, pictures=3)
+    assert list(inspect.signature(measure).parameters) == ["data", "num_images"]

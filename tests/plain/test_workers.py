@@ -1,8 +1,12 @@
+import importlib.util
 import itertools
 import multiprocessing
 import os
+import subprocess
+import sys
 
 import numpy as np
+import pytest
 
 from keras_ci2p.data import Augmentation, image_folder
 from keras_ci2p.data.workers import _numpy_for_children
@@ -32,7 +36,29 @@ def assert_same(batches, expected):
         np.testing.assert_array_equal(labels, expected_labels)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere shared memory has no names that could be left")
+def test_a_script_that_holds_a_batch_ends_quietly(photos, tmp_path):
+    """Also one that has not used up its iterator."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from keras_ci2p.data import image_folder\n"
+        "if __name__ == '__main__':\n"
+        f"    data = iter(image_folder({str(photos)!r}, image_size=128, batch_size=5, num_workers=2).repeat(2))\n"
+        "    batches = [next(data) for _ in range(3)]\n"
+        "    images, labels = next(data)\n"
+        "    assert type(images).__name__ == 'ndarray' and images.sum() > 0 and labels.shape == (5, 3)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_children_get_the_light_backend(monkeypatch):
+    # Keras 3.15 has it only where JAX is installed.
+    monkeypatch.setattr(importlib.util, "find_spec", {}.get)
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    with _numpy_for_children():
+        assert os.environ["KERAS_BACKEND"] == "torch"
+    monkeypatch.setattr(importlib.util, "find_spec", {"jax": "found"}.get)
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     with _numpy_for_children():
         assert os.environ["KERAS_BACKEND"] == "numpy"

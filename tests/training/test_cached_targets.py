@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import write_photos
-from test_cache_latents import everything, settings, transform
+from test_cache_latents import everything, same_files, settings, transform
 from tiny_teacher import onnx_file
 
 from keras_ci2p import utils
@@ -22,7 +22,11 @@ from keras_ci2p.training.cache_latents import cache_latents
 from keras_ci2p.training.distillation import FeatureProjection, TeacherTargets
 from keras_ci2p.training.teacher import open_teacher
 
-pytestmark = pytest.mark.filterwarnings("ignore:The latents are made with a compressor of random weights")
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.filterwarnings("ignore:The latents are made with a compressor of random weights"),
+]
+
 
 NAMES = ("bird", "cat", "dog")
 SIZE = (32, 64)  # Of the latents' views; the teacher looks at 48 x 48.
@@ -183,6 +187,20 @@ class TestTargets:
         assert logits.shape == (48, 3) and features == []
         _, labels = next(iter(latent_folder(cache, batch_size=8, temperature=1.0)))
         assert set(labels) == {"labels", "teacher"}
+
+    def test_parts_take_the_projection_of_the_first(self, place, tmp_path, cache, monkeypatch):
+        fits = []
+
+        def fit(self, batches, grid):
+            fits.append(grid)
+            fit_nothing(self, batches, grid)
+
+        monkeypatch.setattr(TeacherTargets, "fit", fit)
+        out, teacher = tmp_path / "parts", means(place)
+        for number in (1, 3, 2):
+            cache_latents(place / "photos", out, transform(), settings(), verbose=0, teacher=teacher, part=(number, 3))
+        assert len(fits) == 1
+        same_files(out, cache.root)
 
     def test_projection_is_fitted_on_views_of_photos_from_everywhere(self, place, tmp_path, monkeypatch):
         """24 photos of three classes in order; of each that is looked at all views."""

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from keras_ci2p.plots import plot_curves
-from keras_ci2p.training.callbacks import ClassifierRecorder, DataTimer, InterruptCallback, ScalarWriter, SwapEMA
+from keras_ci2p.training.callbacks import (
+    ClassifierRecorder,
+    DataTimer,
+    InterruptCallback,
+    Recorder,
+    ScalarWriter,
+    SwapEMA,
+)
+from keras_ci2p.training.run_dir import RunError
 
 
 def scalars(directory):
@@ -90,6 +98,34 @@ def recorded(nano, photos, tmp_path):
         return record["history"]
 
     return fit
+
+
+@pytest.mark.once
+def test_what_is_kept_when_numbers_are_no_longer_finite(tmp_path):
+    """Of the loss of a step, and of what validation measures after the last one; before the first epoch nothing is."""
+
+    class Rows(Recorder):
+        def make_row(self, epoch, logs, seconds, training_seconds):
+            return {"epoch": epoch + 1, **logs}
+
+        def is_better(self, row, best):
+            return True
+
+        def summary(self, row):
+            return row
+
+    recorder = Rows(tmp_path, {"history": [], "best": None}, None)
+    nothing, good = "No epoch has ended, so .* has no weights to keep; delete it", "last good epoch are kept in"
+    for kept in (nothing, good):
+        epoch = 1 if kept == nothing else 2
+        with pytest.raises(RunError, match=f"The loss is no longer finite: nan in step 3 of epoch {epoch}. .*{kept}"):
+            recorder.on_train_batch_end(2, {"loss": float("nan")})
+        for name in ("val_loss", "val_cost"):
+            recorder.on_epoch_begin(0)
+            with pytest.raises(RunError, match=f"The {name} is no longer finite: inf after epoch {epoch}. .*{kept}"):
+                recorder.on_epoch_end(0, {name: float("inf")})
+        recorder.on_epoch_end(0, {"val_loss": 1.0})
+    assert len(recorder.history) == 2 and recorder.record["best"]["val_loss"] == 1
 
 
 def test_steps_do_not_wait_for_their_loss(recorded, monkeypatch):

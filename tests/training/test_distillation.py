@@ -206,7 +206,10 @@ class TestDistilledClassifier:
         assert history["features_0_loss"][-1] < history["features_0_loss"][0]
 
     def test_errors(self):
-        with pytest.raises(ValueError, match=r"must be of one length. Received: \['early'\], \[\], \[\]"):
+        with pytest.raises(
+            ValueError,
+            match=r"must be of one length. Received: layers=\['early'\], channels=\[\], feature_weights=\[\]",
+        ):
             DistilledClassifier(tiny_classifier(), ["early"])
         with pytest.raises(ValueError, match="`alpha` must be in 0..1. Received: alpha=2"):
             DistilledClassifier(tiny_classifier(), alpha=2)

@@ -102,6 +102,25 @@ def test_the_average_of_the_weights(accumulate):
     assert abs(stored - values[-1]) > 0.01
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_average_of_the_weights_warms_up(accumulate):
+    """After n updates as TensorFlow's `ExponentialMovingAverage` with `num_updates`; in the end the momentum given."""
+    recipe = PLAIN.override({"ema_momentum": 0.4, "ema_warmup": True, "grad_accum_steps": accumulate})
+    values, optimizer = train_one_weight(recipe, [1.0] * 9 * accumulate)
+    average, momenta = values[0], [min(0.4, (1 + n) / (10 + n)) for n in range(9)]
+    assert momenta[0] == 0.1 and momenta[-1] == 0.4 and sorted(momenta) == momenta
+    for i, value in enumerate(values):
+        momentum = momenta[i // accumulate] ** (1 / accumulate)
+        average = value if i < accumulate else momentum * average + (1 - momentum) * value
+    stored = float(optimizer._model_variables_moving_average[0].numpy()[0])
+    np.testing.assert_allclose(stored, average, rtol=1e-5)
+    assert optimizer.ema_momentum == pytest.approx(0.4 ** (1 / accumulate)), "as it was given"
+    again = FusedAdamW.from_config(optimizer.get_config())
+    assert again.ema_warmup and not FusedAdamW().ema_warmup
+    with pytest.raises(ValueError, match="ema_warmup goes with an average"):
+        Recipe(ema_warmup=True)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -181,3 +200,17 @@ def test_the_fused_optimizer_can_be_stored():
     assert type(again) is FusedAdamW and again.get_config() == optimizer.get_config()
     with pytest.raises(ValueError, match="amsgrad"):
         FusedAdamW(0.1, amsgrad=True)
+
+
+def test_a_compiled_step_is_the_same():
+    rng = np.random.default_rng(0)
+    images, labels = rng.normal(size=(8, 6)).astype("float32"), rng.normal(size=(8, 4)).astype("float32")
+    weights = []
+    for jit_compile in (False, True):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
+        model.compile(FusedAdamW(1e-2), "mse", jit_compile=jit_compile)
+        model.fit(images, labels, batch_size=4, epochs=2, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for plain, compiled in zip(*weights, strict=True):
+        np.testing.assert_allclose(compiled, plain, atol=1e-6)

@@ -22,6 +22,9 @@ from keras_ci2p.training.run_dir import (
     run_lock,
 )
 
+# The same on every backend, but for what is marked.
+pytestmark = pytest.mark.once
+
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -125,6 +128,7 @@ def state(model):
     return {f"{i} {v.name}": keras.ops.convert_to_numpy(v) for i, v in enumerate(variables)}
 
 
+@pytest.mark.every_backend
 def test_everything_comes_back(make, tmp_path):
     model = make(fit=True)
     checkpoints = Checkpoints(tmp_path)

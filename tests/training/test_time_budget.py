@@ -14,6 +14,8 @@ from keras_ci2p.training import RECIPES, RunError, TrainConfig, read_recipe, tra
 from keras_ci2p.training import time_budget as budget
 from keras_ci2p.training.time_budget import EpochTime
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def settings(photos, nano, monkeypatch):

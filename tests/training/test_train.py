@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -9,7 +10,7 @@ import pytest
 from conftest import NANO, write_photos
 from tiny_teacher import onnx_file
 
-from keras_ci2p import CI2PViT, ViT, presets
+from keras_ci2p import CI2PViT, Compressor, ViT, presets
 from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError, image_folder
 from keras_ci2p.data.loader import LoadImage
 from keras_ci2p.layers import AnalysisTransform
@@ -95,6 +96,7 @@ def test_learns_what_is_easy(settings, tmp_path):
     assert max(row["val_top1"] for row in history) == 1
 
 
+@pytest.mark.once
 def test_existing_directories(settings, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -109,6 +111,7 @@ def test_existing_directories(settings, tmp_path):
     assert {path.name for path in run.iterdir()} == {"mine.txt", "run.json"}
 
 
+@pytest.mark.once
 def test_only_the_same_run_can_be_resumed(settings, photos, tmp_path):
     run = tmp_path / "run"
     train(settings(epochs=1), run, verbose=0)
@@ -121,6 +124,58 @@ def test_only_the_same_run_can_be_resumed(settings, photos, tmp_path):
         train(settings(epochs=1), run, resume=True, verbose=0)
 
 
+@pytest.mark.once
+def test_a_run_goes_on_wherever_its_files_lie_now(settings, photos, tmp_path, monkeypatch):
+    """By another spelling, from another directory, or moved: contents decide, and others are refused."""
+    ViT((32, 32, 3), num_classes=3, class_names=["bird", "cat", "dog"], **NANO).save_to_preset(tmp_path / "first")
+    run, one_epoch = tmp_path / "run", {"epochs": 1, "variant": None}
+    begun = settings(**one_epoch, init=str(tmp_path / "first"))
+    train(begun, run, verbose=0)
+
+    def resume(**changes):
+        return train(dataclasses.replace(begun, **changes), run, resume=True, verbose=0)[1]
+
+    shutil.copytree(tmp_path / "first", tmp_path / "moved" / "first")
+    assert len(resume(init=str(tmp_path / "moved" / "first"))) == 1
+    monkeypatch.chdir(tmp_path / "moved")
+    assert len(resume(data="../photos/", init="first")) == 1
+    photos.rename(tmp_path / "elsewhere")
+    assert len(resume(data=str(tmp_path / "elsewhere"))) == 1
+    write_photos(tmp_path / "photos", count=11)
+    with pytest.raises(RunError, match="other data"):
+        resume()
+    ViT((32, 32, 3), num_classes=3, **NANO).save_to_preset(tmp_path / "other")
+    with pytest.raises(RunError, match="begun with init .*first', which holds something else than .*other'"):
+        resume(data=str(tmp_path / "elsewhere"), init=str(tmp_path / "other"))
+    with pytest.raises(RunError, match="other settings.*init: .*first', now None"):
+        resume(data=str(tmp_path / "elsewhere"), init=None, variant="nano")
+    with pytest.raises(RunError, match="recipe.epochs: 1, now 2.*To train its model further.*--init RUN"):
+        train(settings(**{**one_epoch, "epochs": 2}, init=begun.init), run, resume=True, verbose=0)
+    # 0.1.0 did not record what `init` held: its path counts.
+    record = json.loads((run / "run.json").read_text())
+    del record["data"]["init"]
+    (run / "run.json").write_text(json.dumps(record))
+    assert len(resume(data=str(tmp_path / "elsewhere"))) == 1
+    with pytest.raises(RunError, match="holds something else"):
+        resume(data=str(tmp_path / "elsewhere"), init="first")
+
+
+@pytest.mark.once
+def test_a_run_on_images_is_none_on_latents(settings, photos, tmp_path, nano_compressor):
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    on_images = settings(model="ci2p", epochs=1, compressor=str(nano_compressor))
+    train(on_images, run, verbose=0)
+    views = LatentCacheConfig(views=1, image_size=32, augmentation=on_images.recipe.augmentation)
+    cache_latents(photos, cache, Compressor.from_preset(nano_compressor), views, verbose=0)
+    on_latents = dataclasses.replace(on_images, data=str(cache))
+    with pytest.raises(RunError, match="on images cannot go on with latents"):
+        train(on_latents, run, resume=True, verbose=0)
+    train(on_latents, tmp_path / "latents", verbose=0)
+    with pytest.raises(RunError, match="on images cannot go on with latents"):
+        train(on_images, tmp_path / "latents", resume=True, verbose=0)
+
+
+@pytest.mark.once
 def test_wrong_sizes_are_refused_before_anything_is_written(settings, tmp_path):
     with pytest.raises(ValueError, match="multiples of 32"):
         train(settings(model="ci2p", image_size=48), tmp_path / "run", verbose=0)
@@ -197,13 +252,12 @@ def test_mixed_precision(settings, nano_compressor, tmp_path, dtype, kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
 def test_a_nan_ends_the_run_and_the_last_good_weights_are_kept(settings, tmp_path, monkeypatch, dtype):
-    run, collate, batches = tmp_path / "run", LoadImage.collate, []
+    run, collate = tmp_path / "run", LoadImage.collate
 
     def damaged(self, elements):
         images, labels = collate(self, elements)
-        batches.append(len(images))
-        # Three batches in an epoch, others are read ahead or for validation.
-        return (np.full_like(images, np.nan) if len(batches) > 24 else images), labels
+        # What is read once an epoch has ended.
+        return (np.full_like(images, np.nan) if (run / "history.csv").exists() else images), labels
 
     monkeypatch.setattr(LoadImage, "collate", damaged)
     with pytest.raises(RunError, match="no longer finite: nan.*last good epoch are kept"):
@@ -323,6 +377,7 @@ class TestFromProbabilities:
         self.check(tmp_path / "run", softmax, model)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("init", [False, True])
 def test_one_model_is_built_and_read_once(settings, photos, tmp_path, monkeypatch, init):
     options = {"epochs": 1}
@@ -330,15 +385,15 @@ def test_one_model_is_built_and_read_once(settings, photos, tmp_path, monkeypatc
         ViT((32, 32, 3), 2, class_names=["cat", "horse"], **NANO).save_to_preset(tmp_path / "preset")
         options.update(variant=None, init=str(tmp_path / "preset"))
     built, read = [], []
-    build, sha256, fit = keras.layers.Dense.build, presets.file_sha256, ViT.fit
+    build, has_sha256, fit = keras.layers.Dense.build, presets.has_sha256, ViT.fit
 
     def counting_build(self, input_shape):
         built.extend([1] if self.name == "head" else [])
         build(self, input_shape)
 
-    def count(path):
+    def count(path, digest):
         read.append(Path(path).name)
-        return sha256(path)
+        return has_sha256(path, digest)
 
     def counting_fit(self, *args, **kwargs):
         assert len(built) == 1
@@ -346,12 +401,13 @@ def test_one_model_is_built_and_read_once(settings, photos, tmp_path, monkeypatc
         assert len(weights) == len(set(weights)) and bool(weights) == init
         return fit(self, *args, **kwargs)
 
-    monkeypatch.setattr(presets, "file_sha256", count)
+    monkeypatch.setattr(presets, "has_sha256", count)
     monkeypatch.setattr(keras.layers.Dense, "build", counting_build)
     monkeypatch.setattr(ViT, "fit", counting_fit)
     train(settings(**options), tmp_path / "run", verbose=0)
 
 
+@pytest.mark.once
 class TestSettledByTheCache:
     """Image size and augmentation are those that the latents were made with."""
 
@@ -385,6 +441,7 @@ class TestSettledByTheCache:
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.once
 def test_two_processes_do_not_take_up_one_run(settings, tmp_path):
     run = tmp_path / "run"
     train(settings(epochs=1), run, verbose=0)
@@ -394,6 +451,7 @@ def test_two_processes_do_not_take_up_one_run(settings, tmp_path):
     assert len(train(settings(epochs=1), run, resume=True, verbose=0)[1]) == 1
 
 
+@pytest.mark.once
 def test_tensorboard(settings, tmp_path):
     pytest.importorskip("tensorboardX")
     train(settings(epochs=1, tensorboard=True), tmp_path / "run", verbose=0)
@@ -407,6 +465,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(settings, tmp_path):
     assert not (tmp_path / "run" / "best").exists()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("wrong", [{"seed": -1}, {"augment": "gpu"}, {"num_workers": -1}, {"class_weights": "even"}])
 def test_bad_settings(settings, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

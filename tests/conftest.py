@@ -29,8 +29,14 @@ def pytest_collection_modifyitems(config, items):
     if keras.backend.backend() != "torch":
         once = {item for item in items if item.get_closest_marker("once")}
         once -= {item for item in items if item.get_closest_marker("every_backend")}
+        # A case may be the same although its test is not.
+        once |= {item for item in items if any(mark.name == "once" for mark in parameter_marks(item))}
         items[:] = [item for item in items if item not in once]
         config.hook.pytest_deselected(items=list(once))
+
+
+def parameter_marks(item):
+    return item.callspec.marks if hasattr(item, "callspec") else ()
 
 
 @pytest.fixture(autouse=True)

@@ -41,26 +41,19 @@ def pictures(tmp_path_factory):
     return root
 
 
+def options(pictures):
+    """The settings of `OPTIONS`."""
+    names = {"lr": "learning_rate"}
+    values = {names.get(name, name.replace("-", "_")): value for name, value in OPTIONS.items()}
+    return CompressorTrainConfig(str(pictures), deterministic=True, **values)
+
+
 @pytest.fixture(scope="module")
 def run(pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     with pytest.warns(UserWarning, match="skipped 1 file"):
         keras.utils.set_random_seed(0)
-        train_compressor(
-            CompressorTrainConfig(
-                str(pictures),
-                quality=1,
-                crop_size=32,
-                batch_size=2,
-                steps=4,
-                steps_per_epoch=2,
-                val_size=48,
-                learning_rate=1e-3,
-                deterministic=True,
-            ),
-            out,
-            verbose=0,
-        )
+        train_compressor(options(pictures), out, verbose=0)
     return out
 
 
@@ -195,7 +188,18 @@ def test_no_pictures(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.every_backend
+def check_same_end(resumed, run):
+    """Weights, the optimizers' state and history are those of the run that nothing stopped."""
+    (state,) = (resumed / "checkpoints").glob("epoch-0002/state.npz")
+    expected, actual = np.load(run / "checkpoints" / "epoch-0002" / "state.npz"), np.load(state)
+    assert expected.files == actual.files
+    for key in expected.files:
+        np.testing.assert_allclose(actual[key], expected[key], rtol=0, atol=TOLERANCE, err_msg=key)
+    for row, straight in zip(history(resumed), history(run), strict=True):
+        for name in ("step", "cost", "val_cost", "val_psnr"):
+            assert row[name] == pytest.approx(straight[name], abs=TOLERANCE * 10), name
+
+
 def test_kill_and_resume(run, pictures, tmp_path):
     """Killed after the first epoch, it ends as the run that was not."""
     killed = tmp_path / "killed"
@@ -210,11 +214,25 @@ def test_kill_and_resume(run, pictures, tmp_path):
     process.wait()
     assert not (killed / "last").exists(), "it was killed in the middle"
     subprocess.run([*command, "--resume"], check=True, timeout=600)
-    (state,) = (killed / "checkpoints").glob("epoch-0002/state.npz")
-    expected, actual = np.load(run / "checkpoints" / "epoch-0002" / "state.npz"), np.load(state)
-    assert expected.files == actual.files
-    for key in expected.files:
-        np.testing.assert_allclose(actual[key], expected[key], rtol=0, atol=TOLERANCE, err_msg=key)
-    for resumed, straight in zip(history(killed), history(run), strict=True):
-        for name in ("step", "cost", "val_cost", "val_psnr"):
-            assert resumed[name] == pytest.approx(straight[name], abs=TOLERANCE * 10), name
+    check_same_end(killed, run)
+
+
+@pytest.mark.every_backend
+def test_stopped_and_resumed(run, pictures, tmp_path, monkeypatch):
+    """As above, without processes, whose compilation takes longer than all else."""
+    stopped = tmp_path / "stopped"
+
+    def stop(callbacks, epoch, logs=None):
+        begin(callbacks, epoch, logs)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    begin = keras.callbacks.CallbackList.on_epoch_begin
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.callbacks.CallbackList, "on_epoch_begin", stop)
+        with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="skipped 1 file"):
+            train_compressor(options(pictures), stopped, verbose=0)
+    assert len(history(stopped)) == 1
+    with pytest.warns(UserWarning, match="skipped 1 file"):
+        train_compressor(options(pictures), stopped, resume=True, verbose=0)
+    check_same_end(stopped, run)

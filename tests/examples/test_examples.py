@@ -12,6 +12,7 @@ from conftest import NANO
 from PIL import Image
 
 from keras_ci2p import CI2PViT, Compressor
+from keras_ci2p.data import image_folder
 from keras_ci2p.models.variants import VARIANTS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -68,6 +69,27 @@ def test_animals10_teacher(run, photos, tmp_path, monkeypatch):
     assert re.search(r"^efficientnet-lite2, Apache-2.0: [56] of 6; \d+ images/s$", printed, re.MULTILINE)
     assert "features_16: (4, 4, 120)" in printed
     assert (tmp_path / "teacher.onnx").is_file()
+
+
+def test_balance_classes(run, photos, preset):
+    for i in range(4, 10):
+        (photos / "dog" / f"{i:03d}.png").unlink()
+    before = CI2PViT.from_preset(preset)
+    printed = run("balance_classes.py", preset, photos)
+    counts = list(map(int, re.findall(r"(\d+) photos, bias", printed)))
+    assert counts[0] == counts[1] > 2 * counts[2] > 0
+    after = CI2PViT.from_preset("balanced")
+    assert after.class_names == before.class_names
+    *others, bias = after.get_weights()
+    for weight, expected in zip(others, before.get_weights(), strict=False):
+        np.testing.assert_array_equal(weight, expected)
+    assert abs(bias.sum()) < 1e-5 < np.abs(bias).max()
+    batches = image_folder(photos, split="train", augment=False, image_size=64, batch_size=32)
+    (images, labels), *_ = batches
+    likely = np.exp(after.predict_on_batch(images).astype("float64"))
+    likely /= likely.sum(axis=1, keepdims=True)
+    means = [likely[labels[:, label] == 1].mean(axis=0) for label in range(3)]
+    np.testing.assert_allclose(np.mean(means, axis=0), 1 / 3, atol=1e-4)
 
 
 def test_train_animals10(run, photos, compressor, tmp_path):

@@ -13,7 +13,8 @@ from keras_ci2p.presets import PresetError, open_preset
 from keras_ci2p.training import TrainConfig, train
 
 
-@pytest.fixture(params=["ci2p", "dual", "vit"])
+# Their blocks are the same.
+@pytest.fixture(params=["ci2p", *(pytest.param(kind, marks=pytest.mark.once) for kind in ("dual", "vit"))])
 def kind(request):
     return request.param
 
@@ -57,6 +58,7 @@ def test_saved_model_gives_the_same_logits_bit_for_bit(kind, tmp_path, nano):
     np.testing.assert_array_equal(logits(loaded, np.random.default_rng(0)), expected)
 
 
+@pytest.mark.once
 def test_quantised_preset_at_another_image_size(tmp_path, nano):
     model = ViT((64, 64, 3), 3, **nano)
     model.quantize("int8")
@@ -68,6 +70,7 @@ def test_quantised_preset_at_another_image_size(tmp_path, nano):
             np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(weight) for weight in (ours, theirs)))
 
 
+@pytest.mark.once
 def test_a_quantised_preset_takes_no_other_dtype_and_no_training(tmp_path, nano):
     model = ViT((32, 32, 3), num_classes=3, class_names=["bird", "cat", "dog"], **nano)
     model.save_to_preset(tmp_path / "whole")

@@ -3,6 +3,7 @@
 import keras
 import keras_hub
 import numpy as np
+import pytest
 from keras_hub.src.tests.test_case import TestCase
 from nano_models import DUAL, PLAIN, our_model, to_numpy
 
@@ -91,6 +92,8 @@ class TestCI2PViT(ModelTests, TestCase):
     arguments = PLAIN
 
 
+# The layers are tested on each backend, and KerasHub's part is that of the other.
+@pytest.mark.once
 class TestCI2PViTDualScale(ModelTests, TestCase):
     our_class = CI2PViTDualScale
     backbone_class = hub.CI2PViTDualScaleBackbone

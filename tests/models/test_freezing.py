@@ -19,6 +19,11 @@ COMPRESSOR = {"num_filters": 8, "latent_channels": 12}
 RANDOM = "random weights"
 
 
+def once(value):
+    """A case that is the same on every backend if the others are."""
+    return pytest.param(value, marks=pytest.mark.once)
+
+
 def make(model_class, nano):
     if model_class is ViT:
         return ViT((64, 64, 3), 3, **nano)
@@ -167,7 +172,11 @@ def fit(model, images):
 
 @pytest.mark.parametrize(
     "wrap",
-    [embedding_alone, in_a_sequence, in_a_functional_model, backbone_in_a_functional_model, augmented, on_latents],
+    [
+        in_a_sequence,
+        augmented,
+        *map(once, (embedding_alone, in_a_functional_model, backbone_in_a_functional_model, on_latents)),
+    ],
 )
 def test_a_random_frozen_compressor_is_told_of(wrap):
     """Once, wherever it is trained."""
@@ -234,7 +243,7 @@ def test_a_loop_of_ones_own():
         custom_step(model)
 
 
-@pytest.mark.parametrize("model_class", [CI2PViT, CI2PViTDualScale, ViT])
+@pytest.mark.parametrize("model_class", [CI2PViT, *map(once, (CI2PViTDualScale, ViT))])
 def test_a_quantised_model_does_not_train(model_class, nano):
     def quantised():
         model = make(model_class, nano)

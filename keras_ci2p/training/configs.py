@@ -337,7 +337,7 @@ class LatentCacheConfig(Config):
     """
 
     views: int = setting(4, "augmented views of each training image", "--views", metavar="K", at_least=1)
-    image_size: tuple = setting(
+    image_size: int | tuple[int, int] = setting(
         (256, 256),
         f"height and width of the views, multiples of {_PATCH_SIZE}; default: that of the recipe",
         "--image-size",

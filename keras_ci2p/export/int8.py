@@ -87,10 +87,10 @@ def export_int8(
 
     The model is exported in floats first, as `export` does and checks it. The ranges of its activations are those of
     256 training photos. For ONNX, ONNX Runtime's tools quantise its convolutions and products (`quantize_static`: QDQ,
-    activations uint8, weights int8 with a scale for each channel, of 7 bits where the processor of this machine adds
-    8-bit products with saturation), once for each of `METHODS`; the file of the best top-1 on the validation photos is
-    taken. Where each of them loses more than half a point, GDN and the head stay floats. For OpenVINO, NNCF takes
-    layers back until the loss is so small. Until it is, nothing stands at `destination`.
+    activations uint8, weights int8 with a scale for each channel), once for each of `METHODS`; the file of the best
+    top-1 on the validation photos is taken. Where each of them loses more than half a point, GDN and the head stay
+    floats. For OpenVINO, NNCF takes layers back until the loss is so small. Until it is, nothing stands at
+    `destination`. Weights are of 7 bits where the processor of this machine adds 8-bit products with saturation.
 
     Args:
         model, destination, opset, overwrite, metadata, outputs: As in `export`.
@@ -298,6 +298,10 @@ def _with_nncf(source, calibration, validation, exact):
             subset_size=len(calibration),
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
+            advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(
+                # By itself it keeps to 7 bits in the first layer alone.
+                overflow_fix=nncf.OverflowFix[("ENABLE", "FIRST_LAYER")[adds_without_saturation()]]
+            ),
         )
     path = source.with_name("int8")
     path.mkdir()

@@ -91,7 +91,7 @@ def parse():
     args = parser.parse_args()
     if args.small:
         args.image_size, args.batch_sizes, args.seconds, args.rounds, args.photos = 64, [1, 4], 0.1, 2, 6
-        args.formats, args.backends = ["onnx", "openvino"], [keras.backend.backend()]
+        args.formats, args.backends = ["onnx"], [keras.backend.backend()]
     return args
 
 

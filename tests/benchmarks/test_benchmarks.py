@@ -157,11 +157,10 @@ def test_folder_scale(run):
 def test_export(run, tmp_path):
     write_photos(tmp_path / "photos")
     result, printed = run("export", "--data", str(tmp_path / "photos"), written="export")
-    names = ["Keras float32, torch", "Keras int8, torch", "onnx", "onnx, int8", "openvino", "openvino, int8"]
+    names = ["Keras float32, torch", "Keras int8, torch", "onnx", "onnx, int8"]
     assert [row["name"] for row in result["rows"]] == names
     rows = dict(zip(names, result["rows"], strict=True))
     assert rows["onnx"]["top1"] == rows["Keras float32, torch"]["top1"]
-    # OpenVINO's description of so small a network is larger than its weights.
     assert rows["onnx, int8"]["megabytes"] < rows["onnx"]["megabytes"]
     for row in rows.values():
         assert all(speed["least"] > 0 for speed in row["images_per_second"].values())

@@ -290,6 +290,22 @@ def test_a_step_that_fails_leaves_the_model_as_it_was(kind, first, images):
     model.fit(*good, verbose=0)
 
 
+def test_a_step_that_is_interrupted(images):
+    """It ends as an interrupt, whatever goes wrong after it: at the end of `fit` means of weights are put into them."""
+    model = make_model(ViT)
+    model.compile(keras.optimizers.SGD(0.0, use_ema=True), "mse")
+    model.make_train_function()
+    step = model.train_function
+
+    def interrupted(*arguments):
+        step(*arguments)
+        raise KeyboardInterrupt
+
+    model.train_function = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(images, LABELS, verbose=0)
+
+
 @pytest.mark.parametrize("kind", [CI2PViT, DUAL_SCALE])
 @pytest.mark.filterwarnings("ignore:Training with a compressor")
 def test_kerashubs_classifiers_look_too(kind, photos, images):

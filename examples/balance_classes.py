@@ -23,9 +23,9 @@ from keras_ci2p.data import image_folder
 from keras_ci2p.presets import open_preset
 
 
-def log_softmax(logits):
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+def softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def balanced_biases(logits, labels):
@@ -37,7 +37,7 @@ def balanced_biases(logits, labels):
     shift = np.zeros(len(counts))
     # At the minimum, by the gradient, the mean probabilities are those of the balanced labels.
     for _ in range(1000):
-        mean = weights @ np.exp(log_softmax(logits + shift))
+        mean = weights @ softmax(logits + shift)
         step = -np.log(mean * len(counts))
         shift += step
         if np.abs(step).max() < 1e-6:

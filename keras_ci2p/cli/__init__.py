@@ -12,14 +12,21 @@ import warnings
 from pathlib import Path
 
 import keras_ci2p
-from keras_ci2p.cli import codec_commands, convert_commands, evaluate_commands, predict_command, train_commands
+from keras_ci2p.cli import (
+    codec_commands,
+    convert_commands,
+    data_command,
+    evaluate_commands,
+    predict_command,
+    train_commands,
+)
 from keras_ci2p.utils import did_you_mean, on_interrupt
 
 INTERRUPTED = 130
 
 # Functions that add a command, in the order of `--help`.
 COMMANDS = (
-    convert_commands.add_data,
+    data_command.add_data,
     train_commands.add_train_compressor,
     train_commands.add_cache,
     train_commands.add_train,

@@ -23,6 +23,7 @@ from keras_ci2p.backend import (
     peak_device_memory,
     peak_memory,
     run_in_process,
+    set_random_seed,
 )
 from keras_ci2p.data.loader import image_folder
 from keras_ci2p.data.manifest import DataError
@@ -91,7 +92,7 @@ def compare(settings: CompareConfig, out: PathLike, verbose: int = 1) -> dict[st
 def _prepare(settings, directory):
     """Writes what the processes read; what is the same on all backends: parameters and multiplications."""
     pictures = make_images(settings)
-    keras.utils.set_random_seed(settings.seed)
+    set_random_seed(settings.seed)
     size = settings.image_size
     model = CLASSIFIERS[settings.model](
         (size, size, 3), num_classes=pictures["labels"].shape[-1], variant=settings.variant, drop_path_rate=0.0

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_ci2p import backend
+
 PLAIN = Path(__file__).parent / "plain"
 # Indexes of folders and compiled code of these tests, and of the processes that they start, are nobody else's.
 _CACHE = tempfile.TemporaryDirectory()
@@ -41,7 +43,7 @@ def parameter_marks(item):
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    keras.utils.set_random_seed(0)
+    backend.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
 

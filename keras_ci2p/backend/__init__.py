@@ -61,6 +61,7 @@ __all__ = [
     "peak_memory",
     "run_in_process",
     "set_matmul_precision",
+    "set_random_seed",
 ]
 
 
@@ -93,6 +94,18 @@ def _backend_name():
     import keras
 
     return keras.backend.backend()
+
+
+def set_random_seed(seed: int) -> None:
+    """Seeds Python's, NumPy's and the backend's generators: initial weights and layers' random numbers follow.
+
+    As `keras.utils.set_random_seed`, which on other backends imports TensorFlow too where it is installed: two seconds
+    and 490 MB for nothing. There Keras's generator for calls of `keras.random` without a seed is left alone.
+
+    Args:
+        seed: Integer in 0..2**32 - 1.
+    """
+    _of_the_backend("set_random_seed")(seed)
 
 
 def set_matmul_precision(precision):

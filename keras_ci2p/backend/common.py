@@ -7,6 +7,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import random
 import types
 from typing import NamedTuple
 
@@ -205,6 +206,12 @@ def safe_step(model, name):
 def no_grad():
     """A context in which nothing is kept for gradients; as it is, without a tape."""
     return contextlib.nullcontext()
+
+
+def set_random_seed(seed):
+    """`keras_ci2p.backend.set_random_seed`."""
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 def set_matmul_precision(precision):

@@ -76,6 +76,9 @@ def make_deterministic():
     tf.config.experimental.enable_op_determinism()
 
 
+set_random_seed = keras.utils.set_random_seed
+
+
 def set_matmul_precision(precision):
     """`keras_ci2p.backend.set_matmul_precision`."""
     if precision == "bfloat16":

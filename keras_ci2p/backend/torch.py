@@ -230,6 +230,12 @@ def make_deterministic():
 no_grad = torch.no_grad
 
 
+def set_random_seed(seed):
+    """`keras_ci2p.backend.set_random_seed`."""
+    common.set_random_seed(seed)
+    torch.manual_seed(seed)
+
+
 def set_matmul_precision(precision):
     """`keras_ci2p.backend.set_matmul_precision`."""
     torch.set_float32_matmul_precision(_MATMUL_PRECISIONS[precision])

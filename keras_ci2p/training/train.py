@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from keras_ci2p.annotations import PathLike
-from keras_ci2p.backend import environment, make_deterministic, open_devices, set_matmul_precision
+from keras_ci2p.backend import environment, make_deterministic, open_devices, set_matmul_precision, set_random_seed
 from keras_ci2p.codec.file_format import read_compressed
 from keras_ci2p.codec.rans import CodecError
 from keras_ci2p.convert.compressai import read_compressor
@@ -268,7 +268,7 @@ class TrainRun:
         """
         settings, data = self.settings, self.data
         recipe = settings.recipe
-        keras.utils.set_random_seed(settings.seed)
+        set_random_seed(settings.seed)
         self.model = self._builder.build_model(data.images.class_names)
         self.trained_model = self._wrap(self.model)
         self.trained_model.compile(

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 
 from keras_ci2p.annotations import PathLike
-from keras_ci2p.backend import environment, make_deterministic, open_devices
+from keras_ci2p.backend import environment, make_deterministic, open_devices, set_random_seed
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data.sources import scan_images
 from keras_ci2p.models.compressor import Compressor
@@ -97,7 +97,7 @@ def _fit_to_init(settings, trained):
 def _train(settings, trained, run_dir, previous, verbose):
     if settings.deterministic:
         make_deterministic()
-    keras.utils.set_random_seed(settings.seed)
+    set_random_seed(settings.seed)
     compressor = _build_compressor(settings, trained)
     images = scan_images(settings.data)
     data = {"sha256": images.sha256, "pictures": len(images)}

@@ -1,9 +1,14 @@
-"""The precision of products, on each backend's own switch."""
+"""The precision of products and the seeds of random numbers, on each backend's own switches."""
+
+import random
+import subprocess
+import sys
 
 import keras
+import numpy as np
 import pytest
 
-from keras_ci2p.backend import MATMUL_PRECISIONS, set_matmul_precision
+from keras_ci2p.backend import MATMUL_PRECISIONS, set_matmul_precision, set_random_seed
 
 BACKEND = keras.backend.backend()
 
@@ -77,3 +82,29 @@ def test_of_a_run(restored, photos, nano, tmp_path, monkeypatch):
     assert state() == {"torch": "medium", "jax": "bfloat16"}[BACKEND]
     with pytest.raises(ValueError, match="matmul_precision: 'bfloat16', now None"):
         train(TrainConfig(str(photos), **options), run, resume=True, verbose=0)
+
+
+def test_random_seed():
+    """Weights and dropped values are those of Keras's function."""
+
+    def drawn(set_seed):
+        set_seed(7)
+        model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(4), keras.layers.Dropout(0.5)])
+        outputs = keras.ops.convert_to_numpy(model(np.ones((3, 5), "float32"), training=True))
+        values = [random.random(), *np.random.rand(2), *model.get_weights()[0].ravel(), *outputs.ravel()]
+        if BACKEND == "torch":
+            import torch
+
+            values += torch.rand(2).tolist()
+        return values
+
+    expected = drawn(keras.utils.set_random_seed)
+    assert drawn(set_random_seed) == expected and len(set(expected)) > 20
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="of the other backends")
+def test_random_seed_imports_no_other_backend():
+    code = "import sys\nfrom keras_ci2p.backend import set_random_seed\nset_random_seed(1)\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    modules = done.stdout.split()
+    assert BACKEND in modules and "tensorflow" not in modules

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import NANO
 
 import keras_ci2p
-from keras_ci2p.backend import open_devices
+from keras_ci2p.backend import open_devices, set_random_seed
 from keras_ci2p.backend.common import Devices, batch_normalizations, random_states
 from keras_ci2p.training.optim import FusedAdamW
 
@@ -84,7 +84,7 @@ CASES = {
 def run(case, devices):
     """dict of arrays: weights before and after, running statistics, random states, logs."""
     make_model, make_optimizer, steps = CASES[case]
-    keras.utils.set_random_seed(0)
+    set_random_seed(0)
     model = make_model()
     model.compile(
         make_optimizer(),

@@ -12,7 +12,27 @@ from PIL import Image
 
 from keras_ci2p import backend
 
-PLAIN = Path(__file__).parent / "plain"
+TESTS = Path(__file__).parent
+PLAIN = TESTS / "plain"
+# What takes longest comes first: several processes share the files out, and the last of them should not wait for one.
+LONGEST = (
+    "benchmarks/test_benchmarks.py",
+    "models/test_keras_doors.py",
+    "models/test_arguments.py",
+    "export/test_export.py",
+    "examples/test_examples.py",
+    "training/test_train.py",
+    "examples/test_docstrings.py",
+    "cli/test_full_disk.py",
+    "backend/test_devices.py",
+    "models/test_freezing.py",
+    "hub/test_hub_presets.py",
+    "hub/test_hub_conformance.py",
+    "models/test_inputs.py",
+    "layers/test_layers.py",
+    "convert/test_compressai.py",
+    "cli/test_resume.py",
+)
 # Indexes of folders and compiled code of these tests, and of the processes that they start, are nobody else's.
 _CACHE = tempfile.TemporaryDirectory()
 os.environ["KERAS_CI2P_CACHE"] = _CACHE.name
@@ -27,7 +47,7 @@ def pytest_ignore_collect(collection_path):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves to torch, which compiles nothing, the tests that are marked as the same on every backend."""
+    """Leaves to torch, which compiles nothing, the tests marked as the same on every backend; sorts the rest."""
     if keras.backend.backend() != "torch":
         once = {item for item in items if item.get_closest_marker("once")}
         once -= {item for item in items if item.get_closest_marker("every_backend")}
@@ -35,6 +55,8 @@ def pytest_collection_modifyitems(config, items):
         once |= {item for item in items if any(mark.name == "once" for mark in parameter_marks(item))}
         items[:] = [item for item in items if item not in once]
         config.hook.pytest_deselected(items=list(once))
+    order = {TESTS / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 def parameter_marks(item):

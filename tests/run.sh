@@ -20,7 +20,7 @@ tests() {
     echo "== tests on $KERAS_BACKEND"
     began=$(date +%s)
     # 5: the arguments name no test for this backend.
-    .venv/bin/python -m pytest -n "$workers" --dist loadfile "$@" || [ $? = 5 ] || failed="$failed $KERAS_BACKEND"
+    .venv/bin/python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@" || [ $? = 5 ] || failed="$failed $KERAS_BACKEND"
     echo "== tests on $KERAS_BACKEND: $(($(date +%s) - began)) s"
 }
 # What needs no backend, once; the rest on each.

@@ -36,6 +36,7 @@ _OF_THE_BACKEND = (
     "depthwise_conv2d",
     "drawn_once",
     "draws_anew",
+    "fragments_memory",
     "is_recomputing",
     "is_traced",
     "layer_norm",
@@ -59,6 +60,7 @@ __all__ = [
     "keep_freed_memory",
     "open_devices",
     "peak_memory",
+    "release_freed_memory",
     "run_in_process",
     "set_matmul_precision",
     "set_random_seed",
@@ -273,6 +275,13 @@ def keep_freed_memory() -> bool:
     options = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _AHEAD, _ARENA_MAX: 1}
     accepted = [library.mallopt(key, value) for key, value in options.items()]
     return all(accepted)
+
+
+def release_freed_memory() -> None:
+    """Returns what is freed of the heap to the system, gaps between what is in use too; with glibc on Linux alone."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 # === Compiled code ===

@@ -157,6 +157,9 @@ adamw_takes_all_weights = False
 # Whether training gets faster where freed memory stays with the process (`keep_freed_memory`).
 gains_by_kept_memory = False
 
+# Whether training makes the heap grow with memory that is free (`release_freed_memory`).
+fragments_memory = False
+
 # Whether the first step of a model takes long, since it is compiled.
 compiles = False
 

@@ -182,6 +182,9 @@ def _without_waiting(parameters, step):
 # CPU time of a step at 256 px: 0.86 of that without for tiny in batches of 4, 0.88 for base in batches of 2; for base
 # in batches of 8 no difference beyond the scatter of a few percent.
 gains_by_kept_memory = True
+# glibc does not fill the gaps that its aligned blocks leave: by each step of 32 images ViT tiny at 128 px, which needs
+# 0.7 GB, took 15 MB more, until it had 5.5 GB.
+fragments_memory = True
 # The words of JAX (`keras_ci2p.backend.MATMUL_PRECISIONS`) in those of torch.
 _MATMUL_PRECISIONS = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
 

@@ -306,6 +306,23 @@ class SwapEMA(keras.callbacks.Callback):
             average.assign(value)
 
 
+class MemoryCallback(keras.callbacks.Callback):
+    """Returns freed memory to the system from time to time, where the heap would grow by it."""
+
+    # A hundred steps need far longer than to map the memory of one anew.
+    every = 100
+
+    def __init__(self):
+        super().__init__()
+        self._batches = 0
+
+    # Not at the end of a batch, where Keras would fetch the logs for it.
+    def on_train_batch_begin(self, batch, logs=None):
+        self._batches += 1
+        if backend.fragments_memory and self._batches % self.every == 0:
+            backend.release_freed_memory()
+
+
 class InterruptCallback(keras.callbacks.Callback):
     """Ends `fit` before the batch that follows Ctrl-C, should the exception itself have been swallowed.
 

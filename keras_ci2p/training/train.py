@@ -22,7 +22,14 @@ from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST, PresetError, open_preset, preset_of
-from keras_ci2p.training.callbacks import ClassifierRecorder, DataTimer, InterruptCallback, SwapEMA, tell_of_compilation
+from keras_ci2p.training.callbacks import (
+    ClassifierRecorder,
+    DataTimer,
+    InterruptCallback,
+    MemoryCallback,
+    SwapEMA,
+    tell_of_compilation,
+)
 from keras_ci2p.training.compressed_files import known_compressor
 from keras_ci2p.training.configs import TrainConfig
 from keras_ci2p.training.distillation import DistilledClassifier, guided_layers
@@ -306,7 +313,7 @@ class TrainRun:
                 steps_per_epoch=self.data.train.steps_per_epoch,
                 validation_data=self.devices.validation(val.repeat(), len(val.manifest)),
                 validation_steps=val.steps_per_epoch,
-                callbacks=[*callbacks, interrupt],
+                callbacks=[*callbacks, MemoryCallback(), interrupt],
                 # The dataset shuffles by itself.
                 shuffle=False,
                 **options,

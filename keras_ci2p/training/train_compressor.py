@@ -14,7 +14,7 @@ from keras_ci2p.models.rate_distortion import rate_distortion_optimizer
 from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST
 from keras_ci2p.training import evaluation
-from keras_ci2p.training.callbacks import CompressorRecorder, InterruptCallback, tell_of_compilation
+from keras_ci2p.training.callbacks import CompressorRecorder, InterruptCallback, MemoryCallback, tell_of_compilation
 from keras_ci2p.training.configs import CompressorTrainConfig
 from keras_ci2p.training.run_dir import (
     LAST,
@@ -139,7 +139,7 @@ def _train(settings, trained, run_dir, previous, verbose):
                 validation_steps=val_crops.steps_per_epoch,
                 initial_epoch=epochs_done,
                 epochs=epochs,
-                callbacks=[recorder, interrupt],
+                callbacks=[recorder, MemoryCallback(), interrupt],
                 # The dataset shuffles by itself.
                 shuffle=False,
                 verbose=verbose,

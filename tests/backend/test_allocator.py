@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""Freed memory stays with the process, or goes back."""
 
 import os
 import platform
@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's memory")
@@ -86,3 +87,49 @@ def test_elsewhere_nothing_is_done(monkeypatch):
 
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False
+
+
+GAPS = """
+import ctypes
+from keras_ci2p.backend import keep_freed_memory, release_freed_memory
+
+keep_freed_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+blocks = []
+for _ in range(200):
+    blocks.append(ctypes.c_void_p(library.malloc(1_000_000)))
+    ctypes.memset(blocks[-1], 1, 1_000_000)
+    # Stays, between the large ones.
+    library.malloc(100)
+for block in blocks:
+    library.free(block)
+before = resident()
+release_freed_memory()
+print(before - resident())
+"""
+
+
+@needs_glibc
+def test_gaps_are_released():
+    done = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 150_000_000
+
+
+def test_training_releases_them(monkeypatch):
+    from keras_ci2p import backend
+    from keras_ci2p.training.callbacks import MemoryCallback
+
+    released = []
+    monkeypatch.setattr(backend, "release_freed_memory", lambda: released.append(1))
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    callback = MemoryCallback()
+    callback.every = 4
+    # Counted on from epoch to epoch.
+    model.fit(np.zeros((3, 2)), np.zeros((3, 1)), batch_size=1, epochs=3, callbacks=[callback], verbose=0)
+    assert len(released) == (2 if keras.backend.backend() == "torch" else 0)

@@ -279,7 +279,9 @@ def keep_freed_memory() -> bool:
 
 def release_freed_memory() -> None:
     """Returns what is freed of the heap to the system, gaps between what is in use too; with glibc on Linux alone."""
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
 

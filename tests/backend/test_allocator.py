@@ -115,6 +115,7 @@ print(before - resident())
 
 
 @needs_glibc
+@not_on_jax
 def test_gaps_are_released():
     done = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 150_000_000

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_ci2p import backend
-
 TESTS = Path(__file__).parent
 PLAIN = TESTS / "plain"
 # What takes longest comes first: several processes share the files out, and the last of them should not wait for one.
@@ -65,7 +63,7 @@ def parameter_marks(item):
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
-    backend.set_random_seed(0)
+    keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
 

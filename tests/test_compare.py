@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_ci2p import CI2PViT, ViT
+from keras_ci2p import CI2PViT, ViT, backend
 from keras_ci2p.backend import arithmetic, peak_device_memory, peak_memory
 from keras_ci2p.compare import BatchLoss, CompareConfig, _compared, compare, make_images, measure, table
 from keras_ci2p.data import DataError
@@ -100,6 +100,18 @@ def test_batch_loss_is_of_the_last_batch():
     metric.update_state(targets, np.array([[3.0, -3.0]], "float32"))
     metric.update_state(targets, np.array([[0.0, 0.0]], "float32"))
     assert abs(float(metric.result()) - np.log(2)) < 1e-6
+
+
+def test_peak_memory_never_falls(monkeypatch, tmp_path):
+    """Linux sums it from counters that lag."""
+    status = tmp_path / "status"
+    monkeypatch.setattr(backend, "_STATUS", status)
+    monkeypatch.setattr(backend, "_peak_told", 0)
+    told = []
+    for kilobytes in (70, 50, 90):
+        status.write_text(f"VmPeak: 100 kB\nVmHWM: {kilobytes} kB\n")
+        told.append(peak_memory() // 1024)
+    assert told == [70, 70, 90]
 
 
 @pytest.mark.every_backend

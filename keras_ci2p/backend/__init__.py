@@ -220,14 +220,18 @@ def arithmetic():
 # === Memory ===
 
 _STATUS = Path("/proc/self/status")
+_peak_told = 0
 
 
 def peak_memory():
     """Returns the most bytes that this process has held so far; None where the system does not tell."""
+    global _peak_told
     # Not `ru_maxrss` on Linux: a new process inherits its parent's.
     if _STATUS.is_file():
         lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-        return 1024 * int(lines["VmHWM"].split()[0])
+        # The kernel adds up counters of several processors that lag by some pages, so that a later sum may be less.
+        _peak_told = max(_peak_told, 1024 * int(lines["VmHWM"].split()[0]))
+        return _peak_told
     try:
         import resource
     except ImportError:

@@ -411,7 +411,8 @@ class CompressorTrainConfig(Config):
     )
     quality: int | None = setting(
         None,
-        "1..8, which sets lambda and the channels; default: 5, with --init that of its compressor",
+        "1..8, which sets lambda and the channels; default: 5, with --init that of its compressor, whose channels "
+        "another must have",
         "--quality",
         at_least=min(QUALITIES),
         at_most=max(QUALITIES),
@@ -443,7 +444,7 @@ class CompressorTrainConfig(Config):
     seed: int = setting(0, "of all that is left to chance", "--seed", at_least=0, below=2**32)
     init: str | None = setting(
         None,
-        "compressor to begin with, as in train, which sets architecture and quality",
+        "compressor to begin with, as in train; it sets the architecture",
         "--init",
         metavar="NAME|PATH",
         placeholder=INIT,
@@ -483,8 +484,9 @@ class CompressorTrainConfig(Config):
 
     @classmethod
     def _from_older(cls, values):
-        """0.1.0 recorded an architecture and a quality beside `init`, which did not count."""
-        ignored = ("architecture", "quality") if values.get("init") is not None else ()
+        """0.1.0, which knew no `metric`, recorded an architecture and a quality beside `init` that did not count."""
+        is_ignored = values.get("init") is not None and "metric" not in values
+        ignored = ("architecture", "quality") if is_ignored else ()
         return {name: value for name, value in values.items() if name not in ignored}
 
 

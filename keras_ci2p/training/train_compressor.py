@@ -9,8 +9,8 @@ from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import environment, make_deterministic, open_devices, set_random_seed
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data.sources import scan_images
-from keras_ci2p.models.compressor import Compressor
-from keras_ci2p.models.rate_distortion import rate_distortion_optimizer
+from keras_ci2p.models.compressor import Compressor, compressor_channels
+from keras_ci2p.models.rate_distortion import METRICS, rate_distortion_optimizer
 from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST
 from keras_ci2p.training import evaluation
@@ -54,7 +54,8 @@ def train_compressor(
         RunError: An existing directory without `resume`, one of other settings or data, or one in use by another
             process; a loss that is not finite.
         DataError: Data that cannot be used.
-        ValueError: A compressor that cannot be trained; another architecture or quality than that of `init`.
+        ValueError: A compressor that cannot be trained; another architecture than that of `init`, or a
+            quality of other channels.
 
     Examples:
         >>> settings = keras_ci2p.training.CompressorTrainConfig(
@@ -73,7 +74,7 @@ def train_compressor(
     trained = None if settings.init is None else read_compressor(settings.init)
     if trained is not None:
         settings = _fit_to_init(settings, trained)
-    check_config(settings, previous)
+    check_config(settings, _with_init(previous, trained))
     with run_lock(run_dir):
         if previous_run(run_dir, resume) != previous:
             raise RunError(f"Another process has just been at work in {run_dir}.")
@@ -81,17 +82,35 @@ def train_compressor(
 
 
 def _fit_to_init(settings, trained):
-    """The settings without architecture and quality, those of the compressor to begin with; ValueError for others."""
+    """The settings with the architecture, and where they have none the quality, of the compressor to begin with.
+
+    Raises:
+        ValueError: Another architecture, or a quality of other channels.
+    """
     if not isinstance(trained, Compressor):
         raise ValueError(f"A compressor to train on has a synthesis transform. Received: init={settings.init!r}")
-    for name in ("architecture", "quality"):
-        asked, given = getattr(settings, name), getattr(trained, name)
-        if asked not in (None, given):
+    if settings.architecture not in (None, trained.architecture):
+        raise ValueError(
+            f"init={settings.init!r} has the architecture {trained.architecture!r}, which training keeps. Leave "
+            f"architecture out. Received: architecture={settings.architecture!r}"
+        )
+    if settings.quality not in (None, trained.quality):
+        try:
+            compressor_channels(trained.architecture, settings.quality, (trained.num_filters, trained.latent_channels))
+        except ValueError as error:
             raise ValueError(
-                f"init={settings.init!r} has the {name} {given!r}, which training keeps. Leave {name} out, or set "
-                f"lmbda for another weight of the error. Received: {name}={asked!r}"
-            )
-    return replace(settings, architecture=None, quality=None)
+                f"init={settings.init!r} cannot become another quality: {error}. Choose one of the same channels, or "
+                "set lmbda for another weight of the error."
+            ) from error
+    return replace(settings, architecture=trained.architecture, quality=settings.quality or trained.quality)
+
+
+def _with_init(previous, trained):
+    """The record of a run, or None; that of 0.1.0, which knew no `metric`, with what counted: it has others beside `init`."""
+    if previous is None or trained is None or "metric" in previous.get("settings", {}):
+        return previous
+    counted = {"metric": METRICS[0], "architecture": trained.architecture, "quality": trained.quality}
+    return {**previous, "settings": {**previous.get("settings", {}), **counted}}
 
 
 def _train(settings, trained, run_dir, previous, verbose):
@@ -116,8 +135,7 @@ def _train(settings, trained, run_dir, previous, verbose):
     checkpoints = Checkpoints(run_dir / "checkpoints")
     record = checkpoints.restore(compressor) or {"history": [], "best": None}
     if previous is None:
-        own = {"architecture": compressor.architecture, "quality": compressor.quality}
-        write_json(run_dir / RUN_RECORD, {"settings": settings.to_dict() | own, "data": data, **environment()})
+        write_json(run_dir / RUN_RECORD, {"settings": settings.to_dict(), "data": data, **environment()})
     else:
         warn_of_other_backend(previous)
 
@@ -169,7 +187,9 @@ def _build_compressor(settings, trained):
     if trained is None:
         compressor = Compressor(settings.architecture, settings.quality, dtype=settings.dtype)
     else:
-        compressor = Compressor.from_config({**trained.get_config(), "dtype": settings.dtype, "origin": None})
+        compressor = Compressor.from_config(
+            {**trained.get_config(), "quality": settings.quality, "dtype": settings.dtype, "origin": None}
+        )
         for ours, theirs in zip(compressor.weights, trained.weights, strict=True):
             ours.assign(theirs)
     schedule = keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.steps)

@@ -46,6 +46,7 @@ def test_resume(how, photos, nano_compressor, tmp_path, monkeypatch, capsys):
 
     process = subprocess.Popen(
         command(photos, nano_compressor, stopped),
+        env={**os.environ, "WAITING_RUN": "1"},
         stderr=subprocess.PIPE,
         text=True,
         # A shell starts background jobs with Ctrl-C ignored, and children inherit it.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.once
 # Bit for bit on torch with one thread and on JAX; TensorFlow's deterministic kernels leave rounding.
 TOLERANCE = 1e-4 if keras.backend.backend() == "tensorflow" else 0
 
+NANO_CLI = str(Path(__file__).parents[1] / "helpers" / "nano_cli.py")
 OPTIONS = {"quality": 1, "crop-size": 32, "batch-size": 2, "steps": 4, "steps-per-epoch": 2, "val-size": 48, "lr": 1e-3}
 
 
@@ -111,25 +113,42 @@ def test_an_existing_run_is_not_overwritten(run, pictures):
         train_compressor(settings, run, resume=True)
 
 
-def test_init_keeps_architecture_and_quality(run, pictures, tmp_path):
+def test_init_keeps_architecture_and_channels(run, pictures, tmp_path):
     """Others are an error, and what is recorded is what was trained; a record of 0.1.0 says its defaults."""
     small = {"crop_size": 32, "batch_size": 2, "steps": 1, "steps_per_epoch": 1, "val_size": 48, "val_images": 2}
     settings = CompressorTrainConfig(str(pictures), init=str(run), **small)
-    for wrong in ({"quality": 8}, {"architecture": "bmshj2018-factorized-relu"}):
-        (name,) = wrong
-        with pytest.raises(ValueError, match=f"has the {name} .*which training keeps.*Received: {name}="):
+    for wrong, told in (
+        ({"quality": 8}, r"cannot become another quality.* at quality 8 has .*\(192, 320\). Received.*\(128, 192\)"),
+        ({"architecture": "bmshj2018-factorized-relu"}, "has the architecture .*which training keeps.*Received: arch"),
+    ):
+        with pytest.raises(ValueError, match=told):
             train_compressor(dataclasses.replace(settings, **wrong), tmp_path / "wrong", verbose=0)
     assert not (tmp_path / "wrong").exists()
     tuned = tmp_path / "tuned"
-    best, _ = train_compressor(dataclasses.replace(settings, quality=1), tuned, verbose=0)
+    best, _ = train_compressor(settings, tuned, verbose=0)
     record = json.loads((tuned / "run.json").read_text())
     assert best.quality == record["settings"]["quality"] == 1
     assert record["settings"]["architecture"] == "bmshj2018-factorized"
+    with pytest.raises(RunError, match="quality: 1, now 2"):
+        train_compressor(dataclasses.replace(settings, quality=2), tuned, resume=True)
     record["settings"]["quality"] = 5
+    del record["settings"]["metric"]
     (tuned / "run.json").unlink()
     (tuned / "config.json").write_text(json.dumps(record))
     assert len(train_compressor(settings, tuned, resume=True, verbose=0)[1]) == 1
     assert CompressorTrainConfig("x").quality == 5 and CompressorTrainConfig("x").architecture == "bmshj2018-factorized"
+
+
+def test_init_of_another_quality(run, pictures, tmp_path):
+    """Its weights, with the weight of the error that belongs to the quality asked for."""
+    small = {"crop_size": 32, "batch_size": 2, "steps": 1, "steps_per_epoch": 1, "val_size": 48, "val_images": 2}
+    settings = CompressorTrainConfig(str(pictures), init=str(run), quality=2, learning_rate=1e-9, **small)
+    best, _ = train_compressor(settings, tmp_path / "tuned", verbose=0)
+    for ours, theirs in zip(best.analysis.weights, Compressor.from_preset(run / "best").analysis.weights, strict=True):
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(ours), keras.ops.convert_to_numpy(theirs), atol=1e-6)
+    report = json.loads((tmp_path / "tuned" / "report.json").read_text())
+    assert best.quality == 2 and report["lmbda"] == 0.0035
+    assert len(train_compressor(settings, tmp_path / "tuned", resume=True, verbose=0)[1]) == 1
 
 
 @pytest.mark.parametrize(("steps", "rows"), [(1, [1]), (3, [2, 3])])
@@ -203,9 +222,9 @@ def check_same_end(resumed, run):
 def test_kill_and_resume(run, pictures, tmp_path):
     """Killed after the first epoch, it ends as the run that was not."""
     killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "keras_ci2p", "train-compressor", str(pictures), "--out", str(killed)]
+    command = [sys.executable, NANO_CLI, "train-compressor", str(pictures), "--out", str(killed)]
     command += [f"--{name}={value}" for name, value in OPTIONS.items()] + ["--deterministic"]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env={**os.environ, "WAITING_RUN": "1"})
     deadline = time.monotonic() + 600
     while not (killed / "checkpoints" / "epoch-0001").exists():
         assert process.poll() is None and time.monotonic() < deadline

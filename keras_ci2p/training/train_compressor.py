@@ -106,7 +106,7 @@ def _fit_to_init(settings, trained):
 
 
 def _with_init(previous, trained):
-    """The record of a run, or None; that of 0.1.0, which knew no `metric`, with what counted: it has others beside `init`."""
+    """The record of a run, or None; that of 0.1.0, which knew no `metric`, says what did not count beside `init`."""
     if previous is None or trained is None or "metric" in previous.get("settings", {}):
         return previous
     counted = {"metric": METRICS[0], "architecture": trained.architecture, "quality": trained.quality}

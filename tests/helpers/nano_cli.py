@@ -23,7 +23,6 @@ VARIANTS["nano"] = NANO
 DUAL_SCALE_VARIANTS["nano"] = {**NANO, "early_dim": 16, "merge_at": 1}
 
 
-
 def wait_in_second_epoch():
     from keras_ci2p.training.callbacks import InterruptCallback
 

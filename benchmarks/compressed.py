@@ -3,9 +3,10 @@
     KERAS_BACKEND=torch python benchmarks/compressed.py [rate accuracy speed promised] [--data PHOTOS]
     KERAS_BACKEND=torch python benchmarks/compressed.py --small        # noise: only that it runs
 
-rate: bits per pixel, PSNR and MS-SSIM of the compressor and of Pillow's formats at falling quality, for scikit-image's
+rate: bits per pixel, PSNR and MS-SSIM of the compressors and of Pillow's formats at falling quality, for scikit-image's
 photos and for validation photos of PHOTOS.
-accuracy: top-1 of a classifier over the bytes of an image, each image as the classifier sees it, `compress --size`.
+accuracy: top-1 of a classifier over the bytes of an image, each image as the classifier sees it, `compress --size`; the
+files of another compressor than its own are decoded to pixels.
 Also of `.ci2p` files of whole photos, and of latents that are cropped or flipped in place of the photo.
 speed: images a second of prediction and training, from JPEG files and from `.ci2p` files, in turns. Seconds are those
 of the processor, so that other work beside does not count.
@@ -28,19 +29,20 @@ from common import add_data_argument, noise_photos, settings_of
 from matplotlib.figure import Figure
 from PIL import Image
 
-from keras_ci2p import CI2PViT, Compressor, utils
+from keras_ci2p import CI2PViT, Compressor, list_presets, utils
 from keras_ci2p.backend import environment
 from keras_ci2p.codec import ImageCodec, ms_ssim, read_compressed
 from keras_ci2p.codec.ms_ssim import LEAST_SIDE
 from keras_ci2p.data import CROP_AND_FLIP, ImageManifest, center_crop, image_folder, latent_folder, scan_folder
 from keras_ci2p.data.latent_loader import LatentMirror, crop_latents
+from keras_ci2p.models.compressor import CHANNELS
 from keras_ci2p.training.configs import DEFAULT_COMPRESSOR
 from keras_ci2p.training.evaluation import held_out
 from keras_ci2p.training.optim import FusedAdamW
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("rate", "accuracy", "speed", "promised")
-OURS = ".ci2p"
+OURS, DECODED = ".ci2p", ".ci2p, decoded"
 # Pillow's options of each format, and the qualities.
 FORMATS = {
     "JPEG": ({"optimize": True}, (90, 70, 40, 20, 10)),
@@ -48,7 +50,7 @@ FORMATS = {
     "AVIF": ({"speed": 6}, (75, 60, 45, 30, 15)),
 }
 SHOWN = ("astronaut", "chelsea", "coffee", "rocket")
-COLOURS = {OURS: "tab:red", "JPEG": "tab:blue", "WebP": "tab:green", "AVIF": "tab:orange"}
+COLOURS = {OURS: "tab:red", DECODED: "tab:purple", "JPEG": "tab:blue", "WebP": "tab:green", "AVIF": "tab:orange"}
 
 
 def main():
@@ -74,6 +76,13 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
     add_data_argument(parser)
+    parser.add_argument(
+        "--compressors",
+        nargs="+",
+        default=[name for name in list_presets() if name.startswith(tuple(CHANNELS))],
+        metavar="NAME|PATH",
+        help="of rates and accuracies, presets; default: all that come with the package",
+    )
     parser.add_argument("--images", type=int, default=300, help="validation photos; default: 300")
     parser.add_argument("--model", default="animals10", help="classifier of the accuracies; default: animals10")
     parser.add_argument("--variants", nargs="+", default=["tiny", "base"], help="of the speeds; default: tiny base")
@@ -88,16 +97,18 @@ def parse():
     args.parts = args.parts or list(PARTS)
     if args.small:
         args.images, args.variants, args.image_size, args.batch_size, args.rounds = 2, ["tiny"], 64, 2, 2
+        args.compressors = args.compressors[:2]
     return args
 
 
-def open_codec():
-    return ImageCodec(Compressor.from_preset(DEFAULT_COMPRESSOR), DEFAULT_COMPRESSOR)
+def open_codec(name=DEFAULT_COMPRESSOR):
+    return ImageCodec(Compressor.from_preset(name), name)
 
 
-def coders(codec):
-    """`(format, quality, encode, decode)` of each way to write an image."""
-    yield OURS, 5, codec.compress, codec.decompress
+def coders(codecs):
+    """`(format, quality, encode, decode)` of each way to write an image, the best quality of a format first."""
+    for codec in sorted(codecs, key=lambda codec: codec.compressor.quality, reverse=True):
+        yield OURS, codec.compressor.quality, codec.compress, codec.decompress
     for name, (options, qualities) in FORMATS.items():
         for quality in qualities:
             yield name, quality, lambda image, n=name, q=quality, o=options: encoded(image, n, q, o), decoded
@@ -119,14 +130,14 @@ def decoded(content):
 def measure_rate(photos, args):
     import skimage.data
 
-    codec = open_codec()
+    codecs = list(map(open_codec, args.compressors))
     sets = {
         "scikit-image": [skimage.data.astronaut()[:176, :192]]
         if args.small
         else [getattr(skimage.data, name)() for name in SHOWN],
         "validation photos": [np.asarray(image) for image in opened(photos, args.images)],
     }
-    return {"sets": {name: {"images": len(some), "rows": rates_of(some, codec)} for name, some in sets.items()}}
+    return {"sets": {name: {"images": len(some), "rows": rates_of(some, codecs)} for name, some in sets.items()}}
 
 
 def opened(photos, count):
@@ -134,10 +145,10 @@ def opened(photos, count):
     return [chosen.open(i) for i in range(len(chosen))]
 
 
-def rates_of(images, codec):
+def rates_of(images, codecs):
     """Of each format and quality the means over images of bits per pixel, PSNR, and MS-SSIM where they are large."""
     rows = []
-    for name, quality, encode, decode in coders(codec):
+    for name, quality, encode, decode in coders(codecs):
         bits, decibels, similarities = [], [], []
         for image in images:
             content = encode(image)
@@ -183,6 +194,8 @@ def plot_rates(out, measured):
         for axis, key, label in zip(axes[:, column], ("psnr", "ms_ssim"), ("PSNR in dB", "MS-SSIM in dB"), strict=True):
             for form, colour in COLOURS.items():
                 rows = [row for row in some["rows"] if row["format"] == form and row[key] is not None]
+                if not rows:
+                    continue
                 values = [row[key] if key == "psnr" else -10 * np.log10(1 - row[key]) for row in rows]
                 marker = {"marker": "*", "markersize": 14} if form == OURS else {"marker": "o", "markersize": 4}
                 axis.plot([row["bpp"] for row in rows], values, color=colour, label=form, **marker)
@@ -205,6 +218,7 @@ def save(figure, path):
 
 def measure_accuracy(photos, args):
     codec, model = open_codec(), CI2PViT.from_preset(args.model)
+    others = [open_codec(name) for name in args.compressors if name != DEFAULT_COMPRESSOR]
     size = 64 if args.small else model.image_shape[0]
     if args.small:
         model = CI2PViT((size, size, 3), variant="tiny", class_names=photos.class_names, compressor=codec.compressor)
@@ -225,14 +239,14 @@ def measure_accuracy(photos, args):
     truth = pixels.argmax(-1)
     row("pixels", None, [image.tobytes() for image in crops], pixels)
     files = None
-    for name, quality, encode, decode in coders(codec):
+    for name, quality, encode, decode in coders([codec, *others]):
         contents = [encode(image) for image in crops]
-        if name == OURS:
+        if encode == codec.compress:
             files = contents
             outputs = model.latent_classifier.predict(latents_of(codec, files), batch_size=16, verbose=0)
-        else:
-            outputs = model.predict(np.stack(list(map(decode, contents))), batch_size=16, verbose=0)
-        row(name, quality, contents, outputs)
+            row(name, quality, contents, outputs)
+        outputs = model.predict(np.stack(list(map(decode, contents))), batch_size=16, verbose=0)
+        row(DECODED if name == OURS else name, quality, contents, outputs)
     return {
         "images": len(labels),
         "image_size": size,
@@ -334,6 +348,8 @@ def plot_accuracies(out, measured):
     axis = figure.subplots()
     for form, colour in COLOURS.items():
         rows = [row for row in measured["rows"] if row["format"] == form]
+        if not rows:
+            continue
         marker = {"marker": "*", "markersize": 16} if form == OURS else {"marker": "o", "markersize": 4}
         axis.plot(
             [row["bytes"] for row in rows], [100 * row["top1"] for row in rows], color=colour, label=form, **marker

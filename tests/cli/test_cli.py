@@ -314,6 +314,18 @@ def test_backend_that_does_not_train(backend, command, photos, tmp_path):
     assert not run.exists()
 
 
+def test_a_command_starts_without_what_it_does_not_use():
+    """Keras does not import it in a process of the command line; later it can be imported as ever."""
+    pytest.importorskip("sklearn")
+    code = (
+        "import sys; sys.argv = ['keras-ci2p', 'info', 'tiny']; from keras_ci2p.cli import main; assert main() == 0\n"
+        "print(sorted({'sklearn', 'jax', 'matplotlib.pyplot'} & set(sys.modules)))\n"
+        "import sklearn, matplotlib.pyplot; print(sklearn.__name__, matplotlib.pyplot.__name__)"
+    )
+    done = run_python(["-c", code], KERAS_BACKEND="torch")
+    assert done.stdout.splitlines()[-2:] == ["[]", "sklearn matplotlib.pyplot"], done.stderr
+
+
 def test_import_is_light():
     """Nothing optional, no other backend, and hardly any time on top of Keras."""
     code = (

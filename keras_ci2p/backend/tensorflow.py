@@ -53,6 +53,10 @@ draws_anew = True
 
 def safe_step(model, name):
     step = getattr(model, name)
+    if name == "train_function" and model.built and model.optimizer is not None:
+        # A step that makes variables, the optimizer's, is traced twice: half of the time that it takes to compile.
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
 
     def safe(data):
         try:

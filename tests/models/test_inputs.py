@@ -306,6 +306,16 @@ def test_a_step_that_is_interrupted(images):
         model.fit(images, LABELS, verbose=0)
 
 
+def test_a_step_is_traced_once(images):
+    """Not twice, as TensorFlow would for the optimizer's variables, had they been made in it."""
+    model, steps = make_model(ViT), []
+    one = model.train_step
+    model.train_step = lambda *args: steps.append(1) or one(*args)
+    model.compile(keras.optimizers.Adam(), "mse")
+    model.fit(images, LABELS, verbose=0)
+    assert len(steps) == 1
+
+
 @pytest.mark.parametrize("kind", [CI2PViT, DUAL_SCALE])
 @pytest.mark.filterwarnings("ignore:Training with a compressor")
 def test_kerashubs_classifiers_look_too(kind, photos, images):

@@ -204,7 +204,9 @@ def tables(name, model):
 def plot(figure, result):
     panels = figure.subplots(1, len(result["models"]), sharey=True, squeeze=False)[0]
     for axes, (name, model) in zip(panels, result["models"].items(), strict=True):
-        parts = [part for part, row in model["training"].items() if row["of_peak"] is not None]
+        kinds = [model["training"], model["prediction"]]
+        # A difference of two times of a busy machine may be less than nothing.
+        parts = [part for part in kinds[1] if all(kind[part]["of_peak"] is not None for kind in kinds)]
         for offset, kind in ((-0.2, "training"), (0.2, "prediction")):
             heights = [model[kind][part]["of_peak"] for part in parts]
             axes.bar(np.arange(len(parts)) + offset, heights, 0.4, label=kind)

@@ -1,5 +1,7 @@
 """What the models share: a backbone that keeps its arguments, transformer encoders, and the compressor's part."""
 
+import contextlib
+import gc
 import inspect
 from collections.abc import Iterable
 from numbers import Integral, Real
@@ -31,6 +33,19 @@ from keras_ci2p.utils import without_arrays
 CompressorLike: TypeAlias = Compressor | AnalysisTransform | PathLike | dict[str, Any]
 
 __getattr__ = renamed_names(__name__, {"CI2PClassifier": "CompressorMixin"})
+
+
+@contextlib.contextmanager
+def _only_new_garbage():
+    """A context in which garbage is looked for among new objects alone, as Keras does for each weight it removes."""
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class ClassSignature:
@@ -91,8 +106,9 @@ class FixedGraph(Mixin):
             )
         if any(layer.quantization_mode for layer in self._flatten_layers()):
             raise ValueError(f"{self.name} is quantised already.")
-        # Keras leaves subclasses of its Dense alone unless told not to; ours computes the same.
-        super().quantize(mode, config, filters=lambda layer: isinstance(layer, Dense), type_check=False)
+        with _only_new_garbage():
+            # Keras leaves subclasses of its Dense alone unless told not to; ours computes the same.
+            super().quantize(mode, config, filters=lambda layer: isinstance(layer, Dense), type_check=False)
 
     def get_config(self) -> dict[str, Any]:
         return {**self._constructor_config(), **frozen_config(self)}

@@ -1,3 +1,4 @@
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -55,6 +56,12 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=list(once))
     order = {TESTS / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def pytest_collection_finish(session):
+    """What has been imported is no garbage: Keras and the tests ask for what is, a half second each time otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 def parameter_marks(item):

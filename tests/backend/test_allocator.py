@@ -69,6 +69,7 @@ def test_memory_is_used_again():
 
 
 @needs_glibc
+@pytest.mark.once
 @pytest.mark.parametrize("variables", [{"GLIBC_TUNABLES": ""}, {"MALLOC_ARENA_MAX": "0"}])
 def test_what_the_user_has_set_stays(variables):
     for kept, faults in run(**variables)[1]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import NANO
+from conftest import NANO, write_photos
 
 from keras_ci2p.cli import main
 from keras_ci2p.models.variants import VARIANTS
@@ -38,12 +38,23 @@ def history(run):
     return [{key: float(row[key]) for key in ("epoch", "loss", "top1", "val_loss", "val_top1")} for row in rows]
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="module")
+def whole(photos, nano_compressor, tmp_path_factory):
+    """A run that nothing stops."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    subprocess.run(command(photos, nano_compressor, run), check=True, timeout=600)
+    return run
+
+
 # A process of each takes its time to start and to compile: torch, which compiles nothing, shows both.
 @pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.once)])
-def test_resume(how, photos, nano_compressor, tmp_path, monkeypatch, capsys):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    subprocess.run(command(photos, nano_compressor, whole), check=True, timeout=600)
-
+def test_resume(how, photos, nano_compressor, whole, tmp_path, monkeypatch, capsys):
+    stopped = tmp_path / "stopped"
     process = subprocess.Popen(
         command(photos, nano_compressor, stopped),
         env={**os.environ, "WAITING_RUN": "1"},

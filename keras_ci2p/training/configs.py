@@ -411,8 +411,7 @@ class CompressorTrainConfig(Config):
     )
     quality: int | None = setting(
         None,
-        "1..8, which sets lambda and the channels; default: 5, with --init that of its compressor, whose channels "
-        "another must have",
+        "1..8, which sets lambda and the channels; default: 5, or that of --init, whose channels another must have",
         "--quality",
         at_least=min(QUALITIES),
         at_most=max(QUALITIES),
@@ -485,8 +484,7 @@ class CompressorTrainConfig(Config):
     @classmethod
     def _from_older(cls, values):
         """0.1.0, which knew no `metric`, recorded an architecture and a quality beside `init` that did not count."""
-        is_ignored = values.get("init") is not None and "metric" not in values
-        ignored = ("architecture", "quality") if is_ignored else ()
+        ignored = ("architecture", "quality") if values.get("init") is not None and "metric" not in values else ()
         return {name: value for name, value in values.items() if name not in ignored}
 
 

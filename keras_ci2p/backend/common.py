@@ -148,8 +148,11 @@ class AdamWStep(NamedTuple):
 
 # A function that takes a step of AdamW, as in `backend.torch`; None where Keras's own operations are as fast.
 adamw_step = None
-# Whether it is to be given all weights in one call.
-adamw_takes_all_weights = False
+
+
+def adamw_takes_all_weights():
+    """Whether `adamw_step` is to be given all weights in one call."""
+    return False
 
 
 # === Settings and facts ===

@@ -11,32 +11,46 @@ from keras_ci2p.utils import num_cpus
 # === Kernels ===
 
 
+def adamw_takes_all_weights():
+    # On each of several devices it is given that device's own, one by one.
+    return not tf.distribute.has_strategy()
+
+
 def adamw_step(weights, gradients, momentums, velocities, step):
     """Takes a step of AdamW: weight decay, then `ResourceApplyAdam` (TensorFlow 2.21) in place of Keras's passes.
 
     Args:
-        weights: Of TensorFlow, as Keras gives them to `update_step`: on each of several devices its own.
+        weights: Of Keras, or of TensorFlow, as Keras gives them to `update_step`.
         gradients, momentums, velocities, step: As in `keras_ci2p.backend.torch.adamw_step`.
     """
+    weights = [weight.value if isinstance(weight, keras.Variable) else weight for weight in weights]
+    # The same for all weights; as operations for each they were half of what is traced.
+    numbers = {dtype: _adam_numbers(step, dtype) for dtype in {weight.dtype for weight in weights}}
+    decays = {dtype: 1 - step.weight_decay * some["lr"] for dtype, some in numbers.items()} if step.weight_decay else {}
     for weight, gradient, momentum, velocity in zip(weights, gradients, momentums, velocities, strict=True):
-        dtype = weight.dtype
-        rate = tf.cast(step.learning_rate, dtype)
-        if step.weight_decay:
-            weight.assign(weight * (1 - step.weight_decay * rate))
-        number = tf.cast(step.iterations + 1, dtype)
-        beta1, beta2 = (tf.constant(beta, dtype) for beta in (step.beta_1, step.beta_2))
+        if decays:
+            weight.assign(weight * decays[weight.dtype])
         tf.raw_ops.ResourceApplyAdam(
             var=weight.handle,
             m=momentum.value.handle,
             v=velocity.value.handle,
-            beta1_power=tf.pow(beta1, number),
-            beta2_power=tf.pow(beta2, number),
-            lr=rate,
-            beta1=beta1,
-            beta2=beta2,
-            epsilon=tf.constant(step.epsilon, dtype),
-            grad=tf.cast(gradient, dtype),
+            grad=tf.cast(gradient, weight.dtype),
+            **numbers[weight.dtype],
         )
+
+
+def _adam_numbers(step, dtype):
+    """Arguments of `ResourceApplyAdam`."""
+    number = tf.cast(step.iterations + 1, dtype)
+    beta1, beta2 = (tf.constant(beta, dtype) for beta in (step.beta_1, step.beta_2))
+    return {
+        "beta1_power": tf.pow(beta1, number),
+        "beta2_power": tf.pow(beta2, number),
+        "lr": tf.cast(step.learning_rate, dtype),
+        "beta1": beta1,
+        "beta2": beta2,
+        "epsilon": tf.constant(step.epsilon, dtype),
+    }
 
 
 # === Settings and facts ===

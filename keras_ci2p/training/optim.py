@@ -64,7 +64,7 @@ class FusedAdamW(keras.optimizers.AdamW):
             super()._apply_weight_decay(variables)
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        if backend.adamw_takes_all_weights:
+        if backend.adamw_takes_all_weights():
             self._fused_step(grads, trainable_variables, learning_rate)
         else:
             # Weight by weight, to `update_step`; under TensorFlow for each device.

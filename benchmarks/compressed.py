@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import keras
+import matplotlib
 import numpy as np
 from common import add_data_argument, noise_photos, settings_of
 from matplotlib.figure import Figure
@@ -207,8 +208,8 @@ def plot_rates(out, measured):
 
 
 def save(figure, path):
-    with utils.atomic_file(path) as temporary:
-        # No date, so that the same numbers give the same file.
+    # No date and no random names, so that the same numbers give the same file.
+    with utils.atomic_file(path) as temporary, matplotlib.rc_context({"svg.hashsalt": path.name}):
         figure.savefig(temporary, metadata={"Date": None})
     print(f"written: {path}")
 

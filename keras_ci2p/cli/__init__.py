@@ -165,16 +165,16 @@ def _expand_home(args):
             setattr(args, name, [os.path.expanduser(one) if isinstance(one, str) else one for one in value])
 
 
-# What Keras imports at its start where it is installed, for wrappers, a callback and a gallery that no command uses.
-_UNUSED = ("sklearn", "matplotlib.pyplot", "jax")
+# What Keras imports at its start where it is installed, for wrappers and a gallery that no command uses.
+_UNUSED = ("sklearn", "matplotlib.pyplot")
 
 
 @contextlib.contextmanager
 def _without_unused():
-    """A context in which Keras starts without the packages of `_UNUSED`: a third of its seconds."""
-    # Of another backend, or one that Keras's own file names, JAX may be the framework.
-    framework = os.environ.get("KERAS_BACKEND") not in ("torch", "tensorflow")
-    hidden = [name for name in _UNUSED[: 2 if framework else 3] if name not in sys.modules]
+    """A context in which Keras starts without the packages that no command uses: a third of its seconds."""
+    # A callback's JAX; without a name here, JAX may be the framework that Keras's own file names.
+    unused = (*_UNUSED, "jax") if os.environ.get("KERAS_BACKEND") in ("torch", "tensorflow") else _UNUSED
+    hidden = [name for name in unused if name not in sys.modules]
     # None in place of a module: it cannot be found.
     sys.modules.update(dict.fromkeys(hidden))
     try:

@@ -34,6 +34,8 @@ _OF_THE_BACKEND = (
     "compiles",
     "conv2d",
     "depthwise_conv2d",
+    "draw_normal",
+    "draw_uniform",
     "drawn_once",
     "draws_anew",
     "fragments_memory",

@@ -171,6 +171,16 @@ def keep_compiled_code(directory):
     """`keras_ci2p.backend.keep_compiled_code`, where there is nothing to keep."""
 
 
+def draw_normal(shape, mean, stddev, dtype, seed):
+    """Initial weights: as `keras.random.normal`."""
+    return keras.random.normal(shape, mean, stddev, dtype, seed)
+
+
+def draw_uniform(shape, minval, maxval, dtype, seed):
+    """Initial weights: as `keras.random.uniform`."""
+    return keras.random.uniform(shape, minval, maxval, dtype, seed)
+
+
 def is_traced(tensor):
     """Whether `tensor` stands for others in a trace with weights that may be put away when the next one is made."""
     return False

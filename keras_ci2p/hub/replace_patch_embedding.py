@@ -9,6 +9,7 @@ from keras import ops
 from keras_ci2p.annotations import Shape, Tensor
 from keras_ci2p.hub.models import keras_hub, register
 from keras_ci2p.layers.compression_transforms import check_images
+from keras_ci2p.layers.core import RandomNormal
 from keras_ci2p.layers.embedding import PATCH_SIZE, CI2PPatchEmbedding, resize_position_embedding
 from keras_ci2p.models.backbone import CompressorLike, compressor_layer
 
@@ -77,11 +78,11 @@ class ClassTokenAndPositions(keras.layers.Layer):
         _, tokens, hidden_dim = self.compute_output_shape(input_shape)
         if self.use_class_token:
             self.class_token = self.add_weight(
-                shape=(1, 1, hidden_dim), initializer=keras.initializers.RandomNormal(stddev=0.02), name="class_token"
+                shape=(1, 1, hidden_dim), initializer=RandomNormal(stddev=0.02), name="class_token"
             )
         self.position_embedding = self.add_weight(
             shape=(1, tokens, hidden_dim),
-            initializer=keras.initializers.RandomNormal(stddev=0.02),
+            initializer=RandomNormal(stddev=0.02),
             name="position_embedding",
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_ci2p.annotations import Shape, Tensor
-from keras_ci2p.layers.core import SeedGenerator, torch_conv2d
+from keras_ci2p.layers.core import RandomUniform, SeedGenerator, torch_conv2d
 
 # CompressAI's `NonNegativeParametrizer`: reparam_offset = 2**-18.
 PEDESTAL = 2.0**-36
@@ -314,7 +314,7 @@ class EntropyBottleneck(_EntropyModel):
         for i, (width, next_width) in enumerate(zip(WIDTHS[:-1], WIDTHS[1:], strict=True)):
             constant = keras.initializers.Constant(math.log(math.expm1(1 / scale / next_width)))
             self.matrices.append(add(f"matrix_{i}", (next_width, width), constant))
-            self.biases.append(add(f"bias_{i}", (next_width, 1), keras.initializers.RandomUniform(-0.5, 0.5)))
+            self.biases.append(add(f"bias_{i}", (next_width, 1), RandomUniform(-0.5, 0.5)))
             if i < len(WIDTHS) - 2:
                 self.factors.append(add(f"factor_{i}", (next_width, 1), "zeros"))
         self.quantiles = add("quantiles", (1, 3), _initial_quantiles)

@@ -35,6 +35,38 @@ class SeedGenerator(keras.random.SeedGenerator):
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
+class RandomNormal(keras.initializers.RandomNormal):
+    """`keras.initializers.RandomNormal` by the backend's own generator, as the two below."""
+
+    def __call__(self, shape, dtype=None):
+        return backend.draw_normal(shape, self.mean, self.stddev, dtype, self.seed)
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class RandomUniform(keras.initializers.RandomUniform):
+    """`keras.initializers.RandomUniform`."""
+
+    def __call__(self, shape, dtype=None):
+        return backend.draw_uniform(shape, self.minval, self.maxval, dtype, self.seed)
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
+class VarianceScaling(keras.initializers.VarianceScaling):
+    """`keras.initializers.VarianceScaling` of kernels of dense layers and convolutions, uniform or normal."""
+
+    def __call__(self, shape, dtype=None):
+        if self.distribution == "truncated_normal":
+            return super().__call__(shape, dtype)
+        *kernel_size, inputs, outputs = shape
+        fans = {"fan_in": inputs, "fan_out": outputs, "fan_avg": (inputs + outputs) / 2}
+        variance = self.scale / max(1.0, fans[self.mode] * math.prod(kernel_size))
+        if self.distribution == "uniform":
+            limit = math.sqrt(3 * variance)
+            return backend.draw_uniform(shape, -limit, limit, dtype, self.seed)
+        return backend.draw_normal(shape, 0.0, math.sqrt(variance), dtype, self.seed)
+
+
+@keras.saving.register_keras_serializable(package="keras_ci2p")
 class Dense(keras.layers.Dense):
     """`keras.layers.Dense` by the backend's own kernel."""
 
@@ -160,7 +192,7 @@ class SymmetricDepthwiseConv2D(_SymmetricPadding, keras.layers.DepthwiseConv2D):
 def torch_uniform(fan_in):
     """Returns initializers of kernel and bias as PyTorch's convolutions have them: uniform, +-1/sqrt(fan_in)."""
     limit = 1 / math.sqrt(fan_in)
-    uniform = keras.initializers.RandomUniform(-limit, limit)
+    uniform = RandomUniform(-limit, limit)
     return {"kernel_initializer": uniform, "bias_initializer": uniform.clone()}
 
 

@@ -8,7 +8,14 @@ from keras import ops
 
 from keras_ci2p.annotations import Shape, Tensor
 from keras_ci2p.layers.compression_transforms import AnalysisTransform, check_images
-from keras_ci2p.layers.core import BatchNormalization, PointwiseConv2D, SymmetricDepthwiseConv2D, freeze_parts
+from keras_ci2p.layers.core import (
+    BatchNormalization,
+    PointwiseConv2D,
+    RandomNormal,
+    SymmetricDepthwiseConv2D,
+    VarianceScaling,
+    freeze_parts,
+)
 
 # mmpretrain: BatchNorm2d(eps=1e-5, momentum=0.1); Keras counts the momentum from the other side.
 BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
@@ -25,7 +32,7 @@ def squeeze_width(channels):
 
 
 def _kaiming(mode):
-    return keras.initializers.VarianceScaling(2.0, mode=mode, distribution="untruncated_normal")
+    return VarianceScaling(2.0, mode=mode, distribution="untruncated_normal")
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")
@@ -324,7 +331,7 @@ class PositionEmbedding(keras.layers.Layer):
             )
         self.embedding = self.add_weight(
             shape=(1, tokens, input_shape[-1]),
-            initializer=keras.initializers.RandomNormal(stddev=0.02),
+            initializer=RandomNormal(stddev=0.02),
             name="embedding",
         )
 

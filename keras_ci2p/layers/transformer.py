@@ -12,8 +12,11 @@ from keras_ci2p.layers.core import (
     BatchNormalization,
     Dense,
     LayerNormalization,
+    RandomNormal,
+    RandomUniform,
     SeedGenerator,
     SymmetricDepthwiseConv2D,
+    VarianceScaling,
     freeze_parts,
 )
 from keras_ci2p.layers.embedding import BATCH_NORM, InvertedResidual
@@ -165,7 +168,7 @@ class TransformerBlock(keras.layers.Layer):
                 f"input_shape={input_shape}"
             )
         dtype = self.dtype_policy
-        normal = keras.initializers.RandomNormal(stddev=0.02)
+        normal = RandomNormal(stddev=0.02)
 
         def norm(name):
             return LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
@@ -188,8 +191,8 @@ class TransformerBlock(keras.layers.Layer):
             return Dense(
                 units,
                 activation=activation,
-                kernel_initializer="glorot_uniform",
-                bias_initializer=keras.initializers.RandomNormal(stddev=1e-6),
+                kernel_initializer=VarianceScaling(1.0, "fan_avg", "uniform"),
+                bias_initializer=RandomNormal(stddev=1e-6),
                 dtype=self.dtype_policy,
                 name=name,
             )
@@ -274,7 +277,7 @@ class LeFF(keras.layers.Layer):
         batch, tokens, hidden_dim = input_shape
 
         def dense(units, name):
-            normal = keras.initializers.RandomNormal(stddev=0.02)
+            normal = RandomNormal(stddev=0.02)
             return Dense(units, kernel_initializer=normal, dtype=dtype, name=name)
 
         def norm(name):
@@ -286,7 +289,7 @@ class LeFF(keras.layers.Layer):
             3,
             use_bias=False,
             # PyTorch: uniform up to 1 / sqrt(fan_in), of 3 * 3 inputs.
-            depthwise_initializer=keras.initializers.RandomUniform(-1 / 3, 1 / 3),
+            depthwise_initializer=RandomUniform(-1 / 3, 1 / 3),
             dtype=dtype,
             name="depthwise",
         )

@@ -17,7 +17,7 @@ from keras_ci2p.annotations import PathLike, Shape, Tensor
 from keras_ci2p.data.manifest import in_threads, warn_of_notes
 from keras_ci2p.data.transforms import center_crop, decode_image
 from keras_ci2p.layers.compression_transforms import check_images
-from keras_ci2p.layers.core import Dense
+from keras_ci2p.layers.core import Dense, RandomNormal
 from keras_ci2p.layers.transformer import TransformerBlock
 from keras_ci2p.models.backbone import Backbone, ClassSignature, FixedGraph
 from keras_ci2p.models.data_checks import ChecksData, warn_of_range
@@ -525,7 +525,7 @@ def pooled_head(backbone, num_classes, activation):
     head = keras.layers.Dense(
         num_classes,
         activation=activation,
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+        kernel_initializer=RandomNormal(stddev=0.01),
         dtype="float32" if is_16_bit else policy,
         name="head",
     )

@@ -3,7 +3,7 @@
 import keras
 
 from keras_ci2p.annotations import Shape
-from keras_ci2p.layers.core import ImageNormalization
+from keras_ci2p.layers.core import ImageNormalization, VarianceScaling
 from keras_ci2p.layers.embedding import PositionEmbedding
 from keras_ci2p.models.backbone import Backbone, check_image_shape, transformer_encoder
 from keras_ci2p.models.image_classifier import ImageClassifier
@@ -54,7 +54,7 @@ class ViTBackbone(Backbone):
             hidden_dim,
             patch_size,
             strides=patch_size,
-            kernel_initializer=keras.initializers.VarianceScaling(1.0, "fan_in", "untruncated_normal"),
+            kernel_initializer=VarianceScaling(1.0, "fan_in", "untruncated_normal"),
             data_format="channels_last",
             dtype=policy,
             name="patch_embedding",

@@ -237,10 +237,10 @@ class TestAnalysisTransform:
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(encoder.encode(images.astype("float32"))), latents)
 
     def test_pixels_are_scaled_in_float32_under_16_bit_policies(self):
-        """100.2 and 100.4 are one bfloat16 number, but 100.2/255 and 100.4/255 are two."""
+        """Of 64 to 127, x + 0.3 and x + 0.7 are one bfloat16 number, but (x + 0.3)/255 and (x + 0.7)/255 are two."""
         encoder = self.make(dtype="mixed_bfloat16")
-        images = np.full((1, 16, 16, 3), 100.2, "float32")
-        low, high = (keras.ops.convert_to_numpy(keras.ops.cast(encoder(x), "float32")) for x in (images, images + 0.2))
+        images = np.random.default_rng(0).integers(64, 128, (1, 64, 64, 3)).astype("float32") + 0.3
+        low, high = (keras.ops.convert_to_numpy(keras.ops.cast(encoder(x), "float32")) for x in (images, images + 0.4))
         assert (low != high).any()
 
     def test_initial_weights_are_those_of_torch(self):

@@ -70,6 +70,11 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+def once(value):
+    """A case that is the same on every backend if the others are."""
+    return pytest.param(value, marks=pytest.mark.once)
+
+
 def parameter_marks(item):
     return item.callspec.marks if hasattr(item, "callspec") else ()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import NANO
+from conftest import NANO, once
 from PIL import Image
 
 import keras_ci2p
@@ -67,7 +67,7 @@ def test_layout(preset):
 
 
 @pytest.mark.every_backend
-@pytest.mark.parametrize("model", [CI2PViT, CI2PViTDualScale], indirect=True)
+@pytest.mark.parametrize("model", [CI2PViT, once(CI2PViTDualScale)], indirect=True)
 def test_round_trip(model, preset, images):
     loaded = type(model).from_preset(preset)
     assert loaded.get_config() == model.get_config()
@@ -102,7 +102,7 @@ def test_arguments(preset, model):
 
 
 @pytest.mark.every_backend
-@pytest.mark.parametrize("model_class", [ViT, CI2PViTDualScale])
+@pytest.mark.parametrize("model_class", [ViT, once(CI2PViTDualScale)])
 def test_position_embedding_is_resized_with_the_image(model_class, nano, tmp_path):
     from keras_ci2p.layers.embedding import resize_position_embedding
 

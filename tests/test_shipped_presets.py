@@ -75,6 +75,7 @@ def test_compressor(name):
     assert psnr == pytest.approx(EXPECTED[name]["psnr"], abs=0.02)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_classifiers_tell_their_compressor(name, nano, tmp_path):
     compressor = Compressor.from_preset(name)

@@ -5,6 +5,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from conftest import once
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT
 from keras_ci2p.layers import GDN
@@ -147,7 +148,7 @@ def check_same_weights(model, loaded, storage):
 
 
 @pytest.mark.every_backend
-@pytest.mark.parametrize("kind", ["compressor", "classifier"])
+@pytest.mark.parametrize("kind", ["compressor", once("classifier")])
 def test_presets_of_both_kinds(kind, request, tmp_path):
     model = request.getfixturevalue(kind)
     sizes = {}
@@ -162,7 +163,6 @@ def test_presets_of_both_kinds(kind, request, tmp_path):
     assert all(sizes[storage] < share * sizes["float32"] for storage, share in most.items())
 
 
-@pytest.mark.every_backend
 @pytest.mark.parametrize("model_class", [CI2PViT, CI2PViTDualScale])
 def test_a_classifier_keeps_the_weights_of_the_shipped_compressor(model_class, nano, tmp_path):
     """Latents and files of one serve the other, however it is stored and however often."""

@@ -123,6 +123,7 @@ def test_a_backend_imports_no_other(sent):
     assert sent[1]["loaded"].tolist() == [keras.backend.backend()]
 
 
+@pytest.mark.once
 def test_numpy_has_keras_s_own_kernels(sent, tmp_path):
     """And loads no framework of another backend."""
     path, here = sent

@@ -113,7 +113,6 @@ def stop(arguments, shard, sent):
     return process.returncode, errors
 
 
-@pytest.mark.every_backend
 def test_stopped_and_resumed(photos, preset, tmp_path):
     """A cache that was stopped by Ctrl-C and then killed is, in the end, the one that was not."""
     out = tmp_path / "stopped"

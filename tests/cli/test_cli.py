@@ -69,7 +69,6 @@ def failed(capsys, *arguments):
     return errors[0]
 
 
-@pytest.mark.every_backend
 def test_evaluate(run_dir, photos, capsys):
     assert main(["evaluate", str(run_dir), str(photos)]) == 0
     captured = capsys.readouterr()

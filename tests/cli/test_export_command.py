@@ -23,6 +23,7 @@ def preset(tmp_path, nano):
     return tmp_path / "preset"
 
 
+@pytest.mark.once
 def test_export(preset, tmp_path, capsys, rng):
     path = tmp_path / f"model{FORMATS[FORMAT].suffix}"
     assert main(["export", str(preset), str(path), "--format", FORMAT, "--image-size", "48"]) == 0
@@ -64,6 +65,7 @@ def test_int8_is_refused_before_anything_is_read(tmp_path, capsys):
     assert "--int8 is for --format onnx and openvino" in failed(capsys, *command, "torch", "--int8", "--data", "photos")
 
 
+@pytest.mark.once
 def test_quantize(preset, tmp_path, capsys, rng):
     dest = tmp_path / "int8"
     assert main(["quantize", str(preset), str(dest)]) == 0

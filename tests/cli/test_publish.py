@@ -82,7 +82,6 @@ def row(text, name):
     return cells
 
 
-@pytest.mark.every_backend
 def test_publish(run_dir, photos, tmp_path, capsys, monkeypatch):
     (tmp_path / "notes.md").write_text("Knows *colours* only.")
     dest = tmp_path / "small"

@@ -63,7 +63,6 @@ def history(run):
     return [{key: float(value) for key, value in row.items()} for row in csv.DictReader((run / "history.csv").open())]
 
 
-@pytest.mark.every_backend
 def test_what_a_run_leaves(run):
     names = {path.name for path in run.iterdir()}
     files = {"history.csv", "curves.png", "run.json", "report.json", "reconstructions.png"}

@@ -25,7 +25,6 @@ def classifier(kind, nano):
     return kind((32, 32, 3), num_classes=3, compressor=SMALL, **sizes)
 
 
-@pytest.mark.every_backend
 @pytest.mark.parametrize("is_run", [False, True], ids=["preset", "run"])
 @pytest.mark.parametrize("kind", [Compressor, CI2PViT, CI2PViTDualScale])
 def test_presets_and_runs_of_either_kind(kind, is_run, nano, tmp_path):

@@ -63,7 +63,7 @@ def test_exported_file_computes_the_same(kind, name, tmp_path, nano, rng):
 
 ATTENTION_CASES = {
     "torch": [("ci2p", "onnx"), ("vit", "openvino"), ("dual", "torch")],
-    "jax": [("vit", "onnx")],
+    "jax": [],
     "tensorflow": [("dual", "tf_saved_model"), ("ci2p", "litert")],
 }[BACKEND]
 
@@ -113,9 +113,7 @@ def check_onnx(path, report):
     assert not [node for node in model.graph.node if node.metadata_props]
 
 
-LATENT_CASES = [("ci2p", name) for name in HERE] + {"torch": [("dual", "onnx")], "jax": [("ci2p", "onnx")]}.get(
-    BACKEND, []
-)
+LATENT_CASES = [("ci2p", name) for name in HERE] + ([("dual", "onnx")] if BACKEND == "torch" else [])
 
 
 @pytest.mark.parametrize(("kind", "name"), LATENT_CASES)

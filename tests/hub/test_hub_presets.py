@@ -7,6 +7,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from conftest import once
 from keras_hub.src.utils import preset_utils
 from nano_models import DUAL, PLAIN, assert_same_weights, our_model, to_numpy
 
@@ -18,7 +19,7 @@ from keras_ci2p.weight_storage import STORAGES
 # The same on every backend, but for what is marked.
 pytestmark = pytest.mark.once
 # What KerasHub does with it differs from the other in nothing that a backend would see.
-DUAL_SCALE = pytest.param(CI2PViTDualScale, marks=pytest.mark.once)
+DUAL_SCALE = once(CI2PViTDualScale)
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype("uint8")
 
@@ -57,7 +58,6 @@ def test_stored_in_fewer_bits(storage, tmp_path):
     assert rounded == (storage != "float32")
 
 
-@pytest.mark.every_backend
 def test_quantised(tmp_path):
     ours = our_model()
     ours.quantize("int8")
@@ -69,7 +69,6 @@ def test_quantised(tmp_path):
     assert_same_weights(CI2PViT.from_preset(tmp_path / "theirs"), ours)
 
 
-@pytest.mark.every_backend
 @pytest.mark.parametrize("model_class", [CI2PViT, DUAL_SCALE])
 def test_quantize(model_class, tmp_path):
     """As of our own classifiers, where Keras would reach the head alone."""

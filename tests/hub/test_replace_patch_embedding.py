@@ -21,6 +21,7 @@ def make_classifier(backbone, **arguments):
     return keras_hub.models.ViTImageClassifier(backbone=backbone, num_classes=2, preprocessor=preprocessor, **arguments)
 
 
+@pytest.mark.once
 def test_weights_of_the_size_of_a_pretrained_vit():
     """ViT-B/16 at 224 px, but for the number of its blocks."""
     vit = make_vit(image_shape=(224, 224, 3), hidden_dim=768, num_heads=12, mlp_dim=3072, num_layers=2)
@@ -49,6 +50,7 @@ def test_it_computes_what_the_vit_does_from_the_same_tokens():
     np.testing.assert_allclose(to_numpy(encoder(positions(tokens))), to_numpy(vit(images)), atol=1e-5)
 
 
+@pytest.mark.once
 def test_fit_of_a_classifier(tmp_path):
     before = make_classifier(make_vit(), intermediate_dim=8)
     compressor = Compressor(quality=None, channels=(8, 12))

@@ -45,7 +45,6 @@ def small_compressor(**kwargs):
 
 
 class TestSignature:
-    @pytest.mark.every_backend
     @pytest.mark.parametrize("model_class", MODELS)
     def test_a_configuration_is_the_arguments(self, model_class):
         backbone_class = model_class.backbone_cls
@@ -202,7 +201,6 @@ class TestFromPreset:
         make(num_classes=2, class_names=["a", "b"], activation="softmax").save_to_preset(tmp_path / "preset")
         return tmp_path / "preset"
 
-    @pytest.mark.every_backend
     def test_activation(self, make, preset):
         images = np.zeros((1, 32, 32, 3), "uint8")
         load = make.model_class.from_preset
@@ -412,7 +410,6 @@ class TestCompressor:
         assert open_preset(tmp_path / "preset").metadata.get("compressor") == named
         assert make.model_class.from_preset(tmp_path / "preset").compressor.source == source
 
-    @pytest.mark.every_backend
     def test_random_stays_random(self, make, tmp_path):
         model = make()
         model.save(tmp_path / "model.keras")

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import once
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.layers.transformer import TransformerBlock, attention_rollout
@@ -57,7 +58,7 @@ def test_scores_and_values_give_the_output_of_the_block(rng, policy):
         assert error(wrong) > 5 * tolerance
 
 
-@pytest.mark.parametrize(("kind", "grid"), [("ci2p", (2, 3)), ("vit", (4, 6))])
+@pytest.mark.parametrize(("kind", "grid"), [("ci2p", (2, 3)), pytest.param("vit", (4, 6), marks=pytest.mark.once)])
 def test_maps_of_all_layers(nano, images, kind, grid):
     model = make(kind, nano)
     assert model.grid_size == grid
@@ -83,7 +84,7 @@ def test_maps_of_all_layers(nano, images, kind, grid):
     np.testing.assert_allclose(now[:, 0], maps[:, 0], atol=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", once("mixed_float16")])
 def test_16_bit_policies(nano, images, policy):
     maps = make("vit", nano, dtype=policy).attention_maps(images)
     assert maps.dtype == "float32"

@@ -66,6 +66,7 @@ def test_fit_with_validation(nano, manifest, tmp_path):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.once
 def test_the_loss_falls(nano, manifest):
     wrapper, _ = make(nano, drop_path_rate=0.0)
     data = train_data(manifest, CROP_AND_FLIP)

@@ -46,6 +46,7 @@ def test_paths_pictures_and_arrays_of_any_size(model, photos, rng):
     assert_results(model.classify(np.stack([arrays[1]] * 2), top=2), expected(model, [pictures[3]] * 2))
 
 
+@pytest.mark.once
 def test_an_image_by_itself_is_no_list(model, photos, rng):
     path, pixels = photos / "cat" / "000.png", rng.integers(0, 256, (50, 60, 3), "uint8")
     for image in (path, str(path), load_image(path)):

@@ -7,6 +7,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from conftest import once
 from nano_models import our_model, to_numpy
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT
@@ -17,11 +18,6 @@ IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float3
 LABELS = np.array([0, 1])
 COMPRESSOR = {"num_filters": 8, "latent_channels": 12}
 RANDOM = "random weights"
-
-
-def once(value):
-    """A case that is the same on every backend if the others are."""
-    return pytest.param(value, marks=pytest.mark.once)
 
 
 def make(model_class, nano):
@@ -71,7 +67,7 @@ def freeze_within_a_learning_compressor(model):
         freeze_within_a_learning_compressor,
     ],
 )
-@pytest.mark.parametrize("model_class", [CI2PViT, CI2PViTDualScale, ViT])
+@pytest.mark.parametrize("model_class", [CI2PViT, *map(once, (CI2PViTDualScale, ViT))])
 def test_configurations_keep_what_is_frozen(model_class, freeze, nano):
     model = make(model_class, nano)
     assert not {"trainable", "frozen_layers"} & set(model.get_config())
@@ -92,6 +88,7 @@ def test_configurations_keep_what_is_frozen(model_class, freeze, nano):
     assert state(type(model.backbone).from_config(model.backbone.get_config())) == state(model.backbone)
 
 
+@pytest.mark.once
 def test_files_keep_what_is_frozen(tmp_path, nano):
     """With the optimizer's state, which is of what learns."""
     model = our_model()
@@ -173,9 +170,8 @@ def fit(model, images):
 @pytest.mark.parametrize(
     "wrap",
     [
-        in_a_sequence,
         augmented,
-        *map(once, (embedding_alone, in_a_functional_model, backbone_in_a_functional_model, on_latents)),
+        *map(once, (in_a_sequence, embedding_alone, in_a_functional_model, backbone_in_a_functional_model, on_latents)),
     ],
 )
 def test_a_random_frozen_compressor_is_told_of(wrap):
@@ -243,7 +239,8 @@ def test_a_loop_of_ones_own():
         custom_step(model)
 
 
-@pytest.mark.parametrize("model_class", [CI2PViT, *map(once, (CI2PViTDualScale, ViT))])
+@pytest.mark.once
+@pytest.mark.parametrize("model_class", [CI2PViT, CI2PViTDualScale, ViT])
 def test_a_quantised_model_does_not_train(model_class, nano):
     def quantised():
         model = make(model_class, nano)

@@ -5,6 +5,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from conftest import once
 from nano_models import DUAL, PLAIN, VIT, our_model
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT
@@ -12,7 +13,7 @@ from keras_ci2p.data import image_folder
 from keras_ci2p.models.rate_distortion import rate_distortion_optimizer
 
 # Takes its inputs as the other does.
-DUAL_SCALE = pytest.param(CI2PViTDualScale, marks=pytest.mark.once)
+DUAL_SCALE = once(CI2PViTDualScale)
 
 
 def make_model(kind, **arguments):
@@ -30,7 +31,7 @@ LABELS = np.eye(3, dtype="float32")[[0, 1, 2, 0]]
 
 
 @pytest.mark.filterwarnings("ignore:Training with a compressor", "ignore:The structure of `inputs`")
-@pytest.mark.parametrize("kind", [CI2PViT, DUAL_SCALE, ViT])
+@pytest.mark.parametrize("kind", [once(CI2PViT), DUAL_SCALE, ViT])
 def test_images_in_a_dict_or_a_list(kind, images):
     """As plain functional models take them."""
     model = make_model(kind)
@@ -125,7 +126,7 @@ UNIT_RANGE_WORDS = "The images are within 0..1"
 
 
 @pytest.mark.filterwarnings("ignore:Training with a compressor")
-@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("kind", ["generator", *map(once, ("torch", "tf"))])
 def test_streams_in_0_to_1(kind, images):
     """Their first batch is looked at as it passes: the same is read as without."""
     model, plain = make_model(ViT), keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)])
@@ -170,6 +171,7 @@ def test_shuffled_streams_keep_their_order():
     assert second_order(model) == second_order(plain)
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Training with a compressor")
 def test_py_datasets_in_0_to_1(images):
     model = make_model(ViT)
@@ -184,6 +186,7 @@ def test_py_datasets_in_0_to_1(images):
         model.fit(Batches(images), validation_data=Batches(images.astype("uint8")), verbose=0)
 
 
+@pytest.mark.once
 def test_compressors_take_the_same_range(images):
     compressor = Compressor(quality=None, channels=(8, 12))
     compressor.compile(lmbda=0.01)
@@ -197,6 +200,7 @@ def test_compressors_take_the_same_range(images):
         compressor.evaluate({"images": images, "noise": noise}, verbose=0)
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore:Training with a compressor", "error:The images are within")
 def test_images_that_are_not_in_0_to_1(images):
     model = make_model(CI2PViT)
@@ -238,7 +242,7 @@ def test_labels_that_count_other_classes(photos):
 
 
 # TensorFlow's trainer and torch's take nothing away: each model has its turn on torch and on JAX.
-KINDS = ["ours"] if keras.backend.backend() == "tensorflow" else ["ours", "compressor", "hub"]
+KINDS = ["ours"] if keras.backend.backend() == "tensorflow" else ["ours", "compressor", once("hub")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -316,6 +320,7 @@ def test_a_step_is_traced_once(images):
     assert len(steps) == 1
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("kind", [CI2PViT, DUAL_SCALE])
 @pytest.mark.filterwarnings("ignore:Training with a compressor")
 def test_kerashubs_classifiers_look_too(kind, photos, images):

@@ -17,7 +17,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import NANO
+from conftest import NANO, once
 from nano_models import DUAL, PLAIN, assert_same_weights, our_model, to_numpy
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT, layers
@@ -48,6 +48,8 @@ KINDS = {
     "hub": lambda: hub_classifier("CI2PViT", PLAIN),
     "hub_dual": lambda: hub_classifier("CI2PViTDualScale", DUAL),
 }
+# For what another backend would only repeat with the other kinds.
+FIRST = ["ci2p", *map(once, list(KINDS)[1:])]
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ COPIES = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FIRST)
 def test_copies(kind, images, tmp_path):
     model = KINDS[kind]()
     expected = outputs(model, images[:1])
@@ -180,7 +182,7 @@ def one_step(images, run_eagerly=False, drop_path_rate=0.0, **arguments):
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="Keras traces `training`, so that its own BatchNormalization fails too")
-@pytest.mark.parametrize("model_class", [CI2PViT, CI2PViTDualScale])
+@pytest.mark.parametrize("model_class", [once(CI2PViT), CI2PViTDualScale])
 def test_rematerialization(model_class, images):
     # In a graph of TensorFlow Keras's own BatchNormalization fails too.
     arguments = {"model_class": model_class, "run_eagerly": BACKEND == "tensorflow"}
@@ -285,7 +287,7 @@ def test_lora(images, tmp_path):
     np.testing.assert_allclose(outputs(loaded, images)[0], outputs(model, images)[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FIRST)
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_quantize(kind, images):
     model = KINDS[kind]()
@@ -467,7 +469,7 @@ def run_litert(path):
 EXPORTS = {
     "torch": [("onnx", "m.onnx", run_onnx, 4, ("ci2p", "dual", "vit")), ("torch", "m.pt2", run_torch, 1, ("ci2p",))],
     "tensorflow": [
-        ("tf_saved_model", "m", run_saved_model, 4, ("ci2p", "hub")),
+        ("tf_saved_model", "m", run_saved_model, 4, ("hub",)),
         ("litert", "m.tflite", run_litert, 1, ("ci2p",)),
     ],
     "jax": [("tf_saved_model", "m", run_saved_model, 4, ("ci2p",))],

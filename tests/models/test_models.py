@@ -4,18 +4,19 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from conftest import once
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, ViT, models
 
 SMALL_COMPRESSOR = {"num_filters": 8, "latent_channels": 12}
-CI2P = ["ci2p", "ci2p_dual"]
+CI2P = ["ci2p", once("ci2p_dual")]
 
 
 def to_numpy(x):
     return keras.ops.convert_to_numpy(x)
 
 
-@pytest.fixture(params=[*CI2P, "vit"])
+@pytest.fixture(params=[*CI2P, once("vit")])
 def make(request, nano):
     def build(image_shape=(64, 96, 3), **kwargs):
         if request.param == "vit":
@@ -37,6 +38,7 @@ def parameters(weights):
     return sum(math.prod(w.shape) for w in weights if not w.name.startswith("moving_"))
 
 
+@pytest.mark.once
 def test_parameter_counts_of_the_paper():
     model = CI2PViT()
     assert parameters(model.weights) == 88_964_010
@@ -48,6 +50,7 @@ def test_parameter_counts_of_the_paper():
     assert parameters(ViT().weights) == 85_850_890
 
 
+@pytest.mark.once
 def test_parameter_counts_of_the_dual_scale_model():
     model = CI2PViTDualScale()
     assert parameters(model.weights) == 50_939_082
@@ -60,6 +63,7 @@ def test_parameter_counts_of_the_dual_scale_model():
     assert sum(counts.values()) - others == 48_235_776
 
 
+@pytest.mark.once
 def test_layer_names():
     names = [layer.name for layer in CI2PViT(variant="tiny").layers]
     blocks = [f"block_{i}" for i in range(12)]
@@ -69,6 +73,7 @@ def test_layer_names():
     assert names == ["images", "compressor", "patch_generator", "position_embedding", *blocks, "norm", "pool", "head"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("variant", ["tiny", "small", "base_8"])
 @pytest.mark.parametrize(
     ("model_class", "variants"), [(CI2PViT, models.VARIANTS), (CI2PViTDualScale, models.DUAL_SCALE_VARIANTS)]
@@ -79,6 +84,7 @@ def test_variants(variant, model_class, variants):
     assert {key: getattr(backbone, key) for key in sizes} == sizes
 
 
+@pytest.mark.once
 def test_dual_scale_blocks_keep_head_width_and_mlp_ratio():
     for variant, sizes in models.DUAL_SCALE_VARIANTS.items():
         assert sizes["merge_at"] == sizes["num_layers"] / 2
@@ -185,6 +191,7 @@ def test_unknown_variant(make):
         make(variant="huge")
 
 
+@pytest.mark.once
 def test_any_size(nano, images):
     model = CI2PViT((None, None, 3), compressor=SMALL_COMPRESSOR, **nano)
     fixed = CI2PViT((64, 96, 3), compressor=SMALL_COMPRESSOR, **nano)
@@ -227,6 +234,7 @@ class TestFreezing:
         with pytest.warns(UserWarning, match="random weights"):
             assert not any(self.fit(model))
 
+    @pytest.mark.once
     def test_unfrozen_learns_and_does_not_warn(self, nano):
         model = self.make(nano)
         model.freeze_compressor = False
@@ -237,6 +245,7 @@ class TestFreezing:
         model.freeze_compressor = True
         assert not any(self.fit(model))
 
+    @pytest.mark.once
     def test_a_loaded_compressor_does_not_warn(self, nano):
         other = self.make(nano)
         model = self.make(nano)
@@ -247,7 +256,7 @@ class TestFreezing:
 
 
 @pytest.mark.parametrize("make", CI2P, indirect=True)
-@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("frozen", [True, once(False)])
 def test_freezing_survives_files(make, frozen, tmp_path):
     model = make((32, 32, 3), freeze_compressor=not frozen)
     model.freeze_compressor = frozen
@@ -286,7 +295,7 @@ def test_keras_file_round_trip(make, images, tmp_path):
     np.testing.assert_array_equal(to_numpy(loaded(images)), to_numpy(model(images)))
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", once("bfloat16")])
 def test_16_bit_policies(make, images, policy):
     reference = make()
     model = make(dtype=policy)

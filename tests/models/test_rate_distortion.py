@@ -73,6 +73,7 @@ def test_ms_ssim(rng):
     assert all(np.isfinite(weight).all() for weight in compressor.get_weights())
 
 
+@pytest.mark.once
 def test_metrics_by_hand(rng):
     images = rng.integers(0, 256, (3, 32, 48, 3)).astype("uint8")
     compressor = small()
@@ -91,6 +92,7 @@ def same_images_weighed(compressor, images, **arguments):
     return compressor.evaluate(images, batch_size=4, verbose=0, return_dict=True, **arguments)
 
 
+@pytest.mark.once
 def test_sample_weights(rng):
     """An image of weight 0 counts for nothing, one of weight 2 as two; `class_weight` gives them by the labels."""
     images = rng.integers(0, 256, (4, 32, 32, 3)).astype("uint8")
@@ -124,6 +126,7 @@ def test_sample_weights(rng):
         same_images_weighed(compressor, images, sample_weight=np.ones((4, 3)))
 
 
+@pytest.mark.once
 def test_regularizers_and_further_losses_count(rng):
     images = rng.integers(0, 256, (2, 32, 32, 3)).astype("uint8")
     compressor = small()
@@ -165,6 +168,7 @@ def test_fit_on_images_alone_draws_new_noise(rng):
     assert np.abs(a - b).max() > 0
 
 
+@pytest.mark.once
 def test_a_preset_of_a_compiled_compressor_holds_its_weights_only(tmp_path, rng):
     plain, compiled = small(), small()
     compiled.compile(lmbda=0.025)
@@ -186,6 +190,7 @@ def _entries(preset):
     return names
 
 
+@pytest.mark.once
 def test_a_saved_model_is_compiled_again(tmp_path, rng):
     images = rng.integers(0, 256, (2, 32, 32, 3)).astype("uint8")
     compressor = small()

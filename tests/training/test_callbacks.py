@@ -147,12 +147,14 @@ def test_steps_do_not_wait_for_their_loss(recorded, monkeypatch):
             assert getattr(callback, name) is getattr(keras.callbacks.Callback, name)
 
 
+@pytest.mark.once
 def test_speed_counts_the_images_that_there_are(recorded):
     for row in recorded():
         seconds = 24 / row["images_per_second"]
         assert 0 < seconds <= row["seconds"] + 0.1
 
 
+@pytest.mark.once
 def test_training_images_are_hashed_once(recorded, monkeypatch):
     from keras_ci2p.data.manifest import ImageManifest
 

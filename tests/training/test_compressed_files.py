@@ -7,7 +7,7 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-from conftest import write_photos
+from conftest import once, write_photos
 from PIL import Image
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, Compressor, ViT
@@ -100,6 +100,7 @@ def test_a_mixed_folder_is_evaluated(model, mixed, codecs, reader):
     assert len(worst_images(report, mixed, (64, 64), reader)) == min(len(wrong), MOST_SHOWN)
 
 
+@pytest.mark.once
 def test_damaged_files_are_left_out(model, mixed, reader, tmp_path):
     root = shutil.copytree(mixed, tmp_path / "copy")
     damaged = root / "cat" / "005.ci2p"
@@ -115,6 +116,7 @@ def test_damaged_files_are_left_out(model, mixed, reader, tmp_path):
         evaluate(model, compressed, split="all", verbose=0, reader=reader)
 
 
+@pytest.mark.once
 def test_a_classifier_without_a_compressor_sees_pixels(mixed, codecs, nano, reader):
     vit = ViT((64, 64, 3), class_names=CLASSES, patch_size=16, **nano)
     own, other = codecs
@@ -129,6 +131,7 @@ def test_a_classifier_without_a_compressor_sees_pixels(mixed, codecs, nano, read
         reader.read(mixed / "cat" / "009.ci2p")
 
 
+@pytest.mark.once
 def test_the_fingerprint_tells_not_the_name(mixed, codecs, tmp_path):
     """A file that lies about its name, and a compressor of the same transform with another name."""
     own, other = codecs
@@ -146,7 +149,7 @@ def test_the_fingerprint_tells_not_the_name(mixed, codecs, tmp_path):
         FileReader(own.compressor.analysis).read(path)
 
 
-@pytest.mark.parametrize("kind", [CI2PViT, CI2PViTDualScale])
+@pytest.mark.parametrize("kind", [CI2PViT, once(CI2PViTDualScale)])
 def test_latents_of_images_of_another_size(kind, nano, codecs, rng, tmp_path):
     """As a preset does it that is loaded for them."""
     more = {"early_dim": 16, "merge_at": 1} if kind is CI2PViTDualScale else {}
@@ -161,6 +164,7 @@ def test_latents_of_images_of_another_size(kind, nano, codecs, rng, tmp_path):
     assert (model.latent_classifier_of((6, 4)) is network) == (kind is CI2PViT)
 
 
+@pytest.mark.once
 def test_a_mixed_folder_is_cached(mixed, codecs, tmp_path):
     own, _ = codecs
     images = scan_folder(mixed)
@@ -189,6 +193,7 @@ def test_a_mixed_folder_is_cached(mixed, codecs, tmp_path):
     np.testing.assert_allclose(LatentRecords(cache, "val")[i], expected, atol=0.02)
 
 
+@pytest.mark.once
 def test_files_of_other_compressors_are_cached_anew(mixed, codecs, tmp_path, monkeypatch):
     own, other = codecs
     reader = FileReader(own.compressor.analysis, other.compressor)
@@ -209,6 +214,7 @@ def test_files_of_other_compressors_are_cached_anew(mixed, codecs, tmp_path, mon
         np.testing.assert_allclose(records[i], expected, atol=0.02)
 
 
+@pytest.mark.once
 def test_what_a_cache_refuses(mixed, codecs, tmp_path):
     own, _ = codecs
     for settings, teacher, message in (

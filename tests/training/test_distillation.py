@@ -47,6 +47,7 @@ class TestGuidedLayers:
             shapes = {learner.get_layer(name).output.shape for name in guided_layers(learner, 4)}
             assert shapes == {(None, tokens, nano["hidden_dim"])}
 
+    @pytest.mark.once
     def test_of_a_shallow_model_a_layer_may_learn_two_maps(self, nano):
         model = CI2PViTDualScale(
             (64, 64, 3), 3, compressor={"num_filters": 4, "latent_channels": 6}, **nano, early_dim=16, merge_at=1

@@ -154,7 +154,6 @@ class TestLatents:
         with pytest.raises(RunError, match="other settings.*teacher: 'none', now None"):
             train(settings("latents_means", **options), tmp_path / "none", resume=True, verbose=0)
 
-    @pytest.mark.every_backend
     def test_the_merged_tokens_of_two_scales_learn(self, settings, tmp_path):
         options = {"model": "ci2p_dual", "cutmix": 1.0, "distill_alpha": 0.5, "epochs": 1}
         _, history = train(settings("latents_means", **options), tmp_path / "run", verbose=0)
@@ -215,7 +214,6 @@ def stop_after_the_first_epoch(monkeypatch, settings, run, **options):
 class TestPhotos:
     OPTIONS = {"mixup": 0.8, "cutmix": 1.0, "distill_alpha": 0.7, "distill_temperature": 2.0, "drop_path_rate": 0.2}
 
-    @pytest.mark.every_backend
     def test_the_teacher_is_asked(self, settings, place, tmp_path, monkeypatch):
         """Interrupted and taken up again it is the run that was not; with another teacher it is refused."""
         teacher = place / "copy.onnx"

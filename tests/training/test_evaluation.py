@@ -217,7 +217,6 @@ class TestCompressor:
     def compressor(self):
         return Compressor("bmshj2018-factorized", quality=None, channels=(4, 6))
 
-    @pytest.mark.every_backend
     def test_it_stays_compiled_as_it_was(self, compressor, photos):
         compressor.compile(keras.optimizers.SGD(0.5), lmbda=3.0)
         optimizer = compressor.optimizer

@@ -292,7 +292,6 @@ def test_efficientnet(tmp_path, monkeypatch, capsys):
         make_teacher("efficientnet-b0", moved)
 
 
-@pytest.mark.every_backend
 def test_keras_distiller_trains_a_student(nano, rng):
     student = CI2PViT((64, 64, 3), 3, compressor={"num_filters": 8, "latent_channels": 12}, **nano)
     teacher = ViT((64, 64, 3), 3, **nano)

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import NANO, write_photos
+from conftest import NANO, once, write_photos
 from tiny_teacher import onnx_file
 
 from keras_ci2p import CI2PViT, Compressor, ViT, presets
@@ -47,6 +47,7 @@ def settings(photos, nano, monkeypatch):
     return make
 
 
+@pytest.mark.once
 def test_a_run_leaves_its_record(settings, photos, tmp_path):
     run = tmp_path / "run"
     model, history = train(settings(model="ci2p"), run, verbose=0)
@@ -77,6 +78,7 @@ def test_a_run_leaves_its_record(settings, photos, tmp_path):
     assert metadata["training"]["train_photos"] == 24
 
 
+@pytest.mark.once
 def test_which_compressor(settings, tmp_path):
     (tmp_path / "latents").mkdir()
     (tmp_path / "latents" / "latents.json").touch()
@@ -202,6 +204,7 @@ def test_averaged_weights_are_validated_and_kept(settings, photos, tmp_path):
     )
 
 
+@pytest.mark.once
 def test_early_stopping(settings, tmp_path):
     run = tmp_path / "run"
     slow = {"patience": 2, "epochs": 9, "learning_rate": 1e-12}
@@ -211,6 +214,7 @@ def test_early_stopping(settings, tmp_path):
     assert len(history) == 3, "it was finished"
 
 
+@pytest.mark.once
 def test_fine_tuning(settings, tmp_path):
     run = tmp_path / "run"
     trained, _ = train(settings(epochs=1), run, verbose=0)
@@ -227,6 +231,7 @@ def test_fine_tuning(settings, tmp_path):
         settings(init="preset")
 
 
+@pytest.mark.once
 def test_class_weights(settings, photos, tmp_path):
     for i in range(5):
         (photos / "cat" / f"{i:03d}.png").unlink()
@@ -238,7 +243,9 @@ def test_class_weights(settings, photos, tmp_path):
         train(settings(class_weights={"cow": 2}), tmp_path / "wrong", verbose=0)
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [("mixed_bfloat16", "ci2p"), ("mixed_float16", "vit")])
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("mixed_bfloat16", "ci2p"), pytest.param("mixed_float16", "vit", marks=pytest.mark.once)]
+)
 def test_mixed_precision(settings, nano_compressor, tmp_path, dtype, kind):
     run = tmp_path / "run"
     options = {"dtype": dtype, "model": kind, "ema": 0.9, "learning_rate": 3e-3, "epochs": 3}
@@ -250,7 +257,7 @@ def test_mixed_precision(settings, nano_compressor, tmp_path, dtype, kind):
     assert all(np.isfinite(w.numpy()).all() for w in CLASSIFIERS[kind].from_preset(run / "last").weights)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("dtype", [once("float32"), "mixed_float16"])
 def test_a_nan_ends_the_run_and_the_last_good_weights_are_kept(settings, tmp_path, monkeypatch, dtype):
     run, collate = tmp_path / "run", LoadImage.collate
 
@@ -313,6 +320,7 @@ def test_augmentation_on_the_device(settings, tmp_path):
     train(settings(**options), run, resume=True, verbose=0)
 
 
+@pytest.mark.once
 class TestFromProbabilities:
     """A preset that gives probabilities is taken up as a model of logits, which the loss wants."""
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import forks
 import numpy as np
 import pytest
 from conftest import NANO, write_photos
@@ -29,6 +30,7 @@ def run(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    monkeypatch.setattr("subprocess.run", forks.run)
 
     def run_benchmark(name, *arguments, written=None):
         script = str(BENCHMARKS / f"{name}.py")
@@ -148,9 +150,7 @@ def test_teacher(run, monkeypatch, tmp_path):
     assert shares([3, 4], 100) == [3, 4]
 
 
-def test_folder_scale(run, monkeypatch):
-    # Of the eight processes, which read files alone.
-    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+def test_folder_scale(run):
     result, printed = run("folder_scale", written="folder_scale")
     assert [row["files"] for row in result["rows"]] == [100, 200] and "| 200 |" in printed
     assert all(row[step]["megabytes"] > 50 for row in result["rows"] for step in ("open", "open again", "first batch"))

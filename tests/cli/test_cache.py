@@ -1,8 +1,10 @@
+import os
 import signal
-import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
+import forks
 import keras
 import numpy as np
 import pytest
@@ -94,23 +96,16 @@ def test_errors(photos, preset, tmp_path, capsys):
 
 def stop(arguments, shard, sent):
     """Runs a command until the file `shard` is there, sends it a signal and returns its code and errors."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "keras_ci2p", *arguments],
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts background jobs with Ctrl-C ignored, and children inherit it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = forks.Fork([sys.executable, find_spec("keras_ci2p.__main__").origin, *arguments])
     try:
         deadline = time.monotonic() + 300
         while not shard.exists():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.001)
-        process.send_signal(sent)
-        _, errors = process.communicate(timeout=120)
+        os.kill(process.pid, sent)
+        return process.wait(timeout=120), process.stderr
     finally:
         process.kill()
-    return process.returncode, errors
 
 
 def test_stopped_and_resumed(photos, preset, tmp_path):

@@ -1,30 +1,35 @@
 """A run that was killed or interrupted, and one that was not, end alike."""
 
 import csv
+import importlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forks
 import keras
 import numpy as np
 import pytest
-from conftest import NANO, write_photos
+from conftest import NANO, once, write_photos
 
 from keras_ci2p.cli import main
 from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.training.callbacks import InterruptCallback
 
 NANO_CLI = str(Path(__file__).parents[1] / "helpers" / "nano_cli.py")
+BACKEND = keras.backend.backend()
 
-# Bit for bit on torch with one thread and on JAX; TensorFlow's deterministic kernels leave rounding.
-TOLERANCE = 1e-4 if keras.backend.backend() == "tensorflow" else 0
+# Bit for bit on torch with one thread and on JAX; TensorFlow's kernels leave rounding.
+TOLERANCE = 1e-4 if BACKEND == "tensorflow" else 0
 
 
 def command(photos, compressor, run, *more):
     recipe = "--recipe paper --image-size 32 --batch-size 4 --epochs 2 --drop-path-rate 0.3 --ema 0.9 --ema-warmup"
-    options = f"--variant nano --compressor {compressor} {recipe} --deterministic"
+    options = f"--variant nano --compressor {compressor} {recipe}"
+    if BACKEND == "torch":
+        options += " --deterministic"
     return [sys.executable, NANO_CLI, "train", str(photos), "--out", str(run), *options.split(), *more]
 
 
@@ -47,42 +52,68 @@ def photos(tmp_path_factory):
 def whole(photos, nano_compressor, tmp_path_factory):
     """A run that nothing stops."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    subprocess.run(command(photos, nano_compressor, run), check=True, timeout=600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, "nano", NANO)
+        assert run_command(command(photos, nano_compressor, run)) == 0
     return run
 
 
-# A process of each takes its time to start and to compile: torch, which compiles nothing, shows both.
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.once)])
-def test_resume(how, photos, nano_compressor, whole, tmp_path, monkeypatch, capsys):
-    stopped = tmp_path / "stopped"
-    process = subprocess.Popen(
-        command(photos, nano_compressor, stopped),
-        env={**os.environ, "WAITING_RUN": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts background jobs with Ctrl-C ignored, and children inherit it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 600
-    while not (stopped / "checkpoints" / "epoch-0001").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, how)
+def run_command(arguments):
+    """In a process of its own on torch; elsewhere that would compile for longer than all else takes."""
+    return forks.run(arguments).returncode if BACKEND == "torch" else main(arguments[2:])
+
+
+def stopped_process(arguments, run, how):
+    """Code and errors of a process that gets a signal in its second epoch."""
+    process = forks.Fork(arguments, {**os.environ, "WAITING_RUN": "1"})
     try:
-        _, stderr = process.communicate(timeout=120)
+        deadline = time.monotonic() + 600
+        while not (run / "checkpoints" / "epoch-0001").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, how)
+        return process.wait(timeout=120), process.stderr
     finally:
         process.kill()
+
+
+def stopped_command(arguments, how, capsys):
+    """Code and errors of a command of this process, which gets the signal there."""
+
+    class Interrupted(InterruptCallback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+            super().on_epoch_begin(epoch, logs)
+
+        def on_train_batch_begin(self, batch, logs=None):
+            if (self.epoch, batch) == (1, 1):
+                os.kill(os.getpid(), how)
+            super().on_train_batch_begin(batch, logs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("keras_ci2p.training.train"), "InterruptCallback", Interrupted)
+        return main(arguments[2:]), capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, once(signal.SIGKILL)])
+def test_resume(how, photos, nano_compressor, whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(VARIANTS, "nano", NANO)
+    stopped = tmp_path / "stopped"
+    arguments = command(photos, nano_compressor, stopped)
+    if BACKEND == "torch":
+        code, errors = stopped_process(arguments, stopped, how)
+    else:
+        code, errors = stopped_command(arguments, how, capsys)
     assert not (stopped / "last").exists(), "it was stopped in the middle"
     assert not (stopped / "checkpoints" / "epoch-0002").exists()
     if how == signal.SIGINT:
         # One sentence that says how to go on.
-        assert process.returncode == 130
-        assert "--resume goes on" in stderr and "Traceback" not in stderr
+        assert code == 130
+        assert "--resume goes on" in errors and "Traceback" not in errors
 
-    monkeypatch.setitem(VARIANTS, "nano", NANO)
-    assert main(command(photos, nano_compressor, stopped)[2:]) == 2
+    assert main(arguments[2:]) == 2
     assert "--resume" in capsys.readouterr().err
-    subprocess.run(command(photos, nano_compressor, stopped, "--resume"), check=True, timeout=600)
+    assert run_command([*arguments, "--resume"]) == 0
 
     expected, actual = state(whole), state(stopped)
     assert expected.keys() == actual.keys()

@@ -5,11 +5,11 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forks
 import keras
 import numpy as np
 import pytest
@@ -223,15 +223,15 @@ def test_kill_and_resume(run, pictures, tmp_path):
     killed = tmp_path / "killed"
     command = [sys.executable, NANO_CLI, "train-compressor", str(pictures), "--out", str(killed)]
     command += [f"--{name}={value}" for name, value in OPTIONS.items()] + ["--deterministic"]
-    process = subprocess.Popen(command, env={**os.environ, "WAITING_RUN": "1"})
+    process = forks.Fork(command, {**os.environ, "WAITING_RUN": "1"})
     deadline = time.monotonic() + 600
     while not (killed / "checkpoints" / "epoch-0001").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.wait(timeout=120)
     assert not (killed / "last").exists(), "it was killed in the middle"
-    subprocess.run([*command, "--resume"], check=True, timeout=600)
+    assert forks.run([*command, "--resume"]).returncode == 0
     check_same_end(killed, run)
 
 

@@ -3,10 +3,10 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
+import forks
 import keras
 import numpy as np
 import pytest
@@ -38,7 +38,8 @@ with run_lock(Path(sys.argv[1])):
 def test_one_process_has_a_run(tmp_path):
     """Another one is refused with the first one's number; when the first is killed, the run is free."""
     run = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run)])
+    (tmp_path / "hold.py").write_text(HOLD)
+    process = forks.Fork([sys.executable, str(tmp_path / "hold.py"), str(run)])
     try:
         deadline = time.monotonic() + 300
         while not (run / "held").exists():
@@ -48,7 +49,7 @@ def test_one_process_has_a_run(tmp_path):
             pass
     finally:
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.wait(timeout=120)
     assert (run / "run.lock").exists(), "it was left behind"
     with run_lock(run):
         pass

@@ -43,11 +43,11 @@ def pictures(tmp_path_factory):
     return root
 
 
-def options(pictures):
-    """The settings of `OPTIONS`."""
+def options(pictures, **others):
+    """The settings of `OPTIONS`, or others."""
     names = {"lr": "learning_rate"}
     values = {names.get(name, name.replace("-", "_")): value for name, value in OPTIONS.items()}
-    return CompressorTrainConfig(str(pictures), deterministic=True, **values)
+    return CompressorTrainConfig(str(pictures), deterministic=True, **{**values, **others})
 
 
 @pytest.fixture(scope="module")
@@ -236,9 +236,10 @@ def test_kill_and_resume(run, pictures, tmp_path):
 
 
 @pytest.mark.every_backend
-def test_stopped_and_resumed(run, pictures, tmp_path, monkeypatch):
-    """As above, without processes, whose compilation takes longer than all else."""
-    stopped = tmp_path / "stopped"
+def test_stopped_and_resumed(nano_compressor, pictures, tmp_path, monkeypatch):
+    """As above, without processes, of a small one: compilation takes longer than all else."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    config = options(pictures, init=str(nano_compressor), quality=None, lmbda=0.01)
 
     def stop(callbacks, epoch, logs=None):
         begin(callbacks, epoch, logs)
@@ -249,8 +250,9 @@ def test_stopped_and_resumed(run, pictures, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(keras.callbacks.CallbackList, "on_epoch_begin", stop)
         with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match="skipped 1 file"):
-            train_compressor(options(pictures), stopped, verbose=0)
+            train_compressor(config, stopped, verbose=0)
     assert len(history(stopped)) == 1
-    with pytest.warns(UserWarning, match="skipped 1 file"):
-        train_compressor(options(pictures), stopped, resume=True, verbose=0)
-    check_same_end(stopped, run)
+    for out, resume in ((stopped, True), (whole, False)):
+        with pytest.warns(UserWarning, match="skipped 1 file"):
+            train_compressor(config, out, resume=resume, verbose=0)
+    check_same_end(stopped, whole)

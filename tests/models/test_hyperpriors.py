@@ -18,6 +18,8 @@ from keras_ci2p.convert import CheckpointError, from_compressai, to_compressai
 ARCHITECTURES = ("bmshj2018-hyperprior", "mbt2018-mean")
 NUMBERS = np.load(GOLDEN / "hyperpriors.npz")
 IMAGES = np.load(GOLDEN / "compressai_zoo.npz")["images"]
+# Backend, policy and number of threads.
+WAYS = (("torch", "float32", 1), ("jax", "mixed_bfloat16", 3), ("tensorflow", "mixed_float16", 2))
 TABLES = ("_quantized_cdf", "_cdf_length", "_offset")
 
 to_numpy = keras.ops.convert_to_numpy
@@ -112,22 +114,29 @@ def test_a_file_is_decoded_to_the_same_latents(architecture):
     np.testing.assert_array_equal(golden_codec(architecture).latents(own), codec.latents(own))
 
 
+@pytest.fixture(scope="module")
+def files_of_all(tmp_path_factory):
+    """A directory of each architecture with what processes of each backend have written and read."""
+    directory = tmp_path_factory.mktemp("files")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "helpers"))
+        for backend, dtype, threads in WAYS:
+            for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+                patch.setenv(name, str(threads))
+            run_in_process(backend, "hyperprior_files", [" ".join(ARCHITECTURES), dtype, directory], timeout=600)
+    return directory
+
+
 @pytest.mark.once
 @of_both
-def test_files_go_from_every_backend_to_every_other(architecture, tmp_path, monkeypatch):
+def test_files_go_from_every_backend_to_every_other(architecture, files_of_all):
     """With other policies and numbers of threads; a process for each, which makes this one slow."""
-    ways = (("torch", "float32", 1), ("jax", "mixed_bfloat16", 3), ("tensorflow", "mixed_float16", 2))
-    for backend, dtype, threads in ways:
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            monkeypatch.setenv(name, str(threads))
-        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "helpers"))
-        run_in_process(backend, "hyperprior_files", [architecture, dtype, tmp_path], timeout=600)
     codec = golden_codec(architecture)
-    files = sorted(tmp_path.glob("*.ci2p"))
+    files = sorted((files_of_all / architecture).glob("*.ci2p"))
     assert len(files) == 3 and len({path.read_bytes() for path in files}) == 3, "floats before the integers differ"
     read = 0
-    for path, (backend, *_) in itertools.product(files, ways):
-        latents = tmp_path / f"{path.stem}-{backend}.npy"
+    for path, (backend, *_) in itertools.product(files, WAYS):
+        latents = path.with_name(f"{path.stem}-{backend}.npy")
         # By those that came later, and the first one here.
         if latents.exists():
             np.testing.assert_array_equal(np.load(latents), codec.latents(path.read_bytes()))

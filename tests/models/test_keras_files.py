@@ -8,7 +8,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import once
 
 import keras_ci2p  # noqa: F401
 
@@ -16,7 +15,8 @@ FILES = Path(__file__).parents[1] / "golden" / "keras_files"
 EXPECTED = np.load(FILES / "expected.npz")
 
 
-@pytest.mark.parametrize("name", ["layers", once("dual")])
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["layers", "dual"])
 def test_files_of_0_1_0(name):
     """`layers` is a functional model of our layers, `dual` a `CI2PViTDualScale`; the modules they name have moved."""
     model = keras.saving.load_model(FILES / f"{name}.keras")

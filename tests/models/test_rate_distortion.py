@@ -13,6 +13,7 @@ from compressor_steps import (
     make_batches,
     make_compressor,
 )
+from conftest import once
 from golden_weights import GOLDEN
 
 from keras_ci2p import Compressor
@@ -26,7 +27,7 @@ def small(**arguments):
     return Compressor("bmshj2018-factorized", quality=None, channels=(6, 8), **arguments)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CASES[0], *map(once, CASES[1:-1]), CASES[-1]], ids=lambda case: case.name)
 def test_first_steps_are_those_of_compressai(case):
     """CompressAI's own layers, loss and two optimizers, with the same noise (`tests/oracle/training.py`)."""
     golden = np.load(GOLDEN / "compressor_steps.npz")

@@ -64,7 +64,6 @@ def test_the_directory_is_asked_for(capsys):
     assert "--out" in capsys.readouterr().err
 
 
-@pytest.mark.every_backend
 def test_dual_scale_on_photos_and_on_latents(photos, nano, nano_compressor, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(DUAL_SCALE_VARIANTS, "nano", {**nano, "early_dim": 16, "merge_at": 1})
     run, latents, second = (str(tmp_path / name) for name in ("run", "latents", "second"))

@@ -194,7 +194,6 @@ def test_more_batch_than_photos(photos):
     assert folder(photos, batch_size=1000).steps_per_epoch == 1
 
 
-@pytest.mark.every_backend
 def test_fit_evaluate_and_predict(photos, nano):
     """As a user would, on the backend at hand; each epoch of `fit` takes the next epoch of the data."""
     model = keras_ci2p.ViT((32, 32, 3), num_classes=3, **nano)

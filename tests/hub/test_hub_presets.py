@@ -245,7 +245,6 @@ def test_dual_scale_positions_are_not_resized_by_kerashub(tmp_path):
     assert theirs.image_shape == (96, 96, 3) and theirs.early_dim == DUAL["early_dim"]
 
 
-@pytest.mark.every_backend
 def test_compressor(tmp_path):
     """KerasHub's models warn of a random compressor and have a latent classifier, as ours."""
     Compressor(quality=None, channels=(8, 12)).save_to_preset(tmp_path / "compressor")

@@ -35,7 +35,7 @@ def images(rng):
     return rng.integers(0, 256, (2, 64, 96, 3)).astype("uint8")
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16", "float64"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", *map(once, ("mixed_float16", "float64"))])
 def test_scores_and_values_give_the_output_of_the_block(rng, policy):
     block = TransformerBlock(num_heads=2, mlp_dim=12, dtype=policy)
     x = rng.standard_normal((3, 5, 8)).astype("float32")
@@ -102,6 +102,7 @@ def test_any_size(nano, images):
     np.testing.assert_allclose(fixed.attention_maps(images), maps, atol=1e-4)
 
 
+@pytest.mark.once
 def test_two_scales(nano, images):
     model = CI2PViTDualScale((64, 96, 3), compressor=SMALL_COMPRESSOR, **nano, early_dim=16, merge_at=1)
     maps = model.attention_maps(images)

@@ -35,6 +35,7 @@ def make(nano, model_class=ViT, **kwargs):
     return wrapper, model
 
 
+@pytest.mark.once
 def test_fit_with_validation(nano, manifest, tmp_path):
     """Augmented and mixed batches to train on, images to validate on; saved and taken up again in between."""
     wrapper, model = make(nano, CI2PViT, compressor=COMPRESSOR)

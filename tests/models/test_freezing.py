@@ -167,11 +167,16 @@ def fit(model, images):
     model.fit(images, LABELS, verbose=0)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "wrap",
     [
         augmented,
-        *map(once, (in_a_sequence, embedding_alone, in_a_functional_model, backbone_in_a_functional_model, on_latents)),
+        in_a_sequence,
+        embedding_alone,
+        in_a_functional_model,
+        backbone_in_a_functional_model,
+        on_latents,
     ],
 )
 def test_a_random_frozen_compressor_is_told_of(wrap):

@@ -271,6 +271,7 @@ def test_rematerialization_warns_where_it_draws_anew():
         our_model(drop_path_rate=0.0)
 
 
+@pytest.mark.once
 def test_lora(images, tmp_path):
     model = our_model()
     expected = outputs(model, images)[0]

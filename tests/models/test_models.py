@@ -270,6 +270,7 @@ def test_freezing_survives_files(make, frozen, tmp_path):
         assert bool(loaded.compressor.trainable_weights) is not frozen
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("make", CI2P, indirect=True)
 def test_latent_classifier_shares_the_weights(make, images):
     model = make(num_classes=2)
@@ -307,6 +308,7 @@ def test_16_bit_policies(make, images, policy):
     assert type(model).from_config(model.get_config()).dtype_policy.name == policy
 
 
+@pytest.mark.once
 def test_learns(make, rng):
     """Bright or dark: a training that works gets it right."""
     labels = np.arange(16) % 2

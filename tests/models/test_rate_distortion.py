@@ -52,6 +52,7 @@ def test_first_steps_are_those_of_compressai(case):
     np.testing.assert_allclose(quantiles, golden["quantiles"], atol=3 * AUXILIARY_LEARNING_RATE)
 
 
+@pytest.mark.once
 def test_ms_ssim(rng):
     """The NumPy one by `keras.ops`; unlike images have a finite gradient."""
     images = rng.integers(0, 256, (2, 164, 175, 3)).cumsum(axis=2) % 256

@@ -165,7 +165,6 @@ class TestDirectory:
             write(photos, tmp_path / "cache", layer, views=1)
 
 
-@pytest.mark.every_backend
 def test_training_on_latents_is_training_the_model(cache, nano):
     compressor = cached_compressor(cache)
     model = CI2PViT((*SIZE, 3), num_classes=3, compressor=compressor, **nano)

@@ -89,6 +89,7 @@ def test_images_and_files_of_all_kinds(model, mixed, codecs, reader):
     np.testing.assert_allclose(np.stack([outputs for _, outputs in found]), expected, atol=1e-4)
 
 
+@pytest.mark.once
 def test_a_mixed_folder_is_evaluated(model, mixed, codecs, reader):
     manifest, expected = expected_outputs(model, mixed, codecs)
     with pytest.warns(UserWarning, match="encoded anew: 6"):

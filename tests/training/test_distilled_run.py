@@ -120,7 +120,6 @@ EPOCH = EpochTime(training=160, validation=30, saving=10, starting=50)
 
 
 class TestLatents:
-    @pytest.mark.every_backend
     def test_targets_are_learned(self, settings, place, tmp_path, capsys):
         run = tmp_path / "run"
         options = {"epochs": 4, "learning_rate": 3e-3, "distill_features": [2], "ema": 0.9}

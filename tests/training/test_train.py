@@ -93,6 +93,7 @@ def test_which_compressor(settings, tmp_path):
     assert not model.freeze_compressor and model.compressor.origin is None
 
 
+@pytest.mark.once
 def test_learns_what_is_easy(settings, tmp_path):
     _, history = train(settings(epochs=12, learning_rate=3e-3), tmp_path / "run", verbose=0)
     assert max(row["val_top1"] for row in history) == 1

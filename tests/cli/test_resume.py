@@ -90,9 +90,14 @@ def stopped_command(arguments, how, capsys):
                 os.kill(os.getpid(), how)
             super().on_train_batch_begin(batch, logs)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.import_module("keras_ci2p.training.train"), "InterruptCallback", Interrupted)
-        return main(arguments[2:]), capsys.readouterr().err
+    # A shell starts background jobs with Ctrl-C ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(importlib.import_module("keras_ci2p.training.train"), "InterruptCallback", Interrupted)
+            return main(arguments[2:]), capsys.readouterr().err
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, once(signal.SIGKILL)])

@@ -77,6 +77,8 @@ def test_the_loss_falls(nano, manifest):
 
 def test_loss_and_metrics_get_mixed_labels(nano, rng):
     wrapper, model = make(nano)
+    # A fresh head answers nearly alike to everything.
+    model.head.kernel.assign(100 * model.head.kernel)
     images = rng.integers(0, 256, (3, *SIZE, 3)).astype("uint8")
     labels = np.eye(3, dtype="float32")
     warp = np.tile(np.array([[1 / 32, 0, 0], [0, 1 / 32, 0]], "float32"), (3, 1, 1))
@@ -95,7 +97,7 @@ def test_loss_and_metrics_get_mixed_labels(nano, rng):
     unmixed = wrapper.evaluate({"images": images, "warp": warp}, labels, verbose=0, return_dict=True)
     plain = wrapper.evaluate(images.astype("float32"), labels, verbose=0, return_dict=True)
     assert unmixed == pytest.approx(plain, rel=1e-4)
-    assert all(abs(unmixed[name] - results[name]) > 2e-4 * results[name] for name in results)
+    assert all(abs(unmixed[name] - results[name]) > 2e-3 * results[name] for name in results)
     np.testing.assert_allclose(wrapper.predict(images, verbose=0), model.predict(images, verbose=0), atol=1e-5)
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_ci2p.layers import SymmetricConv2D, SymmetricDepthwiseConv2D
+from keras_ci2p.layers import SymmetricConv2D, SymmetricDepthwiseConv2D, core
 from keras_ci2p.layers.core import Dense, PointwiseConv2D
 
 to_numpy = keras.ops.convert_to_numpy
@@ -65,3 +65,54 @@ def test_symmetric_conv_without_strides(rng, options):
     x = rng.standard_normal((2, 7, 8, 6)).astype("float32")
     reference = keras.layers.Conv2D(4, (3, 5), padding="same", data_format="channels_last", **options)
     compare(SymmetricConv2D(4, kernel_size=(3, 5), **options), reference, x)
+
+
+INITIALIZERS = [
+    ("RandomNormal", {"mean": 0.02, "stddev": 0.02}),
+    ("RandomUniform", {"minval": -0.2, "maxval": 0.5}),
+    ("VarianceScaling", {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}),
+    ("VarianceScaling", {"scale": 1.0, "mode": "fan_avg", "distribution": "uniform"}),
+    ("VarianceScaling", {"scale": 1.0, "mode": "fan_in", "distribution": "truncated_normal"}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), INITIALIZERS)
+def test_initial_weights_are_distributed_as_keras_s(name, arguments):
+    initializer = getattr(core, name)(**arguments, seed=1)
+    shape = (3, 3, 50, 90)
+    values, expected = (
+        to_numpy(made(shape)) for made in (initializer, getattr(keras.initializers, name)(**arguments, seed=2))
+    )
+    deciles = np.linspace(0.05, 0.95, 10)
+    deviation = expected.std()
+    half = initializer(shape, dtype="bfloat16")
+    assert keras.backend.standardize_dtype(half.dtype) == "bfloat16"
+    for drawn in (values, to_numpy(keras.ops.cast(half, "float32"))):
+        np.testing.assert_allclose(np.quantile(drawn, deciles), np.quantile(expected, deciles), atol=0.05 * deviation)
+        assert drawn.min() >= expected.min() - deviation and drawn.max() <= expected.max() + deviation
+    again = keras.initializers.get(keras.initializers.serialize(initializer))
+    for same in (initializer, again):
+        np.testing.assert_array_equal(to_numpy(same(shape)), values)
+    assert (to_numpy(getattr(core, name)(**arguments, seed=3)(shape)) != values).mean() > 0.99
+    generator = core.RandomNormal(seed=keras.random.SeedGenerator(1))
+    assert (to_numpy(generator((3, 4))) != to_numpy(generator((3, 4)))).any()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX's compiler")
+def test_jax_compiles_nothing_for_initial_weights():
+    import jax.monitoring
+
+    compiled = []
+
+    def listen(event, duration, fun_name="", **others):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    # Of a shape that no other test has.
+    for name, arguments in INITIALIZERS[:-1]:
+        for size in (7, 11):
+            getattr(core, name)(**arguments)((size, 13, 17))
+    assert not compiled
+    keras.initializers.RandomNormal()((7, 13, 19))
+    assert compiled

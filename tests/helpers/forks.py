@@ -24,7 +24,7 @@ class Fork:
     def __init__(self, command, env=None):
         self._said = tempfile.TemporaryDirectory()
         self._process = _CONTEXT.Process(
-            target=_run, args=(command[1:], {**os.environ} if env is None else env, Path(self._said.name))
+            target=_run, args=(command[1:], dict(os.environ if env is None else env), Path(self._said.name))
         )
         self._process.start()
         self.pid = self._process.pid

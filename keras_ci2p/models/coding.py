@@ -10,11 +10,11 @@ from keras import ops
 
 from keras_ci2p import backend
 from keras_ci2p.annotations import Tensor
-from keras_ci2p.codec.integer_synthesis import IntegerSynthesis
 from keras_ci2p.codec.rans import CodecError, decode_latents, encode_latents, to_symbols
 from keras_ci2p.codec.tables import (
     SCALES,
     EntropyTables,
+    IntegerSynthesis,
     crc_of,
     factorized_tables,
     gaussian_tables,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keras_ci2p.codec import CodecError
-from keras_ci2p.codec.integer_synthesis import BOUND, FRACTION, IntegerSynthesis
+from keras_ci2p.codec.tables import BOUND, FRACTION, IntegerSynthesis
 
 
 def random_parts(rng, scale=1.0):

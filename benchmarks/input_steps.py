@@ -9,8 +9,7 @@ from input_common import AUGMENTATION, BATCH, in_batches, spread
 from PIL import Image, ImageFilter, ImageOps
 
 from keras_ci2p.data import load_image
-from keras_ci2p.data.augmentation import sample_params
-from keras_ci2p.data.mixup import mix, sample_mix
+from keras_ci2p.data.augmentation import mix, sample_mix, sample_params
 from keras_ci2p.data.transforms import GRAY_WEIGHTS, OPS, REDUCING_GAP, apply_params, normal_pixels
 
 

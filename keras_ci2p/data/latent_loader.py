@@ -8,11 +8,10 @@ import numpy as np
 from keras_ci2p.annotations import PathLike
 from keras_ci2p.codec.file_format import STRIDE, SUFFIX, ImageCodec, read_compressed
 from keras_ci2p.codec.rans import CodecError
-from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
+from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation, Mixup, target_arrays
 from keras_ci2p.data.latent_cache import LatentCache, decode, decode_targets, is_latent_cache, open_cache
 from keras_ci2p.data.loader import READ_ERRORS, DataLoader, LoadImage, check_image_size
 from keras_ci2p.data.manifest import DataError, ImageManifest, in_threads
-from keras_ci2p.data.mixup import Mixup, target_arrays
 from keras_ci2p.data.sources import check_exists, first_compressed, open_data
 from keras_ci2p.names import renamed_arguments
 from keras_ci2p.utils import require

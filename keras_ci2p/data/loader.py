@@ -12,9 +12,8 @@ from PIL import Image
 
 from keras_ci2p.annotations import PathLike
 from keras_ci2p.codec.rans import CodecError
-from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation, collate_params, sample_params
+from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation, Mixup, SampleMixup, collate_params, sample_params
 from keras_ci2p.data.manifest import DataError, ImageManifest
-from keras_ci2p.data.mixup import Mixup, SampleMixup
 from keras_ci2p.data.sources import open_data
 from keras_ci2p.data.transforms import as_image_size, center_crop
 from keras_ci2p.data.transforms import augment as augment_image

@@ -317,7 +317,7 @@ class BatchMixing(keras.layers.Layer):
     Inside the box is the partner's image, outside `weight * own + (1 - weight) * partner`: an empty box makes it Mixup,
     a weight of 1 CutMix. Nothing is drawn here.
 
-    Input: dict; `keras_ci2p.data.mixup.collate_mix` makes all but images and labels.
+    Input: dict; `keras_ci2p.data.augmentation.collate_mix` makes all but images and labels.
         images: `(batch, height, width, channels)`, float.
         labels: `(batch, classes)`, float, one-hot or soft.
         partner: int32 `(batch,)`, index of each image's partner in the batch.

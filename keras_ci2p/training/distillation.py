@@ -12,8 +12,8 @@ from keras.distillation import FeatureDistillation, LogitsDistillation
 from PIL import Image
 
 from keras_ci2p.annotations import PathLike, Tensor
+from keras_ci2p.data.augmentation import target_arrays
 from keras_ci2p.data.manifest import ImageManifest
-from keras_ci2p.data.mixup import target_arrays
 from keras_ci2p.data.transforms import center_crop
 from keras_ci2p.layers.transformer import TransformerBlock
 from keras_ci2p.training.efficientnet import TEACHERS, make_teacher

@@ -7,9 +7,8 @@ from conftest import write_photos
 from PIL import Image
 
 from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError, scan_folder
-from keras_ci2p.data.augmentation import AugmentParams, collate_params
+from keras_ci2p.data.augmentation import AugmentParams, MixParams, Mixup, SampleMixup, collate_mix, collate_params
 from keras_ci2p.data.loader import DataLoader, LoadImage, LoadRawImage
-from keras_ci2p.data.mixup import MixParams, Mixup, SampleMixup, collate_mix
 from keras_ci2p.data.transforms import augment
 from keras_ci2p.layers.batch_augmentation import BatchAugmentation, BatchMixing
 

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 
-from keras_ci2p.data.mixup import MixParams, collate_mix, mix, sample_mix
+from keras_ci2p.data.augmentation import MixParams, collate_mix, mix, sample_mix
 from keras_ci2p.layers.batch_augmentation import BatchMixing
 
 

@@ -4,9 +4,8 @@ import pytest
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.data import Augmentation, image_folder, scan_folder
-from keras_ci2p.data.augmentation import CROP_AND_FLIP, AugmentParams, collate_params
+from keras_ci2p.data.augmentation import CROP_AND_FLIP, AugmentParams, SampleMixup, collate_params
 from keras_ci2p.data.loader import DataLoader, LoadRawImage
-from keras_ci2p.data.mixup import SampleMixup
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier
 from keras_ci2p.training.run_dir import Checkpoints
 

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from keras_ci2p.data import DataError, image_folder
-from keras_ci2p.data.mixup import MixParams, mix, sample_mix
+from keras_ci2p.data.augmentation import MixParams, mix, sample_mix
 
 IMAGES = np.stack([np.full((4, 6, 2), value, "float32") for value in (0, 100, 200)])
 LABELS = np.eye(3, dtype="float32")

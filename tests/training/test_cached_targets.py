@@ -13,10 +13,9 @@ from tiny_teacher import onnx_file
 
 from keras_ci2p import utils
 from keras_ci2p.data import DataError, latent_folder, transforms
-from keras_ci2p.data.augmentation import sample_params
+from keras_ci2p.data.augmentation import sample_params, target_arrays
 from keras_ci2p.data.latent_cache import decode_targets, encode_targets, open_cache
 from keras_ci2p.data.latent_loader import TargetRecords
-from keras_ci2p.data.mixup import target_arrays
 from keras_ci2p.training import distillation as teacher_targets
 from keras_ci2p.training.cache_latents import cache_latents
 from keras_ci2p.training.distillation import FeatureProjection, TeacherTargets

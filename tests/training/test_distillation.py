@@ -7,7 +7,7 @@ from scipy.special import log_softmax, softmax
 
 from keras_ci2p import CI2PViT, CI2PViTDualScale, ViT
 from keras_ci2p.data import image_folder
-from keras_ci2p.data.mixup import target_arrays
+from keras_ci2p.data.augmentation import target_arrays
 from keras_ci2p.training import DistilledClassifier
 from keras_ci2p.training.distillation import guided_layers
 from keras_ci2p.training.optim import SoftTargetCrossentropy

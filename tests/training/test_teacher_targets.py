@@ -7,7 +7,7 @@ from scipy.special import softmax
 from tiny_teacher import onnx_file
 
 from keras_ci2p.data import ImageManifest, center_crop, open_data
-from keras_ci2p.data.mixup import target_arrays
+from keras_ci2p.data.augmentation import target_arrays
 from keras_ci2p.training.distillation import (
     FeatureProjection,
     TeacherTargets,

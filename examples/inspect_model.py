@@ -22,8 +22,8 @@ from keras_ci2p import ViT
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import center_crop, load_image
 from keras_ci2p.layers import attention_rollout
+from keras_ci2p.models.ci2p_vit import open_classifier
 from keras_ci2p.models.image_classifier import probabilities
-from keras_ci2p.models.loading import open_classifier
 from keras_ci2p.plots import plot_confusion
 from keras_ci2p.training import evaluate
 from keras_ci2p.training.evaluation import evaluation_size

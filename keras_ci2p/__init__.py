@@ -61,7 +61,7 @@ def _register_classes():
     """Imports the modules whose classes a file of Keras can name, which registers them."""
     import keras_ci2p.layers.batch_augmentation
     import keras_ci2p.models.augmented_classifier
-    import keras_ci2p.models.loading
+    import keras_ci2p.models.ci2p_vit
     import keras_ci2p.training.distillation
     import keras_ci2p.training.optim  # noqa: F401
 

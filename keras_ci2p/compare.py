@@ -31,7 +31,7 @@ from keras_ci2p.data.sources import open_data
 from keras_ci2p.flops import count_macs, count_parameters
 from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.backbone import CompressorMixin
-from keras_ci2p.models.loading import CLASSIFIERS
+from keras_ci2p.models.ci2p_vit import CLASSIFIERS
 from keras_ci2p.names import renamed_names
 from keras_ci2p.plots import comparison_title, peak_bytes, plot_comparison
 from keras_ci2p.training.configs import CompareConfig

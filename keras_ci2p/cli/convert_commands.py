@@ -149,7 +149,7 @@ def _part(key):
 
 def _read_preset(args):
     """The model, and what else of its preset `save_to_preset` is to write again."""
-    from keras_ci2p.models.loading import open_preset_model
+    from keras_ci2p.models.ci2p_vit import open_preset_model
     from keras_ci2p.presets import open_preset
 
     preset = open_preset(args.source)
@@ -234,7 +234,7 @@ def export(args):
     import keras
 
     from keras_ci2p.export.export import export
-    from keras_ci2p.models.loading import open_classifier
+    from keras_ci2p.models.ci2p_vit import open_classifier
     from keras_ci2p.presets import preset_name
 
     arguments = {"image_shape": (args.image_size, args.image_size, 3)} if args.image_size else {}
@@ -302,7 +302,7 @@ def prepare_demo(args):
 
 def demo(args):
     from keras_ci2p.export.demo.build import write_demo
-    from keras_ci2p.models.loading import open_classifier
+    from keras_ci2p.models.ci2p_vit import open_classifier
     from keras_ci2p.presets import preset_name
 
     model, preset = open_classifier(args.model)
@@ -374,7 +374,7 @@ def add_quantize(add):
 
 
 def quantize(args):
-    from keras_ci2p.models.loading import open_classifier
+    from keras_ci2p.models.ci2p_vit import open_classifier
     from keras_ci2p.presets import WEIGHTS, check_destination
 
     check_destination(args.dest)

@@ -132,7 +132,7 @@ def check_inputs(presets=(), data=()):
 
 
 def evaluate(args):
-    from keras_ci2p.models.loading import is_compressor
+    from keras_ci2p.models.ci2p_vit import is_compressor
     from keras_ci2p.presets import open_preset, preset_of
 
     preset = open_preset(preset_of(args.model))
@@ -160,7 +160,7 @@ def _measure_classifier(args, preset, out):
     from keras_ci2p.backend import environment
     from keras_ci2p.data.overlap import count_overlap, default_split
     from keras_ci2p.data.sources import open_data
-    from keras_ci2p.models.loading import open_classifier
+    from keras_ci2p.models.ci2p_vit import open_classifier
     from keras_ci2p.plots import plot_confusion, plot_worst
     from keras_ci2p.training.compressed_files import FileReader
     from keras_ci2p.training.evaluation import evaluate, evaluation_size, match_classes, weakest, worst_images
@@ -287,8 +287,7 @@ def refuse_variant_options(args, flags, name):
 
 def info(args):
     from keras_ci2p.flops import parameters_by_part
-    from keras_ci2p.models.ci2p_vit import CI2PViTDualScale
-    from keras_ci2p.models.loading import CLASSIFIERS, open_classifier
+    from keras_ci2p.models.ci2p_vit import CLASSIFIERS, CI2PViTDualScale, open_classifier
     from keras_ci2p.utils import listed
 
     if args.model in VARIANTS:
@@ -361,7 +360,7 @@ def flops(args):
 
 def _maker(name, kind):
     """Returns a function that makes the model for an `image_shape`."""
-    from keras_ci2p.models.loading import CLASSIFIERS, open_classifier
+    from keras_ci2p.models.ci2p_vit import CLASSIFIERS, open_classifier
 
     if name in VARIANTS:
         return lambda image_shape: CLASSIFIERS[kind](image_shape, variant=name)
@@ -372,7 +371,7 @@ def _maker(name, kind):
 def _count(name, make, image_sizes):
     """Counts of the model at each size, and of the ViT to compare with, None for a ViT itself."""
     from keras_ci2p.flops import count_macs
-    from keras_ci2p.models.vit import ViT
+    from keras_ci2p.models.ci2p_vit import ViT
 
     rows = []
     for size in image_sizes:

@@ -26,8 +26,8 @@ from keras_ci2p.layers.compression_layers import (
     StridedResidualBlock,
 )
 from keras_ci2p.layers.compression_transforms import AnalysisTransform
+from keras_ci2p.models.ci2p_vit import load_preset
 from keras_ci2p.models.compressor import CHANNELS, WITHOUT_SYNTHESIS, Compressor
-from keras_ci2p.models.loading import load_preset
 from keras_ci2p.models.variants import WHOLE
 from keras_ci2p.presets import PresetError
 from keras_ci2p.utils import atomic_directory, cache_directory, file_sha256, user_path, wrong_choice

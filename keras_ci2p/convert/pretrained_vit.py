@@ -17,9 +17,8 @@ from keras_ci2p.convert.state_dict import (
     read_state_dict,
 )
 from keras_ci2p.layers.embedding import resize_position_embedding
-from keras_ci2p.models.ci2p_vit import CI2PViT
+from keras_ci2p.models.ci2p_vit import CI2PViT, ViT
 from keras_ci2p.models.image_classifier import ImageClassifier
-from keras_ci2p.models.vit import ViT
 
 # Each layout by a key that it has.
 _LAYOUTS = {

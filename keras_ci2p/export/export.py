@@ -17,8 +17,8 @@ from keras_ci2p.export.inference import float32_copy
 from keras_ci2p.export.metadata import ATTENTION, IMAGES, INPUTS, LATENTS, model_metadata, output_name
 from keras_ci2p.layers.transformer import attention_rollout
 from keras_ci2p.models.backbone import CompressorMixin
+from keras_ci2p.models.ci2p_vit import CLASSIFIERS
 from keras_ci2p.models.image_classifier import ImageClassifier
-from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.utils import atomic_directory, atomic_file, first_line, is_empty, is_of_full_disk, user_path
 
 # Largest difference of a logit. Correct implementations of this model agree to it in float32.

@@ -5,10 +5,17 @@ from keras_ci2p.names import lazy_imports
 __all__, __getattr__, __dir__ = lazy_imports(
     __name__,
     {
-        "ci2p_vit": ["CI2PViT", "CI2PViTBackbone", "CI2PViTDualScale", "CI2PViTDualScaleBackbone"],
+        "ci2p_vit": [
+            "CI2PViT",
+            "CI2PViTBackbone",
+            "CI2PViTDualScale",
+            "CI2PViTDualScaleBackbone",
+            "CLASSIFIERS",
+            "ViT",
+            "ViTBackbone",
+            "load_preset",
+        ],
         "compressor": ["Compressor"],
-        "loading": ["CLASSIFIERS", "load_preset"],
-        "vit": ["ViT", "ViTBackbone"],
         "variants": ["DUAL_SCALE_VARIANTS", "VARIANTS"],
     },
     renamed={"CI2PClassifier": "backbone.CompressorMixin"},

@@ -4,10 +4,10 @@ from keras_ci2p.models.ci2p_vit import CI2PViT as CI2PViT
 from keras_ci2p.models.ci2p_vit import CI2PViTBackbone as CI2PViTBackbone
 from keras_ci2p.models.ci2p_vit import CI2PViTDualScale as CI2PViTDualScale
 from keras_ci2p.models.ci2p_vit import CI2PViTDualScaleBackbone as CI2PViTDualScaleBackbone
+from keras_ci2p.models.ci2p_vit import CLASSIFIERS as CLASSIFIERS
+from keras_ci2p.models.ci2p_vit import ViT as ViT
+from keras_ci2p.models.ci2p_vit import ViTBackbone as ViTBackbone
+from keras_ci2p.models.ci2p_vit import load_preset as load_preset
 from keras_ci2p.models.compressor import Compressor as Compressor
-from keras_ci2p.models.loading import CLASSIFIERS as CLASSIFIERS
-from keras_ci2p.models.loading import load_preset as load_preset
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS as DUAL_SCALE_VARIANTS
 from keras_ci2p.models.variants import VARIANTS as VARIANTS
-from keras_ci2p.models.vit import ViT as ViT
-from keras_ci2p.models.vit import ViTBackbone as ViTBackbone

@@ -14,7 +14,7 @@ from keras_ci2p.data.sources import open_data, scan_images
 from keras_ci2p.data.tfds import PREFIX
 from keras_ci2p.flops import count_parameters
 from keras_ci2p.layers.embedding import compressor_config
-from keras_ci2p.models.loading import is_compressor, load_preset
+from keras_ci2p.models.ci2p_vit import is_compressor, load_preset
 from keras_ci2p.plots import plot_confusion
 from keras_ci2p.presets import check_destination, known_files, open_preset
 from keras_ci2p.training.configs import DATA, CompressorTrainConfig

@@ -15,7 +15,7 @@ import numpy as np
 from keras_ci2p.annotations import PathLike, Tensor
 from keras_ci2p.export.formats import network_file, open_network
 from keras_ci2p.export.metadata import IMAGES, input_name, model_metadata
-from keras_ci2p.models.loading import CLASSIFIERS, open_classifier
+from keras_ci2p.models.ci2p_vit import CLASSIFIERS, open_classifier
 from keras_ci2p.presets import open_preset
 from keras_ci2p.utils import file_sha256
 

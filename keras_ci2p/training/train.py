@@ -18,8 +18,8 @@ from keras_ci2p.data.sources import first_compressed
 from keras_ci2p.layers.embedding import PATCH_SIZE
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier
 from keras_ci2p.models.backbone import CompressorMixin
+from keras_ci2p.models.ci2p_vit import CLASSIFIERS
 from keras_ci2p.models.image_classifier import ImageClassifier
-from keras_ci2p.models.loading import CLASSIFIERS
 from keras_ci2p.plots import warn_without_matplotlib
 from keras_ci2p.presets import BEST, PresetError, open_preset, preset_of
 from keras_ci2p.training.callbacks import (

@@ -369,7 +369,7 @@ def test_layers_take_numbers_of_numpy():
 
 
 def test_load_preset_of_a_compressor(tmp_path):
-    from keras_ci2p.models.loading import open_classifier, open_preset_model
+    from keras_ci2p.models.ci2p_vit import open_classifier, open_preset_model
 
     small_compressor().save_to_preset(tmp_path / "compressor")
     assert type(keras_ci2p.load_preset(tmp_path / "compressor")) is Compressor

@@ -10,13 +10,14 @@ from keras_ci2p.annotations import PathLike
 from keras_ci2p.codec.file_format import read_compressed
 from keras_ci2p.codec.rans import CodecError
 from keras_ci2p.data import layouts
-from keras_ci2p.data.folder_index import check_files, index_path
 from keras_ci2p.data.latent_cache import is_latent_cache
 from keras_ci2p.data.manifest import (
     SPLITS,
     DataError,
     ImageManifest,
+    check_files,
     check_image,
+    index_path,
     is_compressed,
     validation_mask,
     warn_of_missing_images,

@@ -10,7 +10,7 @@ import pytest
 from conftest import write_photos
 from PIL import Image
 
-from keras_ci2p.data import folder_index, open_data, scan_folder, scan_images
+from keras_ci2p.data import manifest, open_data, scan_folder, scan_images
 from keras_ci2p.data.manifest import check_image
 
 
@@ -18,7 +18,7 @@ from keras_ci2p.data.manifest import check_image
 def cache(tmp_path, monkeypatch):
     """A cache of this test's own, which relies on files however new."""
     monkeypatch.setenv("KERAS_CI2P_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(folder_index, "_GRANULARITY", -(10**12))
+    monkeypatch.setattr(manifest, "_GRANULARITY", -(10**12))
     return tmp_path / "cache" / "folders"
 
 
@@ -82,14 +82,14 @@ def test_same_size_and_mtime(photos, read):
 
 
 def test_a_file_changed_at_the_moment_of_reading_is_read_again(photos, read, monkeypatch):
-    monkeypatch.setattr(folder_index, "_GRANULARITY", 10**12)
+    monkeypatch.setattr(manifest, "_GRANULARITY", 10**12)
     for _ in range(2):
         read.clear()
         scan_folder(photos)
         assert len(read) == 30
     # The clock has been set back: all files are of the future.
-    monkeypatch.setattr(folder_index, "_GRANULARITY", 2 * 10**9)
-    monkeypatch.setattr(folder_index.time, "time_ns", lambda: 10**9)
+    monkeypatch.setattr(manifest, "_GRANULARITY", 2 * 10**9)
+    monkeypatch.setattr(manifest.time, "time_ns", lambda: 10**9)
     for _ in range(2):
         read.clear()
         scan_folder(photos)
@@ -98,12 +98,12 @@ def test_a_file_changed_at_the_moment_of_reading_is_read_again(photos, read, mon
 
 def test_long_checks_keep_what_they_have_found(photos, read, monkeypatch):
     """Where there is something."""
-    monkeypatch.setattr(folder_index, "_KEEP_EVERY", -1)
+    monkeypatch.setattr(manifest, "_KEEP_EVERY", -1)
     with monkeypatch.context() as patch:
-        patch.setattr(folder_index, "_GRANULARITY", 10**12)
+        patch.setattr(manifest, "_GRANULARITY", 10**12)
         scan_folder(photos)
-    written, write = [], folder_index._write
-    monkeypatch.setattr(folder_index, "_write", lambda *args: written.append(args[-1].sum()) or write(*args))
+    written, write = [], manifest._write_index
+    monkeypatch.setattr(manifest, "_write_index", lambda *args: written.append(args[-1].sum()) or write(*args))
     scan_folder(photos)
     assert written == list(range(1, 31))
 
@@ -176,7 +176,7 @@ def test_another_version_of_pillow(photos, read, monkeypatch):
     """It may read files that this one does not."""
     scan_folder(photos)
     read.clear()
-    monkeypatch.setattr(folder_index.Image, "__version__", "99")
+    monkeypatch.setattr(manifest.Image, "__version__", "99")
     scan_folder(photos)
     assert len(read) == 30
 
@@ -188,7 +188,7 @@ def test_what_was_found_before_an_interruption_is_kept(photos, read, monkeypatch
         read.append(content)
         return check_image(content)
 
-    monkeypatch.setattr(folder_index, "in_threads", lambda look, items: map(look, items))
+    monkeypatch.setattr(manifest, "in_threads", lambda look, items: map(look, items))
     with monkeypatch.context() as patch:
         patch.setattr("keras_ci2p.data.sources.check_image", check)
         with pytest.raises(KeyboardInterrupt):
@@ -227,8 +227,8 @@ def test_unused_indexes_are_deleted(photos, tmp_path, cache):
 def test_several_processes_at_once(photos, read):
     """None disturbs the others, and what is left is whole."""
     code = f"""
-from keras_ci2p.data import folder_index, open_data
-folder_index._GRANULARITY = -(10**12)
+from keras_ci2p.data import manifest, open_data
+manifest._GRANULARITY = -(10**12)
 for _ in range(20):
     assert len(open_data({str(photos)!r}, rescan=True)) == 30 and len(open_data({str(photos)!r})) == 30
 """

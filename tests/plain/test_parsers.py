@@ -14,7 +14,7 @@ import pytest
 
 from keras_ci2p import cli
 from keras_ci2p.cli import main
-from keras_ci2p.data.folder_index import index_path
+from keras_ci2p.data.manifest import index_path
 from keras_ci2p.utils import write_bytes
 
 COMMANDS = (

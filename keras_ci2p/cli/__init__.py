@@ -14,9 +14,8 @@ from pathlib import Path
 
 import keras_ci2p
 from keras_ci2p.cli import (
-    codec_commands,
     convert_commands,
-    data_command,
+    data_commands,
     evaluate_commands,
     predict_command,
     train_commands,
@@ -27,14 +26,14 @@ INTERRUPTED = 130
 
 # Functions that add a command, in the order of `--help`.
 COMMANDS = (
-    data_command.add_data,
+    data_commands.add_data,
     train_commands.add_train_compressor,
     train_commands.add_cache,
     train_commands.add_train,
     evaluate_commands.add_evaluate,
     predict_command.add_predict,
-    codec_commands.add_compress,
-    codec_commands.add_decompress,
+    data_commands.add_compress,
+    data_commands.add_decompress,
     convert_commands.add_publish,
     convert_commands.add_quantize,
     convert_commands.add_export,

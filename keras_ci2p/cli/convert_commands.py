@@ -5,8 +5,7 @@ import shlex
 import sys
 
 from keras_ci2p.cli.evaluate_commands import MODEL_HELP, add_rescan, check_inputs, refuse_given
-from keras_ci2p.export.formats import FORMATS, INT8_FORMATS
-from keras_ci2p.export.metadata import IMAGES, INPUTS, LATENTS
+from keras_ci2p.export.formats import FORMATS, IMAGES, INPUTS, INT8_FORMATS, LATENTS
 from keras_ci2p.setting import integer
 from keras_ci2p.utils import user_path
 from keras_ci2p.weight_storage import STORAGES

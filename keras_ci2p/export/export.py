@@ -12,9 +12,19 @@ import numpy as np
 
 from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import run_in_process
-from keras_ci2p.export.formats import FORMATS, open_exported, write, writing_backend
+from keras_ci2p.export.formats import (
+    ATTENTION,
+    FORMATS,
+    IMAGES,
+    INPUTS,
+    LATENTS,
+    model_metadata,
+    open_exported,
+    output_name,
+    write,
+    writing_backend,
+)
 from keras_ci2p.export.inference import float32_copy
-from keras_ci2p.export.metadata import ATTENTION, IMAGES, INPUTS, LATENTS, model_metadata, output_name
 from keras_ci2p.layers.transformer import attention_rollout
 from keras_ci2p.models.backbone import CompressorMixin
 from keras_ci2p.models.ci2p_vit import CLASSIFIERS
@@ -97,7 +107,7 @@ def export(
         outputs: Names of the outputs, None for the model's own; "attention" beside it is where the model looks, float32
             `(batch, rows, columns)` by token, 1 on average: the attention rollout of all layers, its mean over the
             tokens that are classified.
-        metadata: Further entries for what the file says of itself (`keras_ci2p.export.metadata`), such as `name`,
+        metadata: Further entries for what the file says of itself (`keras_ci2p.export.formats`), such as `name`,
             `license`, `top1`; a dict of values that JSON can hold.
         input: "images", or "latents" of a `CI2PViT` or `CI2PViTDualScale`.
 
@@ -254,7 +264,7 @@ def write_and_run(model, path, format, opset, entries, outputs, images):
     Args:
         model, format, opset: As in `export`.
         path: File to write, or directory that exists.
-        entries: What the file is to say of itself, as in `keras_ci2p.export.metadata`.
+        entries: What the file is to say of itself, as in `keras_ci2p.export.formats`.
         outputs: Names of the outputs, the model's own first.
         images: float32 `(sum(BATCHES), height, width, 3)`, or latents, as the entries say.
 

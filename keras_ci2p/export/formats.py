@@ -1,4 +1,28 @@
-"""File formats: one entry each in `FORMATS`, with the functions that write and open it. Imports no Keras by itself."""
+"""File formats: one entry each in `FORMATS`, with the functions that write and open it. Imports no Keras by itself.
+
+A file says of itself what its model is: the same entries in every format, each of them JSON.
+
+| entry | value |
+|---|---|
+| `class_names` | list of the classes' names, in the order of the output; absent where the model has none |
+| `image_size` | `[height, width]` of the input |
+| `value_range` | the input's values for black and for white, `[0, 255]`; by channel: `[[r, g, b], [r, g, b]]` |
+| `data_format` | "channels_last" or "channels_first" of the input |
+| `crop` | how a photo is cut: the short edge resized to `resize_ratio` of the size, of that the middle |
+| `input` | "latents" where the classifier begins after its compressor; absent where it takes images |
+| `latent_shape` | `[rows, columns, channels]` of latents |
+| `compressor` | of latents, its `fingerprint`, `AnalysisTransform.weights_hash()`, and its `name`, if it has one |
+| `output` | "logits", "probabilities", or "scores" where the activation gives neither |
+| `grid_size` | `[rows, columns]` of the output `attention`, where the file has it |
+| `feature_data_format` | "channels_last" or "channels_first" of feature maps among the outputs |
+| `int8` | of an 8-bit file: how it was made, and its top-1 beside that in floats |
+| `name`, `license`, `top1`, ... | what the writer adds |
+
+ONNX holds an entry as `metadata_props` under `keras_ci2p.` and its name, OpenVINO as `rt_info` under keras_ci2p and its
+name (files read from ONNX: under framework and the former). A LiteRT file is followed, as TensorFlow Lite's metadata
+are, by a ZIP archive; in it stands `keras_ci2p.json`, one object of all entries. A .pt2 file and a SavedModel hold a
+file of that name too.
+"""
 
 import errno
 import importlib.util
@@ -8,15 +32,124 @@ import sys
 import tempfile
 import threading
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from keras_ci2p.annotations import PathLike
-from keras_ci2p.export import metadata
-from keras_ci2p.export.metadata import IMAGES, input_name
+from keras_ci2p.data.transforms import RESIZE_RATIO
+from keras_ci2p.models.variants import PROBABILITIES
 from keras_ci2p.utils import first_line, misplaced_file, require, user_path, written_bytes
+
+PREFIX = "keras_ci2p"
+FILE_NAME = f"{PREFIX}.json"
+# The name of the further output.
+ATTENTION = "attention"
+CENTER_CROP = {"resize_ratio": RESIZE_RATIO, "interpolation": "bicubic", "crop": "center"}
+# What an exported file takes.
+IMAGES, LATENTS = INPUTS = ("images", "latents")
+
+
+def model_metadata(model, input=IMAGES):
+    """The entries of a classifier of this package, `image_shape` fixed, as a dict; `input` is one of `INPUTS`."""
+    entries = {
+        "image_size": list(model.image_shape[:2]),
+        "value_range": [0, 255],
+        "data_format": "channels_last",
+        "crop": CENTER_CROP,
+        "output": output_name(model),
+    }
+    if input == LATENTS:
+        del entries["value_range"]
+        compressor = {"fingerprint": model.compressor.weights_hash(), **(model.compressor.source or {})}
+        compressor = {key: value for key, value in compressor.items() if key in ("fingerprint", "name")}
+        shape = model.latent_classifier.input_shape[1:]
+        entries.update(input=LATENTS, latent_shape=list(shape), compressor=compressor)
+    return entries if model.class_names is None else {"class_names": list(model.class_names), **entries}
+
+
+def to_onnx(entries):
+    """The entries as ONNX's `metadata_props`: a dict of strings."""
+    return {f"{PREFIX}.{key}": _dumps(value) for key, value in entries.items()}
+
+
+def from_onnx(properties):
+    """The entries among the `metadata_props` of an ONNX file, a dict of strings; others are left out."""
+    found = {key.removeprefix(f"{PREFIX}."): value for key, value in properties.items() if key.startswith(f"{PREFIX}.")}
+    return _loads(found)
+
+
+def to_openvino(entries, model):
+    """Adds the entries to an `openvino.Model`."""
+    for key, value in entries.items():
+        model.set_rt_info(_dumps(value), [PREFIX, key])
+
+
+def from_openvino(model):
+    """The entries of an `openvino.Model`, read from OpenVINO's own files or from ONNX."""
+    information = model.get_rt_info()
+    if PREFIX in information:
+        # Values that look like numbers or lists would come as such from `.value`.
+        return _loads({key: value.astype(str) for key, value in information[PREFIX].items()})
+    if "framework" in information:
+        return from_onnx({key: value.astype(str) for key, value in information["framework"].items()})
+    return {}
+
+
+def append_to_litert(entries, path):
+    """Adds the entries to a LiteRT file, whose readers ignore what follows the model."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(FILE_NAME, _dumps(entries))
+
+
+def read_litert(path):
+    """The entries of a LiteRT file; empty where it has none."""
+    if not zipfile.is_zipfile(path):
+        return {}
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(FILE_NAME)) if FILE_NAME in archive.namelist() else {}
+
+
+def write_beside(entries, directory):
+    """Writes the entries as a file of a SavedModel's directory."""
+    (Path(directory) / FILE_NAME).write_text(_dumps(entries), encoding="utf-8")
+
+
+def _dumps(value):
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _loads(strings):
+    entries = {}
+    for key, text in strings.items():
+        try:
+            entries[key] = json.loads(text)
+        except ValueError:
+            raise ValueError(
+                f"The metadata entry {PREFIX}.{key} of the file is no JSON: {text[:80]!r}. A text needs its quotation "
+                'marks: "logits".'
+            ) from None
+    return entries
+
+
+def input_name(entries):
+    """What a file with these entries takes, one of `INPUTS`, which its input is called after."""
+    return entries.get("input", IMAGES)
+
+
+def input_shape(model, entries):
+    """The shape of it without the batch."""
+    return tuple(model.image_shape if input_name(entries) == IMAGES else entries["latent_shape"])
+
+
+def output_name(model):
+    """What the output is called in the formats that let it be named."""
+    if model.activation is None:
+        return "logits"
+    return "probabilities" if model.activation in PROBABILITIES else "scores"
+
 
 # Element types of inputs, as ONNX Runtime calls them.
 _ONNX_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -33,7 +166,7 @@ class Network:
         input_shape: With None for what may be of any size.
         input_type: "float32", "float16" or "uint8".
         output_shapes: Name to shape, with None for what may be of any size, in the order of the file.
-        metadata: The entries of `keras_ci2p.export.metadata` that the file has.
+        metadata: The entries of `keras_ci2p.export.formats` that the file has.
 
     Examples:
         >>> network = keras_ci2p.export.Network(
@@ -150,7 +283,7 @@ def _open_with_openvino(path, exact):
         _check_input(path, [_shape(port) for port in model.inputs], input_type),
         input_type,
         {name: _shape(port) for name, port in zip(names, model.outputs, strict=True)},
-        metadata.from_openvino(model),
+        from_openvino(model),
     )
 
 
@@ -168,7 +301,7 @@ def _open_with_onnxruntime(path):
         _check_input(path, [_numbers(port.shape) for port in inputs], input_type),
         input_type,
         {port.name: _numbers(port.shape) for port in session.get_outputs()},
-        metadata.from_onnx(session.get_modelmeta().custom_metadata_map),
+        from_onnx(session.get_modelmeta().custom_metadata_map),
     )
 
 
@@ -256,7 +389,7 @@ def _save_openvino(converted, directory, model, entries, outputs):
         for output, name in zip(converted.outputs, outputs, strict=True):
             output.tensor.set_names({name})
     converted.validate_nodes_and_infer_types()
-    metadata.to_openvino(entries, converted)
+    to_openvino(entries, converted)
     path = Path(directory) / OPENVINO_FILE
     try:
         openvino.save_model(converted, path, compress_to_fp16=False)
@@ -323,7 +456,7 @@ def _write_torch(model, path, opset, entries, outputs):
     program = _program(model, entries, outputs)
     # Else it would be stored too.
     program.example_inputs = None
-    extra_files = {metadata.FILE_NAME: json.dumps(entries, ensure_ascii=False)}
+    extra_files = {FILE_NAME: _dumps(entries)}
     Path(path).write_bytes(written_bytes(lambda file: torch.export.save(program, file, extra_files=extra_files)))
 
 
@@ -345,20 +478,20 @@ def _write_onnx(model, path, opset, entries, outputs):
     )
     for node in onnx_program.model.graph:
         node.metadata_props.clear()
-    onnx_program.model.metadata_props.update(metadata.to_onnx(entries))
+    onnx_program.model.metadata_props.update(to_onnx(entries))
     onnx_program.save(path, external_data=False)
 
 
 def _write_saved_model(model, path, opset, entries, outputs):
     _save_saved_model(model, path, entries, outputs, named=True)
-    metadata.write_beside(entries, path)
+    write_beside(entries, path)
 
 
 def _write_litert(model, path, opset, entries, outputs):
     with tempfile.TemporaryDirectory() as directory:
         _save_saved_model(model, directory, entries, outputs)
         _save_litert(directory, path)
-    metadata.append_to_litert(entries, path)
+    append_to_litert(entries, path)
 
 
 def _write_openvino_from_tensorflow(model, path, opset, entries, outputs):
@@ -501,7 +634,7 @@ def open_exported(path: PathLike, format: str, outputs: Sequence[str] | None = N
     """
     run = FORMATS[format].open(user_path(path))
     if outputs is None:
-        return lambda images: next(value for name, value in run(images).items() if name != metadata.ATTENTION)
+        return lambda images: next(value for name, value in run(images).items() if name != ATTENTION)
 
     def run_several(images):
         given = run(images)

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.export.metadata import ATTENTION
 from keras_ci2p.models.image_classifier import ImageClassifier
 
 
@@ -46,20 +45,20 @@ def inference_function(model, outputs):
 
     Args:
         model: A classifier of fixed image size.
-        outputs: Names of what it gives: that of the model's own output first, perhaps "attention".
+        outputs: Names of what it gives: that of the model's own output first, perhaps that of its attention.
 
     Returns:
         A function of images that gives the model's output; of several outputs a dict.
     """
     if len(outputs) == 1:
         return lambda images: model(images, training=False)
-    own, _ = outputs
+    own, attention = outputs
     blocks = model.attention_blocks()
     inner = keras.Model(model.input, [model.output, *(block.input for block in blocks)])
 
     def serve(images):
         output, *tokens = inner(images, training=False)
-        return {own: output, ATTENTION: received_attention(blocks, tokens, model.grid_size)}
+        return {own: output, attention: received_attention(blocks, tokens, model.grid_size)}
 
     return serve
 

@@ -17,9 +17,16 @@ from keras_ci2p.backend import cpu_flags
 from keras_ci2p.data.manifest import ImageManifest
 from keras_ci2p.data.sources import open_data
 from keras_ci2p.data.transforms import center_crop
-from keras_ci2p.export import metadata as entries_of
 from keras_ci2p.export.export import ExportError, check_arguments, export, num_bytes
-from keras_ci2p.export.formats import FORMATS, INT8_FORMATS, OPENVINO_FILE, import_openvino, open_exported
+from keras_ci2p.export.formats import (
+    FORMATS,
+    INT8_FORMATS,
+    OPENVINO_FILE,
+    import_openvino,
+    open_exported,
+    to_onnx,
+    to_openvino,
+)
 from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.utils import atomic_directory, atomic_file, first_line, is_of_full_disk, num_cpus, require, user_path
 
@@ -168,13 +175,13 @@ def _finish(source, path, destination, format, entries):
         onnx = require("onnx", extra="export")
         model = onnx.load(path)
         properties = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
-        onnx.helper.set_model_props(model, {**properties, **entries_of.to_onnx(entries)})
+        onnx.helper.set_model_props(model, {**properties, **to_onnx(entries)})
         with atomic_file(destination) as temporary:
             onnx.save(model, temporary)
         return
     openvino = import_openvino()
     model = openvino.Core().read_model(path / OPENVINO_FILE)
-    entries_of.to_openvino(entries, model)
+    to_openvino(entries, model)
     with atomic_directory(destination) as temporary:
         openvino.save_model(model, temporary / OPENVINO_FILE, compress_to_fp16=False)
 

@@ -13,8 +13,7 @@ import keras
 import numpy as np
 
 from keras_ci2p.annotations import PathLike, Tensor
-from keras_ci2p.export.formats import network_file, open_network
-from keras_ci2p.export.metadata import IMAGES, input_name, model_metadata
+from keras_ci2p.export.formats import IMAGES, input_name, model_metadata, network_file, open_network
 from keras_ci2p.models.ci2p_vit import CLASSIFIERS, open_classifier
 from keras_ci2p.presets import open_preset
 from keras_ci2p.utils import file_sha256
@@ -147,7 +146,7 @@ def open_teacher(
 ) -> Teacher:
     """Opens a trained classifier as a teacher.
 
-    What a file says of itself (`keras_ci2p.export.metadata`) is believed: class names, size, values, logits or
+    What a file says of itself (`keras_ci2p.export.formats`) is believed: class names, size, values, logits or
     probabilities. Where it does not say whether it gives probabilities, a trial shows: none negative, sum 1.
 
     Args:
@@ -215,7 +214,7 @@ class _Source:
         run: Function of a batch of images as it takes them, that gives its logits or probabilities and each feature
             as arrays. Several threads may call it.
         image_size: `(height, width)`, None for what may be of any size.
-        entries: What it says of itself, as in `keras_ci2p.export.metadata`.
+        entries: What it says of itself, as in `keras_ci2p.export.formats`.
         feature_names: Of what `run` gives after the logits.
         input_type: Of the images.
         is_channels_first: Whether they are `(batch, 3, height, width)`.

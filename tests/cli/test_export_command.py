@@ -8,7 +8,7 @@ from test_cli import failed
 from keras_ci2p import ViT
 from keras_ci2p.cli import main
 from keras_ci2p.export import FORMATS, open_exported, open_network
-from keras_ci2p.export.metadata import read_litert
+from keras_ci2p.export.formats import read_litert
 from keras_ci2p.presets import open_preset
 
 BACKEND = keras.backend.backend()

@@ -13,8 +13,7 @@ from test_fold_batch_norm import COMPRESSOR, models, trained
 from keras_ci2p import Compressor, ViT
 from keras_ci2p.codec import ImageCodec
 from keras_ci2p.export import ExportError, export, open_exported, open_network
-from keras_ci2p.export.formats import FORMATS, writing_backend
-from keras_ci2p.export.metadata import FILE_NAME, model_metadata, read_litert
+from keras_ci2p.export.formats import FILE_NAME, FORMATS, model_metadata, read_litert, writing_backend
 
 exporter = importlib.import_module("keras_ci2p.export.export")
 

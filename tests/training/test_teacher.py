@@ -15,7 +15,7 @@ from tiny_teacher import onnx_file
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.data import center_crop, scan_folder
 from keras_ci2p.export import export
-from keras_ci2p.export.metadata import read_litert
+from keras_ci2p.export.formats import read_litert
 from keras_ci2p.training import efficientnet, make_teacher, open_teacher
 from keras_ci2p.training import efficientnet as probe
 from keras_ci2p.training.teacher import TeacherError

@@ -20,8 +20,8 @@ from keras_ci2p.annotations import PathLike
 from keras_ci2p.data.manifest import ImageManifest
 from keras_ci2p.data.transforms import load_image
 from keras_ci2p.export.export import ExportReport, export
+from keras_ci2p.export.formats import ATTENTION, model_metadata
 from keras_ci2p.export.int8 import Int8Report, export_int8
-from keras_ci2p.export.metadata import ATTENTION, model_metadata
 from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.utils import atomic_directory, cache_directory, is_empty, listed, user_path, write_bytes
 

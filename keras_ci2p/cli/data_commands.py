@@ -183,7 +183,7 @@ def _add_compressor(parser, more):
 
 def compress(args):
     from keras_ci2p.data.transforms import center_crop, load_image
-    from keras_ci2p.training.compressed_files import open_codec
+    from keras_ci2p.training.latents import open_codec
 
     codec = open_codec(args.compressor or DEFAULT_COMPRESSOR, args.tables)
     rows = []
@@ -212,7 +212,7 @@ def compress(args):
 
 
 def decompress(args):
-    from keras_ci2p.training.compressed_files import known_compressor, open_codec
+    from keras_ci2p.training.latents import known_compressor, open_codec
 
     codecs = {}
 

@@ -162,8 +162,8 @@ def _measure_classifier(args, preset, out):
     from keras_ci2p.data.sources import open_data
     from keras_ci2p.models.ci2p_vit import open_classifier
     from keras_ci2p.plots import plot_confusion, plot_worst
-    from keras_ci2p.training.compressed_files import FileReader
     from keras_ci2p.training.evaluation import evaluate, evaluation_size, match_classes, weakest, worst_images
+    from keras_ci2p.training.latents import FileReader
 
     model, _ = open_classifier(preset)
     manifest = open_data(args.data)

@@ -66,7 +66,7 @@ def _images_of(name):
 
 def predict(args):
     from keras_ci2p.models.ci2p_vit import open_classifier
-    from keras_ci2p.training.compressed_files import FileReader, classify_files
+    from keras_ci2p.training.latents import FileReader, classify_files
     from keras_ci2p.utils import progress
 
     unreadable = set()

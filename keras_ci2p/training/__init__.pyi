@@ -4,7 +4,6 @@ from keras_ci2p.backend import keep_compiled_code as keep_compiled_code
 from keras_ci2p.backend import keep_freed_memory as keep_freed_memory
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier as AugmentedClassifier
 from keras_ci2p.training.cache_latents import cache_latents as cache_latents
-from keras_ci2p.training.compressed_files import FileReader as FileReader
 from keras_ci2p.training.configs import CompressorTrainConfig as CompressorTrainConfig
 from keras_ci2p.training.configs import LatentCacheConfig as LatentCacheConfig
 from keras_ci2p.training.configs import TrainConfig as TrainConfig
@@ -13,6 +12,7 @@ from keras_ci2p.training.distillation import load_teacher as load_teacher
 from keras_ci2p.training.efficientnet import make_teacher as make_teacher
 from keras_ci2p.training.evaluation import evaluate as evaluate
 from keras_ci2p.training.evaluation import evaluate_compressor as evaluate_compressor
+from keras_ci2p.training.latents import FileReader as FileReader
 from keras_ci2p.training.optim import FusedAdamW as FusedAdamW
 from keras_ci2p.training.publish import PublishError as PublishError
 from keras_ci2p.training.publish import publish as publish

@@ -22,7 +22,7 @@ from keras_ci2p.models.image_classifier import ImageClassifier, evaluation_size,
 from keras_ci2p.models.rate_distortion import choose_lmbda, distortion, distortion_and_rate, psnr
 from keras_ci2p.names import renamed_arguments
 from keras_ci2p.plots import MOST_SHOWN, plot_reconstructions
-from keras_ci2p.training.compressed_files import FileReader, outputs_of
+from keras_ci2p.training.latents import FileReader, outputs_of
 from keras_ci2p.utils import listed
 
 # Images in a row.

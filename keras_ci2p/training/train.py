@@ -30,10 +30,9 @@ from keras_ci2p.training.callbacks import (
     SwapEMA,
     tell_of_compilation,
 )
-from keras_ci2p.training.compressed_files import known_compressor
 from keras_ci2p.training.configs import TrainConfig
 from keras_ci2p.training.distillation import DistilledClassifier, guided_layers
-from keras_ci2p.training.latent_encoder import analysis_of, cached_compressor
+from keras_ci2p.training.latents import analysis_of, cached_compressor, known_compressor
 from keras_ci2p.training.optim import SoftTargetCrossentropy, make_optimizer
 from keras_ci2p.training.recipes import RECIPES, write_recipe
 from keras_ci2p.training.run_dir import (

@@ -16,8 +16,8 @@ from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError, center_crop,
 from keras_ci2p.data.latent_loader import LatentMirror, LatentRecords
 from keras_ci2p.plots import MOST_SHOWN
 from keras_ci2p.training import FileReader, LatentCacheConfig, cache_latents, evaluate
-from keras_ci2p.training.compressed_files import outputs_of
 from keras_ci2p.training.evaluation import worst_images
+from keras_ci2p.training.latents import outputs_of
 
 # Of which the package has a function of the same name.
 cache_latents_module = importlib.import_module("keras_ci2p.training.cache_latents")

@@ -15,7 +15,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import (
     arithmetic,
     environment,
@@ -36,7 +35,7 @@ from keras_ci2p.names import renamed_names
 from keras_ci2p.plots import comparison_title, peak_bytes, plot_comparison
 from keras_ci2p.training.configs import CompareConfig
 from keras_ci2p.training.optim import FusedAdamW, SoftTargetCrossentropy
-from keras_ci2p.utils import write_json
+from keras_ci2p.utils import PathLike, write_json
 
 REPORT = "comparison.json"
 FIGURE = "comparison.png"

@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.names import renamed_names
 from keras_ci2p.utils import (
+    PathLike,
     atomic_directory,
     did_you_mean,
     file_sha256,

@@ -1,4 +1,4 @@
-"""Small tools without a place of their own: optional packages, files that are whole or not there, progress."""
+"""Small tools without a place of their own: types, optional packages, files that are whole or not there, progress."""
 
 import contextlib
 import csv
@@ -21,6 +21,17 @@ import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any, TypeAlias
+
+# Types that several signatures name. Keras has no annotations of its own, so what is Keras's is checked by nobody.
+
+# A tensor of Keras's backend, a `keras.KerasTensor` while a model is built, or an array that Keras takes for one.
+Tensor: TypeAlias = Any
+# Integers, and None for what may be of any size.
+Shape: TypeAlias = tuple[Any, ...]
+PathLike: TypeAlias = str | os.PathLike[str]
+# The base of what is mixed into classes of Keras: a type checker takes their attributes for its own.
+Mixin: Any = object
 
 
 def cache_directory():

@@ -10,8 +10,7 @@ import h5py
 import numpy as np
 from h5py import h5f, h5fd, h5g, h5p
 
-from keras_ci2p.annotations import PathLike
-from keras_ci2p.utils import write_bytes
+from keras_ci2p.utils import PathLike, write_bytes
 
 STORAGES = ("float32", "float16", "int8")
 

@@ -40,7 +40,7 @@ MOST_IMPORT_LINES = 1400
 
 # Who imports whom: only what stands to the left. Modules of one level import none of another of it.
 LEVELS = (
-    ("annotations", "names", "utils", "setting", "version"),
+    ("names", "utils", "setting", "version"),
     ("config",),
     ("backend", "weight_storage", "plots"),
     ("layers", "presets"),

@@ -17,8 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from keras_ci2p.annotations import PathLike
-from keras_ci2p.utils import cache_directory, num_cpus, user_path
+from keras_ci2p.utils import PathLike, cache_directory, num_cpus, user_path
 
 # Precisions of float32 products.
 MATMUL_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.codec.rans import CodecError
 from keras_ci2p.codec.tables import SCALES, EntropyTables
 from keras_ci2p.convert import zoo
@@ -30,7 +29,7 @@ from keras_ci2p.models.ci2p_vit import load_preset
 from keras_ci2p.models.compressor import CHANNELS, WITHOUT_SYNTHESIS, Compressor
 from keras_ci2p.models.variants import WHOLE
 from keras_ci2p.presets import PresetError
-from keras_ci2p.utils import atomic_directory, cache_directory, file_sha256, user_path, wrong_choice
+from keras_ci2p.utils import PathLike, atomic_directory, cache_directory, file_sha256, user_path, wrong_choice
 
 # Buffers that hold no weights: GDN's and the bottleneck's constants, and tables made from the quantiles.
 _CONSTANTS = re.compile(

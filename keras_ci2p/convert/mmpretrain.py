@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_ci2p.annotations import Shape
 from keras_ci2p.convert.compressai import gdn_constants, transform_entries
 from keras_ci2p.convert.pretrained_vit import add_qkv_biases, find_grid, transformer_entries
 from keras_ci2p.convert.state_dict import (
@@ -23,6 +22,7 @@ from keras_ci2p.layers.constants import IMAGENET_MEAN, IMAGENET_STD
 from keras_ci2p.layers.embedding import resize_position_embedding
 from keras_ci2p.models.ci2p_vit import CI2PViT, CI2PViTDualScale, ViT
 from keras_ci2p.models.image_classifier import ImageClassifier
+from keras_ci2p.utils import Shape
 
 _EMBEDDING = "backbone.to_patch_embedding."
 _TRANSFORMER = "backbone.transformer."

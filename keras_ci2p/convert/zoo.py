@@ -5,8 +5,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-from keras_ci2p.annotations import PathLike
-from keras_ci2p.utils import DiskFullError, atomic_file, file_sha256
+from keras_ci2p.utils import DiskFullError, PathLike, atomic_file, file_sha256
 
 # Stands in the place of a compressor's name for none.
 NO_COMPRESSOR = "none"

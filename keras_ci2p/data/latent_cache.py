@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.data.manifest import DataError, ImageManifest
-from keras_ci2p.utils import atomic_file, file_sha256, require, user_path, write_json, wrong_choice
+from keras_ci2p.utils import PathLike, atomic_file, file_sha256, require, user_path, write_json, wrong_choice
 
 ARRAY_RECORD = "array_record.python.array_record_module"
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.codec.file_format import STRIDE, SUFFIX, ImageCodec, read_compressed
 from keras_ci2p.codec.rans import CodecError
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation, Mixup, target_arrays
@@ -14,7 +13,7 @@ from keras_ci2p.data.loader import READ_ERRORS, DataLoader, LoadImage, check_ima
 from keras_ci2p.data.manifest import DataError, ImageManifest, in_threads
 from keras_ci2p.data.sources import check_exists, first_compressed, open_data
 from keras_ci2p.names import renamed_arguments
-from keras_ci2p.utils import require
+from keras_ci2p.utils import PathLike, require
 
 grain = require("grain", extra="train")
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.codec.rans import CodecError
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation, Mixup, SampleMixup, collate_params, sample_params
 from keras_ci2p.data.manifest import DataError, ImageManifest
@@ -18,7 +17,7 @@ from keras_ci2p.data.sources import open_data
 from keras_ci2p.data.transforms import as_image_size, center_crop
 from keras_ci2p.data.transforms import augment as augment_image
 from keras_ci2p.data.workers import WorkerDataset
-from keras_ci2p.utils import num_cpus, require
+from keras_ci2p.utils import PathLike, num_cpus, require
 
 if TYPE_CHECKING:
     import grain

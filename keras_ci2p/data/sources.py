@@ -6,7 +6,6 @@ import os
 import warnings
 from dataclasses import replace
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.codec.file_format import read_compressed
 from keras_ci2p.codec.rans import CodecError
 from keras_ci2p.data import layouts
@@ -25,7 +24,7 @@ from keras_ci2p.data.manifest import (
     warn_of_skipped,
 )
 from keras_ci2p.data.tfds import PREFIX, open_tfds
-from keras_ci2p.utils import user_path
+from keras_ci2p.utils import PathLike, user_path
 
 
 def open_data(source: ImageManifest | PathLike, data_dir: str | None = None, rescan: bool = False) -> ImageManifest:

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.data.manifest import (
     DataError,
     ImageManifest,
@@ -25,7 +24,7 @@ from keras_ci2p.data.manifest import (
     warn_of_skipped,
 )
 from keras_ci2p.data.transforms import decode_image
-from keras_ci2p.utils import atomic_file, progress, require, user_path
+from keras_ci2p.utils import PathLike, atomic_file, progress, require, user_path
 
 PREFIX = "tfds:"
 FORMAT = "array_record"

@@ -10,10 +10,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps, UnidentifiedImageError
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.data.augmentation import sample_params
 from keras_ci2p.layers.constants import FILL, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_ADD_THRESHOLD
-from keras_ci2p.utils import user_path
+from keras_ci2p.utils import PathLike, user_path
 
 # Of files that are taken for images before they are opened.
 _PHOTOS = (".avif", ".avifs", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".webp")

@@ -10,7 +10,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import run_in_process
 from keras_ci2p.export.formats import (
     ATTENTION,
@@ -29,7 +28,7 @@ from keras_ci2p.layers.transformer import attention_rollout
 from keras_ci2p.models.backbone import CompressorMixin
 from keras_ci2p.models.ci2p_vit import CLASSIFIERS
 from keras_ci2p.models.image_classifier import ImageClassifier
-from keras_ci2p.utils import atomic_directory, atomic_file, first_line, is_empty, is_of_full_disk, user_path
+from keras_ci2p.utils import PathLike, atomic_directory, atomic_file, first_line, is_empty, is_of_full_disk, user_path
 
 # Largest difference of a logit. Correct implementations of this model agree to it in float32.
 TOLERANCE = 1e-4

@@ -38,10 +38,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.data.transforms import RESIZE_RATIO
 from keras_ci2p.models.variants import PROBABILITIES
-from keras_ci2p.utils import first_line, misplaced_file, require, user_path, written_bytes
+from keras_ci2p.utils import PathLike, first_line, misplaced_file, require, user_path, written_bytes
 
 PREFIX = "keras_ci2p"
 FILE_NAME = f"{PREFIX}.json"

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import cpu_flags
 from keras_ci2p.data.manifest import ImageManifest
 from keras_ci2p.data.sources import open_data
@@ -28,7 +27,16 @@ from keras_ci2p.export.formats import (
     to_openvino,
 )
 from keras_ci2p.models.image_classifier import ImageClassifier
-from keras_ci2p.utils import atomic_directory, atomic_file, first_line, is_of_full_disk, num_cpus, require, user_path
+from keras_ci2p.utils import (
+    PathLike,
+    atomic_directory,
+    atomic_file,
+    first_line,
+    is_of_full_disk,
+    num_cpus,
+    require,
+    user_path,
+)
 
 # How much top-1 may fall, in 0..1.
 MOST_LOSS = 0.005

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Self
 import keras
 
 from keras_ci2p import models
-from keras_ci2p.annotations import Mixin, PathLike, Shape
 from keras_ci2p.models.backbone import CompressorMixin, FixedGraph
 from keras_ci2p.models.data_checks import ChecksData
 from keras_ci2p.models.image_classifier import (
@@ -18,7 +17,7 @@ from keras_ci2p.models.image_classifier import (
     pooled_head,
 )
 from keras_ci2p.presets import HUB, Preset, complete_metadata
-from keras_ci2p.utils import require, room_for, user_path
+from keras_ci2p.utils import Mixin, PathLike, Shape, require, room_for, user_path
 
 if TYPE_CHECKING:
     import keras_hub

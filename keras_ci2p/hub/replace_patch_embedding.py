@@ -6,12 +6,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.annotations import Shape, Tensor
 from keras_ci2p.hub.models import keras_hub, register
 from keras_ci2p.layers.compression_transforms import check_images
 from keras_ci2p.layers.core import RandomNormal
 from keras_ci2p.layers.embedding import PATCH_SIZE, CI2PPatchEmbedding, resize_position_embedding
 from keras_ci2p.models.backbone import CompressorLike, compressor_layer
+from keras_ci2p.utils import Shape, Tensor
 
 
 def replace_patch_embedding(

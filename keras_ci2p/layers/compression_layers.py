@@ -7,8 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.annotations import Shape, Tensor
 from keras_ci2p.layers.core import RandomUniform, SeedGenerator, torch_conv2d
+from keras_ci2p.utils import Shape, Tensor
 
 # CompressAI's `NonNegativeParametrizer`: reparam_offset = 2**-18.
 PEDESTAL = 2.0**-36

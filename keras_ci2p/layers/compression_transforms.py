@@ -10,9 +10,9 @@ import numpy as np
 from keras import ops
 
 from keras_ci2p import backend
-from keras_ci2p.annotations import Shape, Tensor
 from keras_ci2p.layers.compression_layers import GDN, AttentionBlock, ResidualBlock, StridedResidualBlock
 from keras_ci2p.layers.core import SymmetricConv2DTranspose, check_images, torch_conv2d
+from keras_ci2p.utils import Shape, Tensor
 
 DOWNSAMPLING = 16
 # Of the activations in hyperpriors with means: PyTorch's default.

@@ -9,8 +9,8 @@ import keras
 from keras import ops
 
 from keras_ci2p import backend
-from keras_ci2p.annotations import Mixin, Shape, Tensor
 from keras_ci2p.layers.constants import IMAGENET_MEAN, IMAGENET_STD
+from keras_ci2p.utils import Mixin, Shape, Tensor
 
 
 class SeedGenerator(keras.random.SeedGenerator):

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.annotations import Shape, Tensor
 from keras_ci2p.layers.compression_transforms import AnalysisTransform, check_images
 from keras_ci2p.layers.core import (
     BatchNormalization,
@@ -16,6 +15,7 @@ from keras_ci2p.layers.core import (
     VarianceScaling,
     freeze_parts,
 )
+from keras_ci2p.utils import Shape, Tensor
 
 # mmpretrain: BatchNorm2d(eps=1e-5, momentum=0.1); Keras counts the momentum from the other side.
 BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}

@@ -7,7 +7,6 @@ import numpy as np
 from keras import ops
 
 from keras_ci2p import backend
-from keras_ci2p.annotations import Shape, Tensor
 from keras_ci2p.layers.core import (
     BatchNormalization,
     Dense,
@@ -20,6 +19,7 @@ from keras_ci2p.layers.core import (
     freeze_parts,
 )
 from keras_ci2p.layers.embedding import BATCH_NORM, InvertedResidual
+from keras_ci2p.utils import Shape, Tensor
 
 
 def check_tokens(input_shape, grid, receiver):

@@ -4,8 +4,8 @@ from typing import Any, Self
 
 import keras
 
-from keras_ci2p.annotations import Tensor
 from keras_ci2p.layers.batch_augmentation import BatchAugmentation, BatchMixing
+from keras_ci2p.utils import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")

@@ -11,7 +11,6 @@ from typing import Any, Self, TypeAlias
 import keras
 import numpy as np
 
-from keras_ci2p.annotations import Mixin, PathLike, Shape, Tensor
 from keras_ci2p.layers.compression_transforms import DOWNSAMPLING, AnalysisTransform
 from keras_ci2p.layers.core import Dense, LayerNormalization, check_images
 from keras_ci2p.layers.embedding import (
@@ -27,7 +26,7 @@ from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS
 from keras_ci2p.names import renamed_names
 from keras_ci2p.presets import freeze_as, frozen_config
-from keras_ci2p.utils import without_arrays
+from keras_ci2p.utils import Mixin, PathLike, Shape, Tensor, without_arrays
 
 # What a model takes as its `compressor`; `compressor_layer` tells. A dict configures an `AnalysisTransform`.
 CompressorLike: TypeAlias = Compressor | AnalysisTransform | PathLike | dict[str, Any]

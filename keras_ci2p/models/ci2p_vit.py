@@ -4,7 +4,6 @@ from typing import Any
 
 import keras
 
-from keras_ci2p.annotations import PathLike, Shape
 from keras_ci2p.layers.core import ImageNormalization, VarianceScaling
 from keras_ci2p.layers.embedding import PATCH_SIZE, FinePatchGenerator, PatchGenerator, PositionEmbedding
 from keras_ci2p.models.backbone import (
@@ -20,6 +19,7 @@ from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.image_classifier import ImageClassifier
 from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, MODELS, VARIANTS
 from keras_ci2p.presets import Preset, PresetError, open_preset
+from keras_ci2p.utils import PathLike, Shape
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")

@@ -9,7 +9,6 @@ import numpy as np
 from keras import ops
 
 from keras_ci2p import backend
-from keras_ci2p.annotations import Tensor
 from keras_ci2p.codec.rans import CodecError, decode_latents, encode_latents, to_symbols
 from keras_ci2p.codec.tables import (
     SCALES,
@@ -23,6 +22,7 @@ from keras_ci2p.codec.tables import (
 )
 from keras_ci2p.layers.compression_transforms import DOWNSAMPLING, LEAKY_SLOPE
 from keras_ci2p.models.rate_distortion import RateDistortionModel
+from keras_ci2p.utils import Tensor
 
 # Of a hyper-latent: latents to it, in height and in width.
 HYPER_STRIDE = 4

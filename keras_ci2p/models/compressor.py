@@ -6,7 +6,6 @@ import keras
 from keras import ops
 
 from keras_ci2p import presets
-from keras_ci2p.annotations import PathLike, Shape, Tensor
 from keras_ci2p.layers.compression_layers import EntropyBottleneck, GaussianConditional
 from keras_ci2p.layers.compression_transforms import (
     AnalysisTransform,
@@ -19,7 +18,7 @@ from keras_ci2p.models.coding import CodingModel
 from keras_ci2p.models.rate_distortion import distortion_and_rate
 from keras_ci2p.models.variants import HYPERPRIORS, WHOLE
 from keras_ci2p.presets import Preset
-from keras_ci2p.utils import without_arrays, wrong_choice
+from keras_ci2p.utils import PathLike, Shape, Tensor, without_arrays, wrong_choice
 
 
 def _by_quality(first: int, low: tuple[int, int], high: tuple[int, int]) -> dict[int, tuple[int, int]]:

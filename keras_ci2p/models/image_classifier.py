@@ -13,7 +13,6 @@ import numpy as np
 from keras import ops
 from PIL import Image
 
-from keras_ci2p.annotations import PathLike, Shape, Tensor
 from keras_ci2p.data.manifest import in_threads, warn_of_notes
 from keras_ci2p.data.transforms import center_crop, decode_image
 from keras_ci2p.layers.compression_transforms import check_images
@@ -23,7 +22,7 @@ from keras_ci2p.models.backbone import Backbone, ClassSignature, FixedGraph
 from keras_ci2p.models.data_checks import ChecksData, warn_of_range
 from keras_ci2p.models.variants import PROBABILITIES
 from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, Preset, PresetError, open_preset, save_preset, serialize_model
-from keras_ci2p.utils import without_arrays, wrong_choice
+from keras_ci2p.utils import PathLike, Shape, Tensor, without_arrays, wrong_choice
 
 
 class NamedClasses(FixedGraph):

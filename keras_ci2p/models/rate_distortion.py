@@ -6,11 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_ci2p.annotations import Tensor
 from keras_ci2p.codec.ms_ssim import batch_ms_ssim
 from keras_ci2p.models.data_checks import ChecksData
 from keras_ci2p.models.variants import AUXILIARY_LEARNING_RATE, CLIP_NORM, METRICS
-from keras_ci2p.utils import wrong_choice
+from keras_ci2p.utils import Tensor, wrong_choice
 
 # CompressAI's weights of the error by quality, from the page of its zoo: of the squared error, and of 1 - MS-SSIM.
 LAMBDAS = {1: 0.0018, 2: 0.0035, 3: 0.0067, 4: 0.0130, 5: 0.0250, 6: 0.0483, 7: 0.0932, 8: 0.1800}

@@ -12,7 +12,6 @@ import keras
 import numpy as np
 
 from keras_ci2p import utils
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import environment
 from keras_ci2p.data.latent_cache import (
     ARRAY_RECORD,
@@ -44,6 +43,7 @@ from keras_ci2p.training.distillation import FIT_VIEWS, FeatureProjection, Teach
 from keras_ci2p.training.latents import LatentEncoder, analysis_of, cached_compressor, latent_reader, write_compressor
 from keras_ci2p.training.teacher import Teacher
 from keras_ci2p.utils import (
+    PathLike,
     atomic_file,
     clean_up,
     file_sha256,

@@ -11,13 +11,13 @@ import numpy as np
 from keras.distillation import FeatureDistillation, LogitsDistillation
 from PIL import Image
 
-from keras_ci2p.annotations import PathLike, Tensor
 from keras_ci2p.data.augmentation import target_arrays
 from keras_ci2p.data.manifest import ImageManifest
 from keras_ci2p.data.transforms import center_crop
 from keras_ci2p.layers.transformer import TransformerBlock
 from keras_ci2p.training.efficientnet import TEACHERS, make_teacher
 from keras_ci2p.training.teacher import Teacher, open_teacher
+from keras_ci2p.utils import PathLike, Tensor
 
 # What is kept of a feature map. Of EfficientNet-Lite2's strides 8, 16 and 32 they explain 47, 59 and 67 %.
 MAX_COMPONENTS = 128

@@ -8,14 +8,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import run_in_process
 from keras_ci2p.data.augmentation import CROP_AND_FLIP
 from keras_ci2p.data.manifest import DataError, ImageManifest, in_threads
 from keras_ci2p.data.transforms import augment, center_crop
 from keras_ci2p.export.formats import CENTER_CROP, open_network, to_onnx
 from keras_ci2p.training.configs import TEACHERS
-from keras_ci2p.utils import atomic_file, cache_directory, require, user_path
+from keras_ci2p.utils import PathLike, atomic_file, cache_directory, require, user_path
 
 DEFAULT_SIZE = 192
 LICENSE = "Apache-2.0"

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.codec.ms_ssim import LEAST_SIDE
 from keras_ci2p.data.animals10 import ENGLISH
 from keras_ci2p.data.loader import image_folder
@@ -23,7 +22,7 @@ from keras_ci2p.models.rate_distortion import choose_lmbda, distortion, distorti
 from keras_ci2p.names import renamed_arguments
 from keras_ci2p.plots import MOST_SHOWN, plot_reconstructions
 from keras_ci2p.training.latents import FileReader, outputs_of
-from keras_ci2p.utils import listed
+from keras_ci2p.utils import PathLike, listed
 
 # Images in a row.
 SHOWN = 5

@@ -12,7 +12,6 @@ import keras
 import numpy as np
 from PIL import Image
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.codec.file_format import STRIDE, ImageCodec, read_compressed
 from keras_ci2p.codec.rans import CodecError
 from keras_ci2p.convert.compressai import read_compressor
@@ -27,7 +26,7 @@ from keras_ci2p.layers.embedding import compressor_config
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.image_classifier import classified, evaluation_size, predict_filled, ranked
 from keras_ci2p.presets import METADATA, WEIGHTS, list_presets, open_preset, preset_name, save_preset
-from keras_ci2p.utils import num_cpus, require, user_path
+from keras_ci2p.utils import PathLike, num_cpus, require, user_path
 
 
 def open_codec(name, tables="weights"):

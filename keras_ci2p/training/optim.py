@@ -8,8 +8,8 @@ import keras
 from keras import ops
 
 from keras_ci2p import backend
-from keras_ci2p.annotations import Tensor
 from keras_ci2p.backend.common import AdamWStep
+from keras_ci2p.utils import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_ci2p")

@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import environment
 from keras_ci2p.data.manifest import NAMES_FILE, ImageManifest
 from keras_ci2p.data.overlap import count_overlap, encode_names
@@ -21,7 +20,7 @@ from keras_ci2p.training.configs import DATA, CompressorTrainConfig
 from keras_ci2p.training.evaluation import evaluate, evaluate_compressor, match_classes
 from keras_ci2p.training.model_card import CONFUSION, classifier_card, compressor_card
 from keras_ci2p.training.run_dir import CURVES, HISTORY, REPORT, read_record, recipe_of
-from keras_ci2p.utils import atomic_directory, user_path, write_json, write_text
+from keras_ci2p.utils import PathLike, atomic_directory, user_path, write_json, write_text
 from keras_ci2p.weight_storage import check_storage
 
 

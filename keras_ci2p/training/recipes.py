@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Self
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.config import Config, read_table
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
 from keras_ci2p.setting import setting
-from keras_ci2p.utils import did_you_mean, user_path, write_text
+from keras_ci2p.utils import PathLike, did_you_mean, user_path, write_text
 
 
 class Recipe(Config):

@@ -12,11 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ci2p.annotations import PathLike, Tensor
 from keras_ci2p.export.formats import IMAGES, input_name, model_metadata, network_file, open_network
 from keras_ci2p.models.ci2p_vit import CLASSIFIERS, open_classifier
 from keras_ci2p.presets import open_preset
-from keras_ci2p.utils import file_sha256
+from keras_ci2p.utils import PathLike, Tensor, file_sha256
 
 # Names of an ONNX or OpenVINO file's outputs that are taken for feature maps where none are named.
 FEATURE_PREFIX = "features_"

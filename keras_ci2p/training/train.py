@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import environment, make_deterministic, open_devices, set_matmul_precision, set_random_seed
 from keras_ci2p.codec.file_format import read_compressed
 from keras_ci2p.codec.rans import CodecError
@@ -48,7 +47,7 @@ from keras_ci2p.training.run_dir import (
 )
 from keras_ci2p.training.time_budget import as_begun, within_budget
 from keras_ci2p.training.train_data import load_data
-from keras_ci2p.utils import clean_up, require, user_path, write_bytes, write_json, wrong_choice
+from keras_ci2p.utils import PathLike, clean_up, require, user_path, write_bytes, write_json, wrong_choice
 
 RECIPE = "recipe.toml"
 

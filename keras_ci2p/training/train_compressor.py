@@ -5,7 +5,6 @@ from typing import Any
 
 import keras
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.backend import environment, make_deterministic, open_devices, set_random_seed
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data.sources import scan_images
@@ -28,7 +27,7 @@ from keras_ci2p.training.run_dir import (
     run_lock,
     warn_of_other_backend,
 )
-from keras_ci2p.utils import clean_up, require, user_path, write_json
+from keras_ci2p.utils import PathLike, clean_up, require, user_path, write_json
 
 
 def train_compressor(

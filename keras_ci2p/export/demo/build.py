@@ -16,14 +16,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from keras_ci2p.annotations import PathLike
 from keras_ci2p.data.manifest import ImageManifest
 from keras_ci2p.data.transforms import load_image
 from keras_ci2p.export.export import ExportReport, export
 from keras_ci2p.export.formats import ATTENTION, model_metadata
 from keras_ci2p.export.int8 import Int8Report, export_int8
 from keras_ci2p.models.image_classifier import ImageClassifier
-from keras_ci2p.utils import atomic_directory, cache_directory, is_empty, listed, user_path, write_bytes
+from keras_ci2p.utils import PathLike, atomic_directory, cache_directory, is_empty, listed, user_path, write_bytes
 
 # ONNX Runtime Web (MIT), of npm: its module for WebAssembly alone, and the WebAssembly, with their SHA-256.
 RUNTIME = "onnxruntime-web@1.30.0"

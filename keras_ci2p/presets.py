@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from keras_ci2p.names import renamed_names
+from keras_ci2p.names import renamed_names, zoo_families, zoo_names
 from keras_ci2p.utils import (
     PathLike,
     atomic_directory,
@@ -347,13 +347,12 @@ def _resolve(name_or_directory):
     if given.is_file() or given.suffix == ".keras":
         raise PresetError(f"{given} is no preset, which is a directory.{_what_opens(given)}")
     known = list_presets()
-    zoo = importlib.import_module(_ZOO)
-    hint = did_you_mean(given, [*known, *zoo.zoo_names(), *_presets_in(given.parent)])
+    hint = did_you_mean(given, [*known, *zoo_names(), *_presets_in(given.parent)])
     if "://" in name_or_directory:
         hint = " Presets at such an address are opened by KerasHub, after `import keras_ci2p.hub`."
     raise PresetError(
         f"Unknown preset {name_or_directory!r}.{hint} Known: {', '.join(known) or 'none'}; or give a preset directory. "
-        f"CompressAI's compressors: {zoo.zoo_families()}."
+        f"CompressAI's compressors: {zoo_families()}."
     )
 
 
@@ -414,8 +413,8 @@ def _is_our_checkout(directory):
     return project.get("project", {}).get("name") == "keras_ci2p"
 
 
-# Modules that stand above this one: the names of published compressors, without Keras, and what converts them.
-_ZOO, _FETCHER = "keras_ci2p.convert.zoo", "keras_ci2p.convert.compressai"
+# Fetches published compressors; it stands above this module.
+_FETCHER = "keras_ci2p.convert.compressai"
 # Names to functions that fetch them, as `add_source` of version 0.1.0 took them.
 _SOURCES = {}
 
@@ -430,7 +429,7 @@ def named_preset(name):
     name = _aliases().get(name, name)
     if name in _directories():
         return weights_directory() / name
-    if name in importlib.import_module(_ZOO).zoo_names():
+    if name in zoo_names():
         return importlib.import_module(_FETCHER).fetch(name)
     return _SOURCES[name](name) if name in _SOURCES else None
 
@@ -438,7 +437,7 @@ def named_preset(name):
 def check_preset_name(name_or_directory):
     """Raises PresetError where `open_preset` would find nothing; fetches and reads nothing, and needs no Keras."""
     name = _aliases().get(name_or_directory, name_or_directory)
-    if name not in {*importlib.import_module(_ZOO).zoo_names(), *_SOURCES}:
+    if name not in {*zoo_names(), *_SOURCES}:
         _resolve(name_or_directory)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from keras_ci2p.codec.file_format import SUFFIX, read_compressed
 from keras_ci2p.codec.ms_ssim import LEAST_SIDE, ms_ssim
-from keras_ci2p.convert.zoo import TABLE_CHOICES
+from keras_ci2p.names import TABLE_CHOICES
 from keras_ci2p.setting import integer
 from keras_ci2p.training.configs import DEFAULT_COMPRESSOR
 from keras_ci2p.utils import DiskFullError, atomic_file, clean_up, progress, user_path, write_bytes

@@ -4,7 +4,7 @@ import argparse
 import sys
 import warnings
 
-from keras_ci2p.models.variants import METRICS, MODELS, VARIANTS
+from keras_ci2p.names import METRICS, MODELS, VARIANTS
 from keras_ci2p.setting import integer, name_pairs
 from keras_ci2p.training.configs import VARIANT_NAMES
 from keras_ci2p.utils import user_path
@@ -269,7 +269,7 @@ def add_info(add):
 
 
 def _add_kind(parser):
-    parser.add_argument("--model", choices=tuple(MODELS), dest="kind", help="kind of a VARIANT; default: ci2p")
+    parser.add_argument("--model", choices=MODELS, dest="kind", help="kind of a VARIANT; default: ci2p")
 
 
 def prepare_info(args):

@@ -5,7 +5,7 @@ import operator
 import sys
 
 from keras_ci2p.cli.evaluate_commands import add_rescan, check_inputs
-from keras_ci2p.convert.zoo import NO_COMPRESSOR
+from keras_ci2p.names import NO_COMPRESSOR
 from keras_ci2p.setting import integer
 from keras_ci2p.training.configs import (
     DEFAULT_COMPRESSOR,

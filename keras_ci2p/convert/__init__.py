@@ -5,10 +5,10 @@ from keras_ci2p.names import lazy_imports
 __all__, __getattr__, __dir__ = lazy_imports(
     __name__,
     {
-        "compressai": ["from_compressai", "read_compressor", "to_compressai"],
+        ".names": ["zoo_names"],
+        "compressai": ["DownloadError", "from_compressai", "read_compressor", "to_compressai"],
         "mmpretrain": ["from_mmpretrain", "to_mmpretrain"],
         "pretrained_vit": ["from_vit"],
         "state_dict": ["CheckpointError"],
-        "zoo": ["DownloadError", "zoo_names"],
     },
 )

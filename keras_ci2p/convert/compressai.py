@@ -1,6 +1,9 @@
-"""CompressAI's checkpoints as Keras compressors, and back."""
+"""CompressAI's checkpoints as Keras compressors, and back; the download of published ones."""
 
+import hashlib
 import re
+import urllib.error
+import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,7 @@ import numpy as np
 
 from keras_ci2p.codec.rans import CodecError
 from keras_ci2p.codec.tables import SCALES, EntropyTables
-from keras_ci2p.convert import zoo
 from keras_ci2p.convert.state_dict import CheckpointError, WeightMapping, convolution, load_state_dict, read_state_dict
-from keras_ci2p.convert.zoo import NO_COMPRESSOR, TABLE_CHOICES
 from keras_ci2p.layers.compression_layers import (
     GDN,
     LEAST_SCALE,
@@ -27,9 +28,18 @@ from keras_ci2p.layers.compression_layers import (
 from keras_ci2p.layers.compression_transforms import AnalysisTransform
 from keras_ci2p.models.ci2p_vit import load_preset
 from keras_ci2p.models.compressor import CHANNELS, WITHOUT_SYNTHESIS, Compressor
-from keras_ci2p.models.variants import WHOLE
+from keras_ci2p.names import NO_COMPRESSOR, TABLE_CHOICES, WHOLE, published_compressors
 from keras_ci2p.presets import PresetError
-from keras_ci2p.utils import PathLike, atomic_directory, cache_directory, file_sha256, user_path, wrong_choice
+from keras_ci2p.utils import (
+    DiskFullError,
+    PathLike,
+    atomic_directory,
+    atomic_file,
+    cache_directory,
+    file_sha256,
+    user_path,
+    wrong_choice,
+)
 
 # Buffers that hold no weights: GDN's and the bottleneck's constants, and tables made from the quantiles.
 _CONSTANTS = re.compile(
@@ -335,6 +345,20 @@ def gdn_constants(at):
     return constants
 
 
+ADDRESS = "https://compressai.s3.amazonaws.com/models/v1"
+_PIECE = 1 << 20
+_TIMEOUT_SECONDS = 60
+
+
+class DownloadError(OSError):
+    """A published file that could not be had, or is not the published one.
+
+    Examples:
+        >>> issubclass(keras_ci2p.convert.DownloadError, OSError)
+        True
+    """
+
+
 def fetch(name):
     """The preset directory of a published compressor; downloaded, checked and converted when it is not there yet.
 
@@ -346,11 +370,11 @@ def fetch(name):
     """
     directory = cache_directory() / name
     if not (directory / "metadata.json").is_file():
-        _, architecture, quality, file_name, digest = next(row for row in zoo.published() if row[0] == name)
+        _, architecture, quality, file_name, digest = next(row for row in published_compressors() if row[0] == name)
         file = cache_directory() / file_name
         if not file.is_file():
-            zoo.download(f"{zoo.ADDRESS}/{file_name}", file, digest)
-        sha256 = zoo.check(file, digest)
+            _download(f"{ADDRESS}/{file_name}", file, digest)
+        sha256 = _check_sha256(file, digest)
         compressor = from_compressai(file, quality=quality, source={"name": name, "sha256": sha256})
         if compressor.architecture != architecture:
             raise CheckpointError(f"{file} is a {compressor.architecture}, not a {architecture}.")
@@ -358,6 +382,48 @@ def fetch(name):
         with atomic_directory(directory, replace=False) as temporary:
             compressor.save_to_preset(temporary)
     return directory
+
+
+def _check_sha256(file: PathLike, digest: str) -> str:
+    """The SHA-256 of a file; DownloadError unless it begins with the digits `digest`."""
+    sha256 = file_sha256(file)
+    if not sha256.startswith(digest):
+        raise DownloadError(
+            f"{file} is not the published file: its SHA-256 begins with {sha256[: len(digest)]}, not {digest}. "
+            "Delete it."
+        )
+    return sha256
+
+
+def _download(address: str, file: PathLike, digest: str) -> None:
+    """Writes what `address` serves to `file`, under a temporary name until its SHA-256 is checked.
+
+    Raises:
+        DownloadError: It could not be had whole, or its SHA-256 does not begin with `digest`.
+        keras_ci2p.utils.DiskFullError: There is no room for it.
+    """
+    by_hand = f"Put it there by hand as {file}; its SHA-256 must begin with {digest}."
+    try:
+        with atomic_file(file) as temporary:
+            sha256 = hashlib.sha256()
+            with urllib.request.urlopen(address, timeout=_TIMEOUT_SECONDS) as response, open(temporary, "wb") as target:
+                received = 0
+                while piece := response.read(_PIECE):
+                    target.write(piece)
+                    sha256.update(piece)
+                    received += len(piece)
+                expected = response.headers.get("Content-Length")
+            if expected is not None and received != int(expected):
+                raise DownloadError(f"{address} broke off after {received} of {expected} bytes. Try again. {by_hand}")
+            if not sha256.hexdigest().startswith(digest):
+                raise DownloadError(
+                    f"What {address} serves is not the published file: its SHA-256 begins with "
+                    f"{sha256.hexdigest()[: len(digest)]}, not {digest}."
+                )
+    except (DownloadError, DiskFullError):
+        raise
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        raise DownloadError(f"{address} cannot be downloaded: {error}. {by_hand}") from error
 
 
 def read_compressor(source: PathLike | None, tables: str = "weights") -> Compressor | AnalysisTransform | None:

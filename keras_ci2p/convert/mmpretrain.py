@@ -18,10 +18,10 @@ from keras_ci2p.convert.state_dict import (
     read_state_dict,
 )
 from keras_ci2p.layers.compression_transforms import DOWNSAMPLING
-from keras_ci2p.layers.constants import IMAGENET_MEAN, IMAGENET_STD
 from keras_ci2p.layers.embedding import resize_position_embedding
 from keras_ci2p.models.ci2p_vit import CI2PViT, CI2PViTDualScale, ViT
 from keras_ci2p.models.image_classifier import ImageClassifier
+from keras_ci2p.names import IMAGENET_MEAN, IMAGENET_STD
 from keras_ci2p.utils import Shape
 
 _EMBEDDING = "backbone.to_patch_embedding."

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_ci2p.config import Config
-from keras_ci2p.layers.constants import COLOR_OPERATIONS
+from keras_ci2p.names import COLOR_OPERATIONS
 from keras_ci2p.setting import setting
 
 # mmpretrain RandomResizedCrop.

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps, UnidentifiedImageError
 
 from keras_ci2p.data.augmentation import sample_params
-from keras_ci2p.layers.constants import FILL, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_ADD_THRESHOLD
+from keras_ci2p.names import FILL, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_ADD_THRESHOLD
 from keras_ci2p.utils import PathLike, user_path
 
 # Of files that are taken for images before they are opened.

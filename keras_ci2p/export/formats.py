@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_ci2p.data.transforms import RESIZE_RATIO
-from keras_ci2p.models.variants import PROBABILITIES
+from keras_ci2p.names import PROBABILITIES
 from keras_ci2p.utils import PathLike, first_line, misplaced_file, require, user_path, written_bytes
 
 PREFIX = "keras_ci2p"

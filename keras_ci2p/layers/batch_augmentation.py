@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ci2p.layers.constants import COLOR_OPERATIONS, FILL, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_ADD_THRESHOLD
 from keras_ci2p.layers.core import SeedGenerator
+from keras_ci2p.names import COLOR_OPERATIONS, FILL, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_ADD_THRESHOLD
 from keras_ci2p.utils import Shape, Tensor
 
 

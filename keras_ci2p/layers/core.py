@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_ci2p import backend
-from keras_ci2p.layers.constants import IMAGENET_MEAN, IMAGENET_STD
+from keras_ci2p.names import IMAGENET_MEAN, IMAGENET_STD
 from keras_ci2p.utils import Mixin, Shape, Tensor
 
 

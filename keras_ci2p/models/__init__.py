@@ -5,6 +5,7 @@ from keras_ci2p.names import lazy_imports
 __all__, __getattr__, __dir__ = lazy_imports(
     __name__,
     {
+        ".names": ["DUAL_SCALE_VARIANTS", "VARIANTS"],
         "ci2p_vit": [
             "CI2PViT",
             "CI2PViTBackbone",
@@ -16,7 +17,6 @@ __all__, __getattr__, __dir__ = lazy_imports(
             "load_preset",
         ],
         "compressor": ["Compressor"],
-        "variants": ["DUAL_SCALE_VARIANTS", "VARIANTS"],
     },
     renamed={"CI2PClassifier": "backbone.CompressorMixin"},
 )

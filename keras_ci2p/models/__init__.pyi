@@ -9,5 +9,5 @@ from keras_ci2p.models.ci2p_vit import ViT as ViT
 from keras_ci2p.models.ci2p_vit import ViTBackbone as ViTBackbone
 from keras_ci2p.models.ci2p_vit import load_preset as load_preset
 from keras_ci2p.models.compressor import Compressor as Compressor
-from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS as DUAL_SCALE_VARIANTS
-from keras_ci2p.models.variants import VARIANTS as VARIANTS
+from keras_ci2p.names import DUAL_SCALE_VARIANTS as DUAL_SCALE_VARIANTS
+from keras_ci2p.names import VARIANTS as VARIANTS

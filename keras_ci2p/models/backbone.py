@@ -23,8 +23,7 @@ from keras_ci2p.layers.embedding import (
 )
 from keras_ci2p.layers.transformer import LAYER_NORM_EPSILON, LeFFBlock, PatchMerging, TransformerBlock
 from keras_ci2p.models.compressor import Compressor
-from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS
-from keras_ci2p.names import renamed_names
+from keras_ci2p.names import DUAL_SCALE_VARIANTS, renamed_names
 from keras_ci2p.presets import freeze_as, frozen_config
 from keras_ci2p.utils import Mixin, PathLike, Shape, Tensor, without_arrays
 

@@ -17,7 +17,7 @@ from keras_ci2p.models.backbone import (
 )
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.image_classifier import ImageClassifier
-from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, MODELS, VARIANTS
+from keras_ci2p.names import DUAL_SCALE_VARIANTS, MODELS, VARIANTS
 from keras_ci2p.presets import Preset, PresetError, open_preset
 from keras_ci2p.utils import PathLike, Shape
 

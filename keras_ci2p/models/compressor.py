@@ -16,7 +16,7 @@ from keras_ci2p.layers.compression_transforms import (
 )
 from keras_ci2p.models.coding import CodingModel
 from keras_ci2p.models.rate_distortion import distortion_and_rate
-from keras_ci2p.models.variants import HYPERPRIORS, WHOLE
+from keras_ci2p.names import HYPERPRIORS, WHOLE
 from keras_ci2p.presets import Preset
 from keras_ci2p.utils import PathLike, Shape, Tensor, without_arrays, wrong_choice
 

@@ -20,7 +20,7 @@ from keras_ci2p.layers.core import Dense, RandomNormal
 from keras_ci2p.layers.transformer import TransformerBlock
 from keras_ci2p.models.backbone import Backbone, ClassSignature, FixedGraph
 from keras_ci2p.models.data_checks import ChecksData, warn_of_range
-from keras_ci2p.models.variants import PROBABILITIES
+from keras_ci2p.names import PROBABILITIES
 from keras_ci2p.presets import TASK_WEIGHTS, WEIGHTS, Preset, PresetError, open_preset, save_preset, serialize_model
 from keras_ci2p.utils import PathLike, Shape, Tensor, without_arrays, wrong_choice
 

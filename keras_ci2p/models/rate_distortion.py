@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_ci2p.codec.ms_ssim import batch_ms_ssim
 from keras_ci2p.models.data_checks import ChecksData
-from keras_ci2p.models.variants import AUXILIARY_LEARNING_RATE, CLIP_NORM, METRICS
+from keras_ci2p.names import AUXILIARY_LEARNING_RATE, CLIP_NORM, METRICS
 from keras_ci2p.utils import Tensor, wrong_choice
 
 # CompressAI's weights of the error by quality, from the page of its zoo: of the squared error, and of 1 - MS-SSIM.

@@ -10,15 +10,15 @@ from typing import Any, Self
 from keras_ci2p.backend import MATMUL_PRECISIONS
 from keras_ci2p.codec.ms_ssim import LEAST_SIDE
 from keras_ci2p.config import NONE, Config
-from keras_ci2p.convert.zoo import NO_COMPRESSOR
 from keras_ci2p.data.augmentation import Augmentation
 from keras_ci2p.data.latent_cache import STORES
-from keras_ci2p.models.variants import (
+from keras_ci2p.names import (
     AUXILIARY_LEARNING_RATE,
     CLIP_NORM,
     HYPERPRIORS,
     METRICS,
     MODELS,
+    NO_COMPRESSOR,
     QUALITIES,
     VARIANTS,
     WHOLE,
@@ -116,7 +116,7 @@ class TrainConfig(Config):
         flag="DATA",
         placeholder=DATA,
     )
-    model: str = setting("ci2p", "architecture", "--model", choices=tuple(MODELS))
+    model: str = setting("ci2p", "architecture", "--model", choices=MODELS)
     variant: str | None = setting(
         None, f"size: {VARIANT_NAMES}; default: tiny, with --init that of its model", "--variant"
     )
@@ -507,7 +507,7 @@ class CompareConfig(Config):
         metavar="NAME",
         choices=BACKENDS,
     )
-    model: str = setting("ci2p", "architecture", "--model", choices=tuple(MODELS))
+    model: str = setting("ci2p", "architecture", "--model", choices=MODELS)
     variant: str = setting("base", f"size: {VARIANT_NAMES}", "--variant")
     image_size: int = setting(256, "height and width in pixels", "--image-size", at_least=1)
     batch_size: int = setting(8, "images of a step", "--batch-size", at_least=1)

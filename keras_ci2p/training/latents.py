@@ -15,7 +15,6 @@ from PIL import Image
 from keras_ci2p.codec.file_format import STRIDE, ImageCodec, read_compressed
 from keras_ci2p.codec.rans import CodecError
 from keras_ci2p.convert.compressai import read_compressor
-from keras_ci2p.convert.zoo import zoo_names
 from keras_ci2p.data.augmentation import Augmentation, sample_params
 from keras_ci2p.data.latent_loader import LatentMirror, check_files, check_latent_augmentation, crop_latents
 from keras_ci2p.data.loader import READ_ERRORS
@@ -25,6 +24,7 @@ from keras_ci2p.layers.compression_transforms import AnalysisTransform
 from keras_ci2p.layers.embedding import compressor_config
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.models.image_classifier import classified, evaluation_size, predict_filled, ranked
+from keras_ci2p.names import zoo_names
 from keras_ci2p.presets import METADATA, WEIGHTS, list_presets, open_preset, preset_name, save_preset
 from keras_ci2p.utils import PathLike, num_cpus, require, user_path
 

@@ -5,7 +5,7 @@ import shlex
 
 from keras_ci2p.config import shell_words
 from keras_ci2p.data.tfds import PREFIX
-from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
+from keras_ci2p.names import DUAL_SCALE_VARIANTS, VARIANTS
 from keras_ci2p.training.configs import (
     COMPRESSOR,
     DATA,

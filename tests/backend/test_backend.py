@@ -65,7 +65,7 @@ def test_matmul_precision(precision, rng, restored):
 
 
 def test_of_a_run(restored, photos, nano, tmp_path, monkeypatch):
-    from keras_ci2p.models.variants import VARIANTS
+    from keras_ci2p.names import VARIANTS
     from keras_ci2p.training import RECIPES, TrainConfig, train
 
     monkeypatch.setitem(VARIANTS, "nano", nano)

@@ -13,7 +13,7 @@ from conftest import NANO, write_photos
 from PIL import Image
 
 from keras_ci2p.flops import PartCount
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

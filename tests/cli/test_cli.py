@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.cli import evaluate_commands, main
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 from keras_ci2p.training.evaluation import weakest
 
 # The same on every backend, but for what is marked.

@@ -9,7 +9,7 @@ from conftest import NANO
 from PIL import Image
 
 from keras_ci2p.cli import main
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 
 # It runs all backends by itself.
 pytestmark = pytest.mark.once

@@ -16,7 +16,7 @@ from keras_ci2p.codec import ImageCodec, read_compressed
 from keras_ci2p.convert import to_compressai
 from keras_ci2p.convert.state_dict import write_state_dict
 from keras_ci2p.data import scan_folder
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 from keras_ci2p.presets import open_preset
 
 pytestmark = pytest.mark.once

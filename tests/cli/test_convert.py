@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from keras_ci2p import CI2PViT, Compressor, ViT
 from keras_ci2p.cli import main
 from keras_ci2p.convert import from_compressai, from_mmpretrain, to_compressai, to_mmpretrain
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 
 pytestmark = pytest.mark.once
 

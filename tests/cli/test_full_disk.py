@@ -13,7 +13,7 @@ from keras_ci2p import ViT
 from keras_ci2p.cli import main
 from keras_ci2p.export import FORMATS
 from keras_ci2p.export.formats import writing_backend
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 from keras_ci2p.presets import open_preset
 from keras_ci2p.utils import DiskFullError
 

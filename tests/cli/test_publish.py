@@ -17,7 +17,7 @@ from keras_ci2p.backend import environment
 from keras_ci2p.cli import main
 from keras_ci2p.data.manifest import NAMES_FILE
 from keras_ci2p.data.overlap import TRAIN_HASHES_FILE
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 from keras_ci2p.presets import open_preset
 from keras_ci2p.training import evaluate
 from keras_ci2p.training.model_card import classifier_card, training_commands

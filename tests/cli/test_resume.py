@@ -15,7 +15,7 @@ import pytest
 from conftest import NANO, once, write_photos
 
 from keras_ci2p.cli import main
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 from keras_ci2p.training.callbacks import InterruptCallback
 
 NANO_CLI = str(Path(__file__).parents[1] / "helpers" / "nano_cli.py")

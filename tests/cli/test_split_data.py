@@ -13,7 +13,7 @@ from keras_ci2p.compare import CompareConfig, make_images
 from keras_ci2p.data import image_folder
 from keras_ci2p.data.manifest import NAMES_FILE
 from keras_ci2p.data.overlap import TRAIN_HASHES_FILE
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 from keras_ci2p.presets import open_preset
 
 pytestmark = pytest.mark.once

@@ -10,7 +10,7 @@ from tiny_teacher import onnx_file
 from keras_ci2p import Compressor
 from keras_ci2p.cli import main
 from keras_ci2p.data import open_cache
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 
 pytestmark = pytest.mark.once
 

@@ -6,7 +6,7 @@ import pytest
 from test_cli import failed
 
 from keras_ci2p.cli import main
-from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
+from keras_ci2p.names import DUAL_SCALE_VARIANTS, VARIANTS
 from keras_ci2p.training import RECIPES, read_recipe
 
 # The same on every backend, but for what is marked.

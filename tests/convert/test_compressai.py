@@ -11,7 +11,7 @@ from golden_weights import GOLDEN, compressai_state_dict
 
 from keras_ci2p import CI2PViT, Compressor
 from keras_ci2p.convert import CheckpointError, from_compressai, to_compressai
-from keras_ci2p.models.variants import WHOLE
+from keras_ci2p.names import WHOLE
 
 # The same on every backend, but for what is marked.
 pytestmark = pytest.mark.once

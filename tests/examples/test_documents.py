@@ -8,7 +8,7 @@ from conftest import NANO
 from PIL import Image
 
 from keras_ci2p import CI2PViT
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 

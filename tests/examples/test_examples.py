@@ -13,7 +13,7 @@ from PIL import Image
 
 from keras_ci2p import CI2PViT, Compressor
 from keras_ci2p.data import image_folder
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import NANO
 
 from keras_ci2p.cli import main
-from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
+from keras_ci2p.names import DUAL_SCALE_VARIANTS, VARIANTS
 
 VARIANTS["nano"] = NANO
 DUAL_SCALE_VARIANTS["nano"] = {**NANO, "early_dim": 16, "merge_at": 1}

@@ -6,14 +6,14 @@ import sys
 import pytest
 
 from keras_ci2p import presets
-from keras_ci2p.convert import zoo
+from keras_ci2p.names import zoo_names
 
 NO_KERAS = """
 import sys
 from keras_ci2p import list_presets
 from keras_ci2p.convert import zoo_names
 from keras_ci2p.export.formats import FORMATS
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 from keras_ci2p.presets import STORAGES, PresetError, open_preset
 assert "animals10" in list_presets() and len(zoo_names()) == 88 and "int8" in STORAGES and "onnx" in FORMATS
 assert open_preset("animals10").has_weights
@@ -136,4 +136,4 @@ def test_what_a_preset_knows_is_carried_over(tmp_path):
 
 
 def test_the_zoo_is_one_table():
-    assert {"bmshj2018-factorized-mse-5", "cheng2020-attn-mse-6"} <= set(zoo.zoo_names())
+    assert {"bmshj2018-factorized-mse-5", "cheng2020-attn-mse-6"} <= set(zoo_names())

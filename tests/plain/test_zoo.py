@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from keras_ci2p import CI2PViT, Compressor
-from keras_ci2p.convert import DownloadError, to_compressai, zoo, zoo_names
+from keras_ci2p.convert import DownloadError, compressai, to_compressai, zoo_names
 from keras_ci2p.convert.compressai import fetch
+from keras_ci2p.names import ZOO_FILES
 
 NAME = "bmshj2018-factorized-mse-5"
 
@@ -48,10 +49,10 @@ def server(published, tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     digest = hashlib.sha256(content).hexdigest()[:8]
-    stem, digits = zoo._FILES["bmshj2018-factorized", "mse"]
+    stem, digits = ZOO_FILES["bmshj2018-factorized", "mse"]
     digits = " ".join([*digits.split()[:4], digest, *digits.split()[5:]])
-    monkeypatch.setitem(zoo._FILES, ("bmshj2018-factorized", "mse"), (stem, digits))
-    monkeypatch.setattr(zoo, "ADDRESS", f"http://127.0.0.1:{server.server_port}/models")
+    monkeypatch.setitem(ZOO_FILES, ("bmshj2018-factorized", "mse"), (stem, digits))
+    monkeypatch.setattr(compressai, "ADDRESS", f"http://127.0.0.1:{server.server_port}/models")
     monkeypatch.setenv("KERAS_CI2P_CACHE", str(tmp_path / "cache"))
     Handler.file = f"{stem}-5-{digest}.pth.tar"
     Handler.cache = tmp_path / "cache"
@@ -68,7 +69,7 @@ def test_names():
     names = zoo_names()
     assert len(names) == len(set(names)) == 88
     assert {"bmshj2018-factorized-ms-ssim-1", "mbt2018-mean-mse-8", "cheng2020-attn-mse-6"} <= set(names)
-    assert zoo._FILES["bmshj2018-factorized", "mse"][1].split()[4] == "866ba797"
+    assert ZOO_FILES["bmshj2018-factorized", "mse"][1].split()[4] == "866ba797"
 
 
 def test_downloaded_once(server, published):
@@ -116,7 +117,7 @@ def test_not_found_and_no_network(server, monkeypatch):
     server.status = 404
     with pytest.raises(DownloadError, match="404.*by hand"):
         Compressor.from_preset(NAME)
-    monkeypatch.setattr(zoo, "ADDRESS", "http://127.0.0.1:9")
+    monkeypatch.setattr(compressai, "ADDRESS", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="cannot be downloaded.*by hand"):
         Compressor.from_preset(NAME)
     assert not left_behind(server)

@@ -14,7 +14,7 @@ from tiny_teacher import onnx_file
 from keras_ci2p import CI2PViT, ViT
 from keras_ci2p.data import CROP_AND_FLIP, DataError, open_cache, open_data
 from keras_ci2p.layers import AnalysisTransform
-from keras_ci2p.models.variants import DUAL_SCALE_VARIANTS, VARIANTS
+from keras_ci2p.names import DUAL_SCALE_VARIANTS, VARIANTS
 from keras_ci2p.training import (
     RECIPES,
     LatentCacheConfig,

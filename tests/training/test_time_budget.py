@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_ci2p.cli import main
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 from keras_ci2p.training import RECIPES, RunError, TrainConfig, read_recipe, train
 from keras_ci2p.training import time_budget as budget
 from keras_ci2p.training.time_budget import EpochTime

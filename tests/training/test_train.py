@@ -15,7 +15,7 @@ from keras_ci2p.data import CROP_AND_FLIP, Augmentation, DataError, image_folder
 from keras_ci2p.data.loader import LoadImage
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.models import CLASSIFIERS
-from keras_ci2p.models.variants import VARIANTS
+from keras_ci2p.names import VARIANTS
 from keras_ci2p.training import (
     RECIPES,
     LatentCacheConfig,

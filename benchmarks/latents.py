@@ -30,8 +30,8 @@ from keras_ci2p.data import CROP_AND_FLIP, image_folder, scan_folder
 from keras_ci2p.data.latent_cache import STORES
 from keras_ci2p.data.latent_loader import LatentRecords, latent_folder
 from keras_ci2p.training.cache_latents import cache_latents
-from keras_ci2p.training.configs import LatentCacheConfig
 from keras_ci2p.training.optim import FusedAdamW
+from keras_ci2p.training.recipes import LatentCacheConfig
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).parents[2] / "shared"

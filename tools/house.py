@@ -29,8 +29,8 @@ PACKAGE = "keras_ci2p"
 PAGE = "docs/architecture.md"
 
 # The goals. Lines are counted without docstrings and blank lines: what is explained well should not be cut for it.
-MOST_FILES = 92
-MOST_FILE_LINES = 425
+MOST_FILES = 80
+MOST_FILE_LINES = 400
 MOST_FUNCTION_LINES = 70
 MOST_CLASS_LINES = 210
 MOST_DUPLICATE_LINES = 10

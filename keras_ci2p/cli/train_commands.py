@@ -12,10 +12,9 @@ from keras_ci2p.training.configs import (
     NO_TEACHER,
     CompareConfig,
     CompressorTrainConfig,
-    LatentCacheConfig,
     TrainConfig,
 )
-from keras_ci2p.training.recipes import add_recipe_flags, changes_of_recipe, recipe_from_args
+from keras_ci2p.training.recipes import LatentCacheConfig, add_recipe_flags, changes_of_recipe, recipe_from_args
 from keras_ci2p.utils import user_path
 
 TRAIN = """\

@@ -5,7 +5,6 @@ from keras_ci2p.backend import keep_freed_memory as keep_freed_memory
 from keras_ci2p.models.augmented_classifier import AugmentedClassifier as AugmentedClassifier
 from keras_ci2p.training.cache_latents import cache_latents as cache_latents
 from keras_ci2p.training.configs import CompressorTrainConfig as CompressorTrainConfig
-from keras_ci2p.training.configs import LatentCacheConfig as LatentCacheConfig
 from keras_ci2p.training.configs import TrainConfig as TrainConfig
 from keras_ci2p.training.distillation import DistilledClassifier as DistilledClassifier
 from keras_ci2p.training.distillation import load_teacher as load_teacher
@@ -16,6 +15,7 @@ from keras_ci2p.training.latents import FileReader as FileReader
 from keras_ci2p.training.optim import FusedAdamW as FusedAdamW
 from keras_ci2p.training.publish import PublishError as PublishError
 from keras_ci2p.training.publish import publish as publish
+from keras_ci2p.training.recipes import LatentCacheConfig as LatentCacheConfig
 from keras_ci2p.training.recipes import RECIPES as RECIPES
 from keras_ci2p.training.recipes import Recipe as Recipe
 from keras_ci2p.training.recipes import read_recipe as read_recipe

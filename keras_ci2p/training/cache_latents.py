@@ -38,9 +38,9 @@ from keras_ci2p.layers.compression_transforms import AnalysisTransform
 from keras_ci2p.layers.embedding import PATCH_SIZE, compressor_config
 from keras_ci2p.models.compressor import Compressor
 from keras_ci2p.names import renamed_arguments
-from keras_ci2p.training.configs import LatentCacheConfig
 from keras_ci2p.training.distillation import FIT_VIEWS, FeatureProjection, TeacherTargets, teacher_top1
 from keras_ci2p.training.latents import LatentEncoder, analysis_of, cached_compressor, latent_reader, write_compressor
+from keras_ci2p.training.recipes import LatentCacheConfig
 from keras_ci2p.training.teacher import Teacher
 from keras_ci2p.utils import (
     PathLike,

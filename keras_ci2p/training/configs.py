@@ -1,4 +1,4 @@
-"""Settings of everything that takes long: training, caching latents, comparing backends. Imports no Keras."""
+"""Settings of what takes long: training classifiers and compressors, comparing backends. Imports no Keras."""
 
 import argparse
 import json
@@ -10,8 +10,6 @@ from typing import Any, Self
 from keras_ci2p.backend import MATMUL_PRECISIONS
 from keras_ci2p.codec.ms_ssim import LEAST_SIDE
 from keras_ci2p.config import NONE, Config
-from keras_ci2p.data.augmentation import Augmentation
-from keras_ci2p.data.latent_cache import STORES
 from keras_ci2p.names import (
     AUXILIARY_LEARNING_RATE,
     CLIP_NORM,
@@ -44,9 +42,6 @@ NO_TEACHER = NONE
 
 # What records that leave this machine, and the commands of model cards, say in place of paths.
 DATA, INIT, COMPRESSOR, TEACHER = "$DATA", "$INIT", "$COMPRESSOR", "$TEACHER"
-
-# A CI2P token is that many pixels wide.
-_PATCH_SIZE = 32
 
 
 def _read_class_weights(value):
@@ -306,87 +301,6 @@ class TrainConfig(Config):
             return words
         chosen = () if self.max_minutes is None else ("epochs", "warmup_epochs")
         return words + self.recipe.command_line(RECIPES[DEFAULT_RECIPE], without=chosen)
-
-
-# Few enough files to have all of them open, large enough to be read well.
-MOST_SHARDS = 256
-LEAST_SHARD_RECORDS = 1024
-
-
-def _read_image_size(value):
-    if isinstance(value, str):
-        value = [int(side) for side in value.split(",")]
-    sides = (value, value) if isinstance(value, numbers.Real) else tuple(value)
-    height, width = sides if len(sides) == 2 else sides * 2
-    size = int(height), int(width)
-    if size != (height, width) or min(size) < 1 or any(side % _PATCH_SIZE for side in size):
-        raise ValueError
-    return size
-
-
-class LatentCacheConfig(Config):
-    """Settings of `cache_latents`; with images, compressor and backend they determine the latents.
-
-    Raises:
-        ValueError: A value out of its range.
-
-    Examples:
-        >>> settings = keras_ci2p.training.LatentCacheConfig(views=2, image_size=128)
-        >>> settings.image_size, settings.store
-        ((128, 128), 'float16')
-    """
-
-    views: int = setting(4, "augmented views of each training image", "--views", metavar="K", at_least=1)
-    image_size: int | tuple[int, int] = setting(
-        (256, 256),
-        f"height and width of the views, multiples of {_PATCH_SIZE}; default: that of the recipe",
-        "--image-size",
-        metavar="N|H,W",
-        read=_read_image_size,
-        expected=f"one or two positive multiples of {_PATCH_SIZE}",
-    )
-    augmentation: Augmentation = setting(Augmentation(), "`keras_ci2p.data.Augmentation` of the views")
-    store: str = setting(
-        "float16",
-        "16-bit floats (default), or integers as the compressor makes them, in an eighth of the space",
-        "--store",
-        choices=STORES,
-    )
-    seed: int = setting(0, "of the views", "--seed", at_least=0, below=2**32)
-    batch_size: int = setting(
-        32, "images encoded at a time, rounded down to all views of an image", "--batch-size", at_least=1
-    )
-    shard_records: int | None = setting(
-        None,
-        "latents in a file, rounded up to whole batches; default: 1024, more for over 256 files",
-        "--shard-records",
-        at_least=1,
-    )
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace, **values: Any) -> Self:
-        """The config that parsed arguments give; of the recipe the augmentation and the image size count."""
-        recipe = recipe_from_args(args)
-        return cls(
-            **{"image_size": recipe.image_size, "augmentation": recipe.augmentation, **cls.given(args), **values}
-        )
-
-    def command_line(
-        self, base: Self | None = None, always: Iterable[str] = (), without: Iterable[str] = (), prefix: str = ""
-    ) -> list[str]:
-        words = super().command_line(base, always, without, prefix)
-        # The recipe whose augmentation and image size are the defaults of this class.
-        return words if "augmentation" in without else ["--recipe", "paper", *words]
-
-    @property
-    def batch_images(self) -> int:
-        """Images that are encoded at a time."""
-        return max(1, self.batch_size // self.views) * self.views
-
-    def records_per_shard(self, total: int) -> int:
-        """Latents in each file but the last, where there are `total`; a multiple of `batch_images`."""
-        wanted = self.shard_records or max(LEAST_SHARD_RECORDS, total // MOST_SHARDS)
-        return -(-wanted // self.batch_images) * self.batch_images
 
 
 class CompressorTrainConfig(Config):

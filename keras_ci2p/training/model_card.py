@@ -13,11 +13,11 @@ from keras_ci2p.training.configs import (
     TEACHER,
     TEACHERS,
     CompressorTrainConfig,
-    LatentCacheConfig,
     TrainConfig,
 )
 from keras_ci2p.training.efficientnet import DEFAULT_SIZE
 from keras_ci2p.training.evaluation import weakest
+from keras_ci2p.training.recipes import LatentCacheConfig
 from keras_ci2p.training.run_dir import CURVES, HISTORY, recipe_of, teacher_of, views_of
 from keras_ci2p.utils import listed
 

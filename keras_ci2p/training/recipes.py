@@ -1,12 +1,17 @@
-"""Recipes: augmentation, loss, optimizer and schedule of a training run, by name or from a file. Imports no Keras."""
+"""Recipes: augmentation, loss, optimizer and schedule of a training run, by name or from a file; latent caches by them.
+
+Imports no Keras.
+"""
 
 import argparse
+import numbers
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Self
 
 from keras_ci2p.config import Config, read_table
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
+from keras_ci2p.data.latent_cache import STORES
 from keras_ci2p.setting import setting
 from keras_ci2p.utils import PathLike, did_you_mean, user_path, write_text
 
@@ -236,3 +241,86 @@ def changes_of_recipe(args):
 def recipe_from_args(args):
     """The recipe that --recipe names, changed as the other parsed arguments say."""
     return read_recipe(getattr(args, "recipe", DEFAULT_RECIPE)).override(changes_of_recipe(args))
+
+
+# Few enough files to have all of them open, large enough to be read well.
+MOST_SHARDS = 256
+LEAST_SHARD_RECORDS = 1024
+# A CI2P token is that many pixels wide.
+_PATCH_SIZE = 32
+
+
+def _read_image_size(value):
+    if isinstance(value, str):
+        value = [int(side) for side in value.split(",")]
+    sides = (value, value) if isinstance(value, numbers.Real) else tuple(value)
+    height, width = sides if len(sides) == 2 else sides * 2
+    size = int(height), int(width)
+    if size != (height, width) or min(size) < 1 or any(side % _PATCH_SIZE for side in size):
+        raise ValueError
+    return size
+
+
+class LatentCacheConfig(Config):
+    """Settings of `cache_latents`; with images, compressor and backend they determine the latents.
+
+    Raises:
+        ValueError: A value out of its range.
+
+    Examples:
+        >>> settings = keras_ci2p.training.LatentCacheConfig(views=2, image_size=128)
+        >>> settings.image_size, settings.store
+        ((128, 128), 'float16')
+    """
+
+    views: int = setting(4, "augmented views of each training image", "--views", metavar="K", at_least=1)
+    image_size: int | tuple[int, int] = setting(
+        (256, 256),
+        f"height and width of the views, multiples of {_PATCH_SIZE}; default: that of the recipe",
+        "--image-size",
+        metavar="N|H,W",
+        read=_read_image_size,
+        expected=f"one or two positive multiples of {_PATCH_SIZE}",
+    )
+    augmentation: Augmentation = setting(Augmentation(), "`keras_ci2p.data.Augmentation` of the views")
+    store: str = setting(
+        "float16",
+        "16-bit floats (default), or integers as the compressor makes them, in an eighth of the space",
+        "--store",
+        choices=STORES,
+    )
+    seed: int = setting(0, "of the views", "--seed", at_least=0, below=2**32)
+    batch_size: int = setting(
+        32, "images encoded at a time, rounded down to all views of an image", "--batch-size", at_least=1
+    )
+    shard_records: int | None = setting(
+        None,
+        "latents in a file, rounded up to whole batches; default: 1024, more for over 256 files",
+        "--shard-records",
+        at_least=1,
+    )
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, **values: Any) -> Self:
+        """The config that parsed arguments give; of the recipe the augmentation and the image size count."""
+        recipe = recipe_from_args(args)
+        return cls(
+            **{"image_size": recipe.image_size, "augmentation": recipe.augmentation, **cls.given(args), **values}
+        )
+
+    def command_line(
+        self, base: Self | None = None, always: Iterable[str] = (), without: Iterable[str] = (), prefix: str = ""
+    ) -> list[str]:
+        words = super().command_line(base, always, without, prefix)
+        # The recipe whose augmentation and image size are the defaults of this class.
+        return words if "augmentation" in without else ["--recipe", "paper", *words]
+
+    @property
+    def batch_images(self) -> int:
+        """Images that are encoded at a time."""
+        return max(1, self.batch_size // self.views) * self.views
+
+    def records_per_shard(self, total: int) -> int:
+        """Latents in each file but the last, where there are `total`; a multiple of `batch_images`."""
+        wanted = self.shard_records or max(LEAST_SHARD_RECORDS, total // MOST_SHARDS)
+        return -(-wanted // self.batch_images) * self.batch_images

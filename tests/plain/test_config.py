@@ -12,8 +12,8 @@ import pytest
 from keras_ci2p.config import Config, shell_words
 from keras_ci2p.data.augmentation import CROP_AND_FLIP, Augmentation
 from keras_ci2p.setting import setting
-from keras_ci2p.training.configs import CompareConfig, CompressorTrainConfig, LatentCacheConfig, TrainConfig
-from keras_ci2p.training.recipes import RECIPES, Recipe, add_recipe_flags, read_recipe
+from keras_ci2p.training.configs import CompareConfig, CompressorTrainConfig, TrainConfig
+from keras_ci2p.training.recipes import RECIPES, LatentCacheConfig, Recipe, add_recipe_flags, read_recipe
 from keras_ci2p.training.run_dir import RunError, check_config
 
 CONFIGS = (CompareConfig, CompressorTrainConfig, LatentCacheConfig, TrainConfig)
@@ -430,7 +430,8 @@ def test_tables_that_are_written_twice():
     configs = importlib.import_module("keras_ci2p.training.configs")
     embedding = importlib.import_module("keras_ci2p.layers.embedding")
     distortion = importlib.import_module("keras_ci2p.models.rate_distortion")
-    assert embedding.PATCH_SIZE == configs._PATCH_SIZE
+    recipes = importlib.import_module("keras_ci2p.training.recipes")
+    assert embedding.PATCH_SIZE == recipes._PATCH_SIZE
     assert list(distortion.LAMBDAS) == list(configs.QUALITIES)
 
 

@@ -13,8 +13,8 @@ from keras_ci2p.data.latent_cache import open_cache, read_cache, seal_cache
 from keras_ci2p.data.latent_loader import LatentRecords, latent_folder
 from keras_ci2p.layers import AnalysisTransform
 from keras_ci2p.training.cache_latents import cache_latents
-from keras_ci2p.training.configs import LatentCacheConfig
 from keras_ci2p.training.latents import cached_compressor
+from keras_ci2p.training.recipes import LatentCacheConfig
 
 # The same on every backend, but for what is marked.
 pytestmark = [

@@ -169,8 +169,10 @@ def test_others_leave_what_was_there(disk, preset, photos, capsys, name, leave):
     filler = fill(disk, 4 * ViT.from_preset(preset).count_params() + 1000 if leave is None else leave)
     refuse(command, capsys, dest)
     assert snapshot(disk) == before
-    filler.unlink()
-    assert main([*map(str, command)]) == 0
+    # The next attempt of each kind; once more it would only take long.
+    if leave is not None:
+        filler.unlink()
+        assert main([*map(str, command)]) == 0
 
 
 def test_a_preset_that_is_written_by_python(disk, nano):

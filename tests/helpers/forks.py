@@ -57,16 +57,19 @@ class Fork:
 _run_command = subprocess.run
 
 
-def run(command, env=None, timeout=600, **options):
+def run(command, env=None, timeout=600, check=False, **options):
     """As `subprocess.run`, by a fork where the command is of that kind, with what it said as text."""
     if command[0] != sys.executable or not str(command[1]).endswith(".py"):
-        return _run_command(command, env=env, timeout=timeout, **options)
+        return _run_command(command, env=env, timeout=timeout, check=check, **options)
     fork = Fork(command, env)
     try:
         code = fork.wait(timeout)
     finally:
         fork.kill()
-    return subprocess.CompletedProcess(command, code, fork.stdout, fork.stderr)
+    done = subprocess.CompletedProcess(command, code, fork.stdout, fork.stderr)
+    if check:
+        done.check_returncode()
+    return done
 
 
 def _run(command, env, said):

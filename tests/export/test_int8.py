@@ -89,6 +89,11 @@ def test_onnx(model, data, tmp_path, floats, quick):
     own = {node.input[1] for node in graph.node if node.name in in_floats}
     large = [c.name for c in graph.initializer if c.data_type == onnx.TensorProto.FLOAT and np.prod(c.dims) > 800]
     assert set(large) <= own
+    # GDN's squares, which one kernel makes of 8 bits in 8 bits.
+    made_by = {output: node.op_type for node in graph.node for output in node.output}
+    squares = [node for node in graph.node if node.op_type == "Mul" and node.input[0] == node.input[1]]
+    assert [made_by[node.input[0]] for node in squares] == ["DequantizeLinear"] * 3
+    assert not {"Pow", "Reciprocal"} & set(made_by.values())
 
     said = open_network(path).metadata
     assert said["license"] == "MIT" and said["class_names"] == NAMES and said["output"] == "logits"
@@ -140,9 +145,8 @@ def test_openvino(model, data, tmp_path, floats, quick):
     assert sizes[0] < 0.5 * sizes[1]
     said = open_network(tmp_path / "int8").metadata
     assert said["class_names"] == NAMES and said["int8"]["top1"] == report.top1
-    # 0.24 to 0.61 with several random weights, on a processor without VNNI; where it comes from has not been found.
-    # A file that is kept has passed by its top-1.
-    compare(tmp_path / "int8", floats("openvino"), "openvino", data, most=0.9)
+    # 0.01 to 0.08 with several random weights, with 8 bits and 7.
+    compare(tmp_path / "int8", floats("openvino"), "openvino", data, most=0.15)
 
 
 @pytest.mark.parametrize(

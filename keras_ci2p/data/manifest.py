@@ -401,8 +401,9 @@ def check_files(root, names, check, unreadable):
     """
     prefix, path = os.path.join(root, ""), index_path(root)
     index = _read_index(path)
-    states = np.array([_file_state(prefix + name) for name in names], "int64").reshape(-1, 3)
-    rows = np.fromiter((index.row_of.get(name, -1) for name in names), "int64", len(names))
+    states = itertools.chain.from_iterable(_file_state(prefix + name) for name in names)
+    states = np.fromiter(states, "int64", 3 * len(names)).reshape(-1, 3)
+    rows = index.rows_of(names)
     is_known = rows >= 0
     is_known[is_known] = (index.states[rows[is_known]] == states[is_known]).all(axis=1)
     results = [None] * len(names)
@@ -453,28 +454,36 @@ class _Index(NamedTuple):
     """What is known of a folder's files.
 
     Attributes:
-        row_of: Dict of names to rows.
+        stored_names: The names, as the index holds them: of a million, texts are wanted only for a moment.
         states: int64 `(files, 3)`: size, mtime, ctime.
         hashes: uint8 `(files, 32)`.
         width: Length of the tuples.
         others: Dict of rows to the tuples that hold something else than a hash.
     """
 
-    row_of: dict
+    stored_names: bytes
     states: np.ndarray
     hashes: np.ndarray
     width: int
     others: dict
 
+    def names(self):
+        """The names by row."""
+        return os.fsdecode(self.stored_names).split("\0") if self.stored_names else []
+
+    def rows_of(self, names):
+        """int64 array of the rows of these names, -1 where there is none."""
+        row_of = {name: row for row, name in enumerate(self.names())}
+        return np.fromiter((row_of.get(name, -1) for name in names), "int64", len(names))
+
     def results(self, rows):
         """Yields the tuples of these rows."""
         rest = (None,) * (self.width - 1)
-        digits = self.hashes[rows].tobytes().hex()
-        for i, row in enumerate(rows.tolist()):
-            yield self.others.get(row) or (digits[64 * i : 64 * i + 64], *rest)
+        for row in rows.tolist():
+            yield self.others.get(row) or (self.hashes[row].tobytes().hex(), *rest)
 
 
-_NO_INDEX = _Index({}, np.empty((0, 3), "int64"), np.empty((0, 32), "uint8"), 1, {})
+_NO_INDEX = _Index(b"", np.empty((0, 3), "int64"), np.empty((0, 32), "uint8"), 1, {})
 
 
 def _read_index(path):
@@ -482,15 +491,14 @@ def _read_index(path):
         # Each array has a checksum, which is compared.
         with np.load(path, allow_pickle=False) as stored:
             told = json.loads(stored["texts"].tobytes())
-            names = os.fsdecode(stored["names"].tobytes()).split("\0") if stored["names"].size else []
-            states, hashes = stored["states"], stored["hashes"]
-        if told["made_by"] != _made_by() or not len(names) == len(states) == len(hashes):
+            names, states, hashes = stored["names"].tobytes(), stored["states"], stored["hashes"]
+        if told["made_by"] != _made_by() or not names.count(b"\0") + bool(names) == len(states) == len(hashes):
             return _NO_INDEX
         if os.access(path, os.W_OK):
             # When it was last used.
             os.utime(path)
         others = {row: tuple(result) for row, result in told["others"]}
-        return _Index({name: row for row, name in enumerate(names)}, states, hashes, told["width"], others)
+        return _Index(names, states, hashes, told["width"], others)
     except Exception:
         # Whatever is wrong with it, the files themselves can be read.
         return _NO_INDEX
@@ -500,8 +508,10 @@ def _write_index(path, prefix, index, names, states, results, is_known):
     """Writes what is known of `names`, and of other files of the folder that are still there."""
     chosen = np.flatnonzero(is_known).tolist()
     listed = set(names)
-    others = [name for name in index.row_of if name not in listed and os.path.lexists(prefix + name)]
-    rows = np.array([index.row_of[name] for name in others], "int64")
+    others = [(name, row) for row, name in enumerate(index.names()) if name not in listed]
+    others = [(name, row) for name, row in others if os.path.lexists(prefix + name)]
+    rows = np.array([row for _, row in others], "int64")
+    known = [*(names[i] for i in chosen), *(name for name, _ in others)]
     found = [results[i] for i in chosen] + list(index.results(rows))
     unusual = [[row, result] for row, result in enumerate(found) if result[0] is None or any(result[1:])]
     hashes = bytes.fromhex("".join(result[0] or "0" * 64 for result in found))
@@ -511,7 +521,7 @@ def _write_index(path, prefix, index, names, states, results, is_known):
             np.savez(
                 temporary,
                 texts=np.frombuffer(json.dumps(told).encode(), "uint8"),
-                names=np.frombuffer(os.fsencode("\0".join([*(names[i] for i in chosen), *others])), "uint8"),
+                names=np.frombuffer(os.fsencode("\0".join(known)), "uint8"),
                 states=np.concatenate([states[chosen], index.states[rows]]),
                 hashes=np.frombuffer(hashes, "uint8").reshape(-1, 32),
             )

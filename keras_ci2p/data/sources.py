@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import itertools
 import os
 import warnings
 from dataclasses import replace
@@ -240,27 +241,26 @@ def _checked(root, class_names, candidates, skipped=()):
     """Returns the manifest of the readable images, by class and split; the others are listed in one warning.
 
     Args:
-        candidates: `(path, label, split or None)` of each file, the path as a string: of a million files Path objects
-            take a gigabyte.
+        candidates: List of `(path, label, split or None)` of each file, the path as a string: of a million files Path
+            objects take a gigabyte. Emptied.
         skipped: `(name, reason)` of files that are none.
     """
     # Stable: within a class and a split the files stay in the order of their names.
-    candidates = sorted(candidates, key=lambda candidate: (candidate[1], SPLITS.index(candidate[2] or "all")))
+    candidates.sort(key=lambda candidate: (candidate[1], SPLITS.index(candidate[2] or "all")))
     # As `relative_to` and `as_posix`, which take longer than all the rest.
     start = len(str(root / "x")) - 1
     names = [path[start:].replace(os.sep, "/") for path, _, _ in candidates]
+    labels, splits = [label for _, label, _ in candidates], [split for _, _, split in candidates]
+    # The whole paths are not needed beside the names.
+    candidates.clear()
     checked = check_files(root, names, _check_file, lambda error: (None, str(error), None))
-    good, skipped, notes = [], list(skipped), []
-    for relative, (_, label, split), (sha256, problem, note) in zip(names, candidates, checked, strict=True):
-        if problem:
-            skipped.append((relative, problem))
-        else:
-            good.append((relative, label, sha256, split))
-        if note:
-            notes.append((relative, note))
+    skipped = [*skipped, *((name, problem) for name, (_, problem, _) in zip(names, checked, strict=True) if problem)]
+    notes = [(name, note) for name, (_, _, note) in zip(names, checked, strict=True) if note]
     warn_of_skipped(root, skipped)
     warn_of_notes(root, notes)
-    files, labels, hashes, splits = zip(*good, strict=True) if good else ((), (), (), ())
+    good = [not problem for _, problem, _ in checked]
+    files, labels, splits = (tuple(itertools.compress(column, good)) for column in (names, labels, splits))
+    hashes = tuple(sha256 for sha256, problem, _ in checked if not problem)
     return ImageManifest(root, class_names, files, labels, hashes, tuple(skipped), () if None in splits else splits)
 
 

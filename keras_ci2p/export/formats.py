@@ -40,7 +40,7 @@ from typing import Any
 
 from keras_ci2p.data.transforms import RESIZE_RATIO
 from keras_ci2p.names import PROBABILITIES
-from keras_ci2p.utils import PathLike, first_line, misplaced_file, require, user_path, written_bytes
+from keras_ci2p.utils import PathLike, first_line, misplaced_file, num_cpus, require, user_path, written_bytes
 
 PREFIX = "keras_ci2p"
 FILE_NAME = f"{PREFIX}.json"
@@ -288,8 +288,11 @@ def _open_with_openvino(path, exact):
 
 def _open_with_onnxruntime(path):
     onnxruntime = require("onnxruntime", extra="export")
+    options = onnxruntime.SessionOptions()
+    # By itself it counts the machine's cores, and threads beyond those of the process only wait for each other.
+    options.intra_op_num_threads = num_cpus()
     try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # Its classes have no common base but this.
         raise ValueError(f"ONNX Runtime cannot read {path}: {first_line(error)}") from error
     inputs = session.get_inputs()

@@ -9,6 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 import pytest
+from keras.src.backend.common import global_state
 from PIL import Image
 
 TESTS = Path(__file__).parent
@@ -84,6 +85,9 @@ def fixed_seed():
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
+    if global_state.get_global_attribute("uninitialized_variables"):
+        # Of models made without weights: Keras would make up for it in another test, all of ViT-B/16's at once.
+        keras.utils.clear_session(free_memory=False)
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@ import os
 import tempfile
 from pathlib import Path
 
-# Before Keras is imported anywhere.
+# Before Keras is imported anywhere; here that is within functions, as the process that shares out the tests needs none.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
 import pytest
-from keras.src.backend.common import global_state
 from PIL import Image
 
 TESTS = Path(__file__).parent
@@ -47,6 +45,8 @@ NANO = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 48}
 
 def pytest_ignore_collect(collection_path):
     """Leaves to NumPy, which Keras cannot train with, the tests that need no backend."""
+    import keras
+
     if keras.backend.backend() == "numpy" and collection_path.is_file() and PLAIN not in collection_path.parents:
         return True
     return None
@@ -54,6 +54,8 @@ def pytest_ignore_collect(collection_path):
 
 def pytest_collection_modifyitems(config, items):
     """Leaves to torch, which compiles nothing, the tests marked as the same on every backend; sorts the rest."""
+    import keras
+
     if keras.backend.backend() != "torch":
         once = {item for item in items if item.get_closest_marker("once")}
         once -= {item for item in items if item.get_closest_marker("every_backend")}
@@ -82,6 +84,9 @@ def parameter_marks(item):
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
+    import keras
+    from keras.src.backend.common import global_state
+
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")

@@ -19,7 +19,9 @@ BACKEND = keras.backend.backend()
 DRIVER = str(Path(__file__).parents[1] / "helpers" / "two_devices.py")
 RUNS = ["one/sgd", "two/sgd", "one/adamw", "two/adamw", "one/batch_norm", "two/batch_norm", "two/drop_path"]
 # Compiles in a third of the time.
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+XLA_FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 
 only_jax = pytest.mark.skipif(BACKEND != "jax", reason="several hosts: JAX")
 only_torch = pytest.mark.skipif(BACKEND != "torch", reason="several processes: torch")

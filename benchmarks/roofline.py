@@ -112,7 +112,8 @@ def optimizer_step(model):
         import jax
 
         update = jax.jit(optimizer.stateless_apply)
-        state = [weight.value for weight in optimizer.variables], [weight.value for weight in weights]
+        # Copies: a training step gives away the arrays that it was given.
+        state = tuple([jax.numpy.copy(weight.value) for weight in group] for group in (optimizer.variables, weights))
         return lambda: timed(lambda: jax.block_until_ready(update(state[0], gradients, state[1])))
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf

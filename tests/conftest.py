@@ -1,4 +1,3 @@
-import gc
 import os
 import tempfile
 from pathlib import Path
@@ -65,12 +64,6 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=list(once))
     order = {TESTS / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path, len(order)))
-
-
-def pytest_collection_finish(session):
-    """What has been imported is no garbage: Keras and the tests ask for what is, a half second each time otherwise."""
-    gc.collect()
-    gc.freeze()
 
 
 def once(value):

@@ -229,10 +229,10 @@ def _rewrite_gdn(path):
     onnx = require("onnx", extra="export")
     rewriter = require("onnxscript.rewriter", extra="export")
 
-    def gdn(op, x, gamma, beta, two):
-        return op.Mul(x, op.Reciprocal(op.Sqrt(op.Add(op.MatMul(op.Pow(x, two), gamma), beta))))
+    def gdn(op, x, gamma, beta):
+        return op.Mul(x, op.Reciprocal(op.Sqrt(op.Add(op.MatMul(op.Pow(x, 2), gamma), beta))))
 
-    def rewritten(op, x, gamma, beta, **_):
+    def rewritten(op, x, gamma, beta):
         shape = [-1, *x.shape[1:]]
         # Gemm takes matrices.
         flat = op.Reshape(x, op.Constant(value_ints=[-1, shape[-1]]))

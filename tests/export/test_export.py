@@ -63,6 +63,31 @@ def test_exported_file_computes_the_same(kind, name, tmp_path, nano, rng):
         np.testing.assert_allclose(named["logits"], logits, atol=1e-6)
 
 
+@pytest.mark.once
+def test_onnx_runtime_takes_the_cores_of_the_process(tmp_path, monkeypatch):
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    shape = [1, 2, 2, 3]
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("images", "logits")]
+    nodes = [helper.make_node("Identity", ["images"], ["logits"])]
+    onnx.save(
+        helper.make_model(helper.make_graph(nodes, "copy", ports[:1], ports[1:]), ir_version=10), tmp_path / "m.onnx"
+    )
+    open_session, threads = onnxruntime.InferenceSession, []
+
+    def spy(path, options, **kwargs):
+        threads.append(options.intra_op_num_threads)
+        return open_session(path, options, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    monkeypatch.setattr("keras_ci2p.export.formats.num_cpus", lambda: 1)
+    images = np.random.default_rng(0).normal(size=shape).astype("float32")
+    np.testing.assert_array_equal(open_exported(tmp_path / "m.onnx", "onnx")(images), images)
+    assert threads == [1]
+
+
 ATTENTION_CASES = {
     "torch": [("ci2p", "onnx"), ("vit", "openvino"), ("dual", "torch")],
     "jax": [],

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import forks
+import keras
 import numpy as np
 import pytest
 from conftest import NANO, write_photos
@@ -107,6 +108,20 @@ def test_rounds_of_a_stalled_machine_are_thrown_away(monkeypatch):
     assert model["peak_gmacs_per_second"] == pytest.approx(1 / 1.1)
     # 4 parts of 2 GMAC, 3 images, in 15 s.
     assert model["training"]["whole"]["of_peak"] == pytest.approx(24 / 15 * 1.1)
+
+
+@pytest.mark.every_backend
+def test_an_optimizer_is_timed_between_training_steps(monkeypatch):
+    """On JAX a training step gives away the arrays that it was given."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import roofline
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    step = roofline.optimizer_step(model)
+    for _ in range(2):
+        model.train_on_batch(np.ones((4, 3), "float32"), np.zeros((4, 2), "float32"))
+        assert step() > 0
 
 
 def test_scaling(run):

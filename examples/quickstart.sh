@@ -8,6 +8,6 @@ if [ -n "$data" ]; then
     shift
     set -- "$data" "$@"
 fi
-[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv --upgrade-deps .venv
 .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[jax,train]' scikit-image scikit-learn
 exec .venv/bin/python examples/quickstart.py "$@"

@@ -3,7 +3,7 @@
 # of $WORKERS processes; arguments go to pytest.
 set -eu
 cd "$(dirname "$0")/.."
-[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv --upgrade-deps .venv
 .venv/bin/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 # To compare with: without their own requirements, which are gigabytes that the tests do not need.
 .venv/bin/python -m pip install --quiet -c constraints.txt --no-deps timm torchvision keras-hub

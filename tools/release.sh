@@ -10,7 +10,7 @@ dist=$(cd "$1" && pwd)
 .venv/bin/python -m twine check --strict "$dist"/*
 for built in "$dist"/*.whl "$dist"/*.tar.gz; do
     clean=$(mktemp -d)
-    "${PYTHON:-python3}" -m venv "$clean/venv"
+    "${PYTHON:-python3}" -m venv --upgrade-deps "$clean/venv"
     "$clean/venv/bin/python" -m pip install --quiet -c constraints.txt "$built[jax,train]" scikit-image scikit-learn
     cp examples/quickstart.py "$clean"
     (cd "$clean" && KERAS_BACKEND=jax venv/bin/python -c '

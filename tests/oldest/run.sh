@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 venv=${OLDEST_VENV:-.venv-oldest}
-[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv --upgrade-deps "$venv"
 # "numpy>=2.0.2" becomes "numpy==2.0.2".
 lowest=$("$venv/bin/python" -c '
 import tomllib

@@ -235,11 +235,8 @@ def golden():
     return numbers
 
 
-if __name__ == "__main__":
-    if "--write" in sys.argv:
-        np.savez_compressed(FILE, **golden())
-        print(f"written: {FILE}")
-        sys.exit()
+def main():
+    """All comparisons; `AssertionError` where one fails."""
     for architecture in ARCHITECTURES:
         compare_models(architecture)
     stored = np.load(FILE)
@@ -249,3 +246,11 @@ if __name__ == "__main__":
         largest = np.abs(stored[name]).max() if stored[name].dtype.kind == "f" else 0
         np.testing.assert_allclose(value, stored[name], rtol=0, atol=1e-3 * largest, err_msg=name)
     print("golden numbers of hyperpriors: the same")
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        np.savez_compressed(FILE, **golden())
+        print(f"written: {FILE}")
+    else:
+        main()

@@ -1,6 +1,7 @@
 """How fast photos become batches for training with the paper's augmentation: by step, against timm, over cores.
 
     KERAS_BACKEND=torch python benchmarks/input.py [--data PHOTOS]
+    KERAS_BACKEND=torch python benchmarks/input.py --small             # noise, once, on one core: only that it runs
 
 1. What each step costs, in microseconds of one core for an average photo: each photo has its own draw.
 2. Photos a second on one core, decoding included, beside timm's Pillow pipeline with the same steps. The contestants
@@ -19,10 +20,12 @@ import os
 import platform
 import random
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from common import noise_photos
 from input_common import available_cores, pinned
 from input_cores import measure_cores
 from input_one_core import measure_contestants
@@ -38,7 +41,17 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 def main(arguments=None):
     args = parse(arguments)
-    paths = choose(args.data, args.photos)
+    with tempfile.TemporaryDirectory() as directory:
+        result = measure(choose(noise_photos(Path(directory, "noise")) if args.small else args.data, args.photos), args)
+    report(result)
+    out = Path(args.out)
+    utils.write_json(out / "input.json", result)
+    plot(out / "input.png", result)
+    print(f"written: {out / 'input'}.json, .png")
+
+
+def measure(paths, args):
+    """What the files hold, dict."""
     warm_up(paths)
     size = (args.image_size, args.image_size)
     result = {
@@ -51,10 +64,7 @@ def main(arguments=None):
         result["steps_us"] = measure_steps(paths, size, args.repeats)
         result["one_core"] = measure_contestants(paths, size, args.repeats)
     result["cores"] = measure_cores(paths, size, args.repeats, args.cores)
-    report(result)
-    out = Path(args.out)
-    utils.write_json(out / "input.json", result)
-    plot(out / "input.png", result)
+    return result
 
 
 def parse(arguments):
@@ -66,8 +76,12 @@ def parse(arguments):
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cores", type=int, nargs="+", default=powers_of_two(available_cores()))
+    parser.add_argument("--small", action="store_true", help="noise, once, on one core: only that it runs")
     parser.add_argument("--out", default="benchmarks/results")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.small:
+        args.image_size, args.repeats, args.cores = 64, 1, [1]
+    return args
 
 
 def powers_of_two(most):

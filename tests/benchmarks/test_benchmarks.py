@@ -165,6 +165,48 @@ def test_teacher(run, monkeypatch, tmp_path):
     assert shares([3, 4], 100) == [3, 4]
 
 
+def test_latents(run):
+    result, printed = run("latents")
+    for store in result["stores"].values():
+        assert store["latents"] == 36 and store["bytes_per_latent"] > 0 and store["cached_per_second"] > 0
+    gains = result["training"]["tiny"]["gain"]
+    assert set(gains) == {"in_memory", "loaded"} and all(gain["least"] > 0 for gain in gains.values())
+    assert all(result["loaders"][name] > 0 for name in ("pixels", *result["stores"])) and "rounded: {" in printed
+
+
+def test_drop_in(run):
+    result, printed = run("drop_in")
+    before, after = result["models"].values()
+    assert before["tokens"] == 1 + 16 and after["tokens"] == 1 + 4
+    assert before["parameters"] == before["trained_parameters"] and after["parameters"] > after["trained_parameters"]
+    for name, row in result["models"].items():
+        assert len(row["loss_by_epoch"]) == 2 and row["top1"] == max(row["top1_by_epoch"]) and f"\n{name} " in printed
+        assert all(len(speed["rounds"]) == 2 for speed in row["images_per_second"].values())
+
+
+def test_compressed(run, tmp_path):
+    result, printed = run("compressed", written="compressed")
+    assert list(result) == ["rate", "accuracy", "speed", "promised"]
+    assert all(f"\n{part}\n" in printed for part in result)
+    rows = result["rate"]["sets"]["scikit-image"]["rows"]
+    assert {".ci2p", "JPEG", "WebP", "AVIF"} == {row["format"] for row in rows}
+    for kind in ("JPEG", "WebP", "AVIF"):
+        rates = [(row["bpp"], row["psnr"]) for row in rows if row["format"] == kind]
+        assert len(rates) == 5 and rates == sorted(rates, reverse=True)
+    pixels, *others = result["accuracy"]["rows"]
+    assert pixels["agree"] == 1 and all(row["bytes"] < pixels["bytes"] for row in others)
+    assert 0 < result["promised"]["header_bytes"] < 100
+    for part in ("rate", "accuracy"):
+        assert (tmp_path / f"compressed_{part}.svg").read_text().count("<path") > 10
+
+
+def test_input(run):
+    result, _ = run("input", written="input")
+    assert result["photos"] == 20 and all(step["median"] > 0 for step in result["steps_us"].values())
+    assert all(speed["least"] > 0 for speed in result["one_core"].values()) and len(result["one_core"]) == 3
+    assert all(result["cores"][kind]["1"]["least"] > 0 for kind in ("threads", "workers"))
+
+
 def test_folder_scale(run):
     result, printed = run("folder_scale", written="folder_scale")
     assert [row["files"] for row in result["rows"]] == [100, 200] and "| 200 |" in printed

@@ -113,18 +113,26 @@ def test_the_same_pixels_give_the_same(page, site):
     np.testing.assert_allclose(found[1], attention.ravel(), atol=1e-3)
 
 
-def test_8_bits(model, open_page, tmp_path, monkeypatch):
-    """In one file, which opens by itself; WebAssembly multiplies 8-bit numbers otherwise than a processor with VNNI."""
+@pytest.fixture(scope="module")
+def one_file(model, tmp_path_factory):
+    """`(path, Int8Report)` of a page that is one file, of 8 bits."""
+    directory = tmp_path_factory.mktemp("one")
     for i, name in enumerate(model.class_names):
         for split, count in (("train", 3), ("val", 1)):
-            directory = tmp_path / "photos" / split / name
-            directory.mkdir(parents=True)
+            photos = directory / "photos" / split / name
+            photos.mkdir(parents=True)
             for j in range(count):
-                cat().crop((7 * i, 5 * j + 9 * (split == "val"), 300 + 7 * i, 250)).save(directory / f"{j}.png")
-    # All are cats, and top-1 means nothing.
-    monkeypatch.setattr("keras_ci2p.export.int8.MOST_LOSS", 1)
-    path = tmp_path / "page.html"
-    report = write_demo(model, path, int8_data=tmp_path / "photos")
+                cat().crop((7 * i, 5 * j + 9 * (split == "val"), 300 + 7 * i, 250)).save(photos / f"{j}.png")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        # All are cats, and top-1 means nothing.
+        monkeypatch.setattr("keras_ci2p.export.int8.MOST_LOSS", 1)
+        report = write_demo(model, directory / "page.html", name="animals10", int8_data=directory / "photos")
+    return directory / "page.html", report
+
+
+def test_8_bits(model, open_page, one_file):
+    """WebAssembly multiplies 8-bit numbers otherwise than a processor with VNNI."""
+    path, report = one_file
     assert report.num_bytes < 0.4 * report.float_bytes
     page = open_page(path.as_uri())
     assert choose(page, "cat.png", as_file(cat())).startswith("cat.png: cat, ")
@@ -243,9 +251,8 @@ def test_nothing_hangs_over_the_edge_and_nothing_is_asked_of_others(open_page, s
         page.screenshot(path=Path(os.environ["SHOTS"]) / name, full_page=True)
 
 
-def test_one_file_opens_by_itself(open_page, model, tmp_path):
-    write_demo(model, tmp_path / "one.html", name="animals10")
-    page = open_page((tmp_path / "one.html").as_uri())
+def test_one_file_opens_by_itself(open_page, one_file):
+    page = open_page(one_file[0].as_uri())
     page.click("#samples button")
     page.wait_for_selector("#result:not([hidden])", timeout=60_000)
     assert page.inner_text("#status").startswith("cat: cat, ")

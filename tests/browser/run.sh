@@ -10,5 +10,5 @@ if [ -z "$chromium" ]; then
     chromium=$(command -v chromium)
 fi
 .venv/bin/python -m pip install --quiet -c constraints.txt playwright
-export KERAS_BACKEND=torch CHROMIUM="$chromium"
+export KERAS_BACKEND=torch CHROMIUM="$chromium" OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec .venv/bin/python -m pytest -p no:xdist tests/browser/page.py "$@"

@@ -233,6 +233,6 @@ def _data_url(file, content):
     """Images as they are, all else gzipped: the browser unpacks it."""
     kind = mimetypes.guess_type(file)[0] or ""
     if not kind.startswith("image/"):
-        # Without the time, so that the same model gives the same page.
-        kind, content = "application/gzip", gzip.compress(content, mtime=0)
+        # Without the time, so that the same model gives the same page. Level 9 takes twice as long for 1 % less.
+        kind, content = "application/gzip", gzip.compress(content, compresslevel=6, mtime=0)
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -51,16 +51,27 @@ def pytest_ignore_collect(collection_path):
     return None
 
 
+class NoTests(pytest.Module):
+    """A file of tests that is not imported."""
+
+    def collect(self):
+        return []
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    """As `pytest_ignore_collect`, which is not asked about files that the command line names."""
+    import keras
+
+    if keras.backend.backend() == "numpy" and PLAIN not in module_path.parents:
+        return NoTests.from_parent(parent, path=module_path)
+    return None
+
+
 def pytest_collection_modifyitems(config, items):
     """Leaves to torch, which compiles nothing, the tests marked as the same on every backend; sorts the rest."""
     import keras
 
-    if keras.backend.backend() == "numpy":
-        # Files that the command line names are not asked about.
-        others = [item for item in items if PLAIN not in item.path.parents]
-        items[:] = [item for item in items if PLAIN in item.path.parents]
-        config.hook.pytest_deselected(items=others)
-    elif keras.backend.backend() != "torch":
+    if keras.backend.backend() != "torch":
         once = {item for item in items if item.get_closest_marker("once")}
         once -= {item for item in items if item.get_closest_marker("every_backend")}
         # A case may be the same although its test is not.

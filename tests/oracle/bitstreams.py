@@ -8,7 +8,6 @@
 `python tests/oracle/bitstreams.py --write` writes `tests/golden/bitstreams.npz`, to which every backend is compared.
 """
 
-import sys
 import warnings
 
 import keras
@@ -228,8 +227,4 @@ def main():
 
 
 if __name__ == "__main__":
-    if "--write" in sys.argv:
-        np.savez_compressed(FILE, **golden())
-        print(f"written: {FILE}")
-    else:
-        main()
+    oracle.write_or_compare(FILE, golden, main)

@@ -9,7 +9,6 @@
 `python tests/oracle/hyperpriors.py --write` writes `tests/golden/hyperpriors.npz`, to which every backend is compared.
 """
 
-import sys
 import warnings
 
 import bitstreams
@@ -249,8 +248,4 @@ def main():
 
 
 if __name__ == "__main__":
-    if "--write" in sys.argv:
-        np.savez_compressed(FILE, **golden())
-        print(f"written: {FILE}")
-    else:
-        main()
+    oracle.write_or_compare(FILE, golden, main)

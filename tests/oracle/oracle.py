@@ -4,6 +4,8 @@
 2. Sends compressors through `to_compressai` into CompressAI and compares what both compute; and back, bit for bit.
 """
 
+import sys
+
 import torch
 
 # torchvision's CPU operators are not built for this torch: CompressAI imports them, and uses none.
@@ -109,6 +111,15 @@ def round_trip():
             f"{architecture}-{quality}: loads strictly, comes back bit for bit, compresses to {len(strings[0])} bytes"
         )
     return worst
+
+
+def write_or_compare(file, golden, compare):
+    """What the other scripts do by themselves: with `--write` they write their golden numbers."""
+    if "--write" in sys.argv:
+        np.savez_compressed(file, **golden())
+        print(f"written: {file}")
+    else:
+        compare()
 
 
 def main():

@@ -145,7 +145,9 @@ def keras_rows(model, work, args):
 def exported_rows(model, work, args):
     rows = []
     for name in args.formats:
-        path, backend = work / f"{name}{SUFFIXES[name]}", FORMATS[name].backends[0]
+        # What is no file of a framework's needs none to run.
+        backend = "numpy" if name in ("onnx", "openvino", "litert") else FORMATS[name].backends[0]
+        path = work / f"{name}{SUFFIXES[name]}"
         report = export(model, path, name)
         rows.append(row(name, name, path, backend, report.num_bytes, report.difference, report.opset))
         if args.data and name in INT8_FORMATS:

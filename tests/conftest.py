@@ -1,3 +1,5 @@
+import functools
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -40,6 +42,26 @@ LONGEST = (
 _CACHE = tempfile.TemporaryDirectory()
 os.environ["KERAS_CI2P_CACHE"] = _CACHE.name
 NANO = {"hidden_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 48}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """Looks for no garbage while everything is imported, and never again among what was."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Nor among what the tests of other files have left."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_ignore_collect(collection_path):
@@ -89,6 +111,28 @@ def once(value):
 
 def parameter_marks(item):
     return item.callspec.marks if hasattr(item, "callspec") else ()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def attributes_found_once():
+    """Keras looks for its list of a layer's own attributes under another name than it keeps it.
+
+    It makes a layer anew for each that it saves or loads, which is half the time of both.
+    """
+    from keras.src.saving import saving_lib
+
+    saving_lib.get_attr_skipset = functools.cache(saving_lib.get_attr_skipset)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def dialects_loaded_once():
+    """JAX makes a context of MLIR for each program: of programs of one operation, 7 of 8 parts of the lowering."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        from jax._src.interpreters import mlir
+
+        mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 import keras_ci2p
+from keras_ci2p.backend import lean_start
 from keras_ci2p.cli import (
     convert_commands,
     data_commands,
@@ -83,7 +84,7 @@ def main(argv=None):
         if hasattr(args, "rescan"):
             keras_ci2p.data.sources.forget(args.data)
         with on_interrupt(_leave):
-            with _without_unused() if argv is None else contextlib.nullcontext():
+            with lean_start() if argv is None else contextlib.nullcontext():
                 keras_ci2p.check_backend()
             keras_ci2p.training.keep_freed_memory()
             keras_ci2p.training.keep_compiled_code()
@@ -162,26 +163,6 @@ def _expand_home(args):
             setattr(args, name, os.path.expanduser(value))
         elif isinstance(value, list):
             setattr(args, name, [os.path.expanduser(one) if isinstance(one, str) else one for one in value])
-
-
-# What Keras imports at its start where it is installed, for wrappers and a gallery that no command uses.
-_UNUSED = ("sklearn", "matplotlib.pyplot")
-
-
-@contextlib.contextmanager
-def _without_unused():
-    """A context in which Keras starts without the packages that no command uses: a third of its seconds."""
-    # A callback's JAX; without a name here, JAX may be the framework that Keras's own file names.
-    unused = (*_UNUSED, "jax") if os.environ.get("KERAS_BACKEND") in ("torch", "tensorflow") else _UNUSED
-    hidden = [name for name in unused if name not in sys.modules]
-    # None in place of a module: it cannot be found.
-    sys.modules.update(dict.fromkeys(hidden))
-    try:
-        yield
-    finally:
-        for name in hidden:
-            if sys.modules.get(name, ...) is None:
-                del sys.modules[name]
 
 
 def _leave(signum, frame):

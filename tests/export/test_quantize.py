@@ -90,6 +90,8 @@ def test_a_quantised_preset_takes_no_other_dtype_and_no_training(tmp_path, nano)
 @pytest.mark.once
 def test_garbage_is_looked_for_among_new_objects(nano, monkeypatch):
     """Keras asks for it with each weight that it removes, which took all but a thirtieth of the time."""
+    # By the tests themselves.
+    gc.unfreeze()
     frozen = []
     monkeypatch.setattr(gc, "collect", lambda: frozen.append(gc.get_freeze_count()))
     ViT((32, 32, 3), num_classes=2, **nano).quantize("int8")

@@ -7,8 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-import keras
 import numpy as np
+
+from keras_ci2p.backend import lean_start
+
+with lean_start():
+    import keras
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

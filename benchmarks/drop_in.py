@@ -26,7 +26,7 @@ import numpy as np
 from common import MEMORY_SETTINGS, add_data_argument, noise_photos, settings_of
 
 from keras_ci2p import Compressor, utils
-from keras_ci2p.backend import environment
+from keras_ci2p.backend import environment, set_random_seed
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import image_folder, scan_folder
 from keras_ci2p.hub import replace_patch_embedding
@@ -41,7 +41,7 @@ NAMES = ("16x16 patches", "CI2P")
 
 def main():
     args = parse()
-    keras.utils.set_random_seed(args.seed)
+    set_random_seed(args.seed)
     sizes = {"epochs": args.epochs, "batch_size": args.batch_size, "image_size": args.image_size}
     recipe = RECIPES["quick"].override(sizes)
     with tempfile.TemporaryDirectory() as directory:

@@ -166,16 +166,15 @@ def write_photos(root, args):
 
 
 def deterministic(dtype, args):
-    from keras_ci2p.backend import make_deterministic
+    from keras_ci2p.backend import make_deterministic, set_random_seed
 
     make_deterministic()
     import contestants
-    import keras
 
     images, labels = contestants.batch(args.image_size, args.batch_size)
     hashes, seconds = [], []
     for _ in range(2):
-        keras.utils.set_random_seed(0)
+        set_random_seed(0)
         contestant = contestants.make(FIRST, args.image_size, dtype, small=args.small)
         seconds.append(contestant.train(images, labels, args.steps, untimed=1))
         weights = b"".join(np.ascontiguousarray(array).tobytes() for array in contestant.model.get_weights())

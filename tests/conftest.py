@@ -3,6 +3,7 @@ import gc
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 # Before Keras is imported anywhere; here that is within functions, as the process that shares out the tests needs none.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -114,24 +115,22 @@ def parameter_marks(item):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def attributes_found_once():
-    """Keras looks for its list of a layer's own attributes under another name than it keeps it.
-
-    It makes a layer anew for each that it saves or loads, which is half the time of both.
-    """
-    from keras.src.saving import saving_lib
-
-    saving_lib.get_attr_skipset = functools.cache(saving_lib.get_attr_skipset)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def dialects_loaded_once():
-    """JAX makes a context of MLIR for each program: of programs of one operation, 7 of 8 parts of the lowering."""
+def nothing_in_vain():
+    """Leaves out what frameworks do for nothing, which takes a fifth of the tests' time."""
     import keras
+    from keras.src.saving import saving_lib
+    from keras.src.utils import rng_utils
 
+    # Keras looks for its list of a layer's own attributes under another name than it keeps it, and so makes a layer
+    # anew for each that it saves or loads: half the time of both.
+    saving_lib.get_attr_skipset = functools.cache(saving_lib.get_attr_skipset)
+    if keras.backend.backend() != "tensorflow":
+        # `set_random_seed` imports TensorFlow on other backends too.
+        rng_utils.tf = SimpleNamespace(available=False)
     if keras.backend.backend() == "jax":
         from jax._src.interpreters import mlir
 
+        # A new context for each program takes most of lowering one of a single operation.
         mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 

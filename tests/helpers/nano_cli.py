@@ -32,9 +32,10 @@ def wait_in_second_epoch():
             super().on_epoch_begin(epoch, logs)
 
         def on_train_batch_begin(self, batch, logs=None):
+            # Keras may have dropped what came before.
+            super().on_train_batch_begin(batch, logs)
             if (self.epoch, batch) == (1, 1):
                 time.sleep(100)
-            super().on_train_batch_begin(batch, logs)
 
     for name in ("train", "train_compressor"):
         importlib.import_module(f"keras_ci2p.training.{name}").InterruptCallback = WaitingCallback

@@ -28,6 +28,8 @@ def test_how_it_is_started(tmp_path, capfd, monkeypatch):
         told = dict(np.load(tmp_path / "told.npz"))
         assert told["KERAS_BACKEND"] == "numpy" and told["CUDA_VISIBLE_DEVICES"] == devices
         assert str(told["PYTHONPATH"]).split(os.pathsep) == [str(HELPERS.parents[1]), str(HELPERS)]
+        # While Keras is imported, and afterwards.
+        assert told["imported"].tolist() == [True, False] and told["running"].tolist() == [False, True]
     assert capfd.readouterr() == ("", "")
 
 

@@ -116,7 +116,7 @@ def parameter_marks(item):
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_in_vain():
-    """Leaves out what frameworks do for nothing, which takes a fifth of the tests' time."""
+    """Leaves out what Keras and JAX do again and again for nothing."""
     import keras
     from keras.src.saving import saving_lib
     from keras.src.utils import rng_utils

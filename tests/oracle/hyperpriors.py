@@ -86,9 +86,10 @@ def spread_out(compressor):
 def compare_models(architecture):
     rng = np.random.default_rng(3)
     counts = dict.fromkeys(("images", "same integers", "same bytes by ourselves", "escapes"), 0)
-    worst = {"forward": 0.0, "integers": 0.0}
+    worst = {"forward": 0.0, "restored": 0.0, "integers": 0.0}
     flipped = total = rounded = 0
     for quality in range(1, 9):
+        keras.utils.set_random_seed(quality)
         ours = Compressor(architecture, quality=quality)
         spread_out(ours)
         real = real_model(ours)
@@ -119,8 +120,9 @@ def compare_models(architecture):
                 rounded += int((their_symbols[0] != symbols[0]).sum())
             for some in (strings, theirs["strings"]):
                 _, latents = ours.decode_strings(some, shape, synthesis)
-                expected = oracle.channels_last(real.decompress(some, shape)["x_hat"])
-                assert np.abs(ours.restore_images(latents) / 255 - expected).max() < 1e-3
+                restored, expected = ours.restore_images(latents), real.decompress(some, shape)["x_hat"]
+                error = oracle.restored_difference(restored, expected, real.g_s(channels_first(latents)))
+                worst["restored"] = max(worst["restored"], error)
             exact, floats = ours.integer_synthesis()(symbols[1][0]), synthesis(symbols[1][0])
             indexes = [scale_indexes(some[..., : ours.latent_channels]) for some in (exact, floats)]
             # A Gaussian table is as long to one side of the mean as to the other.
@@ -135,13 +137,15 @@ def compare_models(architecture):
             total += indexes[0].size
     print(f"{architecture}:", ", ".join(f"{value} {name}" for name, value in counts.items()))
     print(
-        f"  forward: largest relative difference {worst['forward']:.1e}; integers: {worst['integers']:.1e}, another "
-        f"table for {flipped} of {total} latents; {rounded} rounded to the other side"
+        f"  largest relative difference: forward {worst['forward']:.1e}, restored {worst['restored']:.1e}, integers "
+        f"{worst['integers']:.1e}; another table for {flipped} of {total} latents; {rounded} rounded to the other side"
     )
-    assert counts["same integers"] > counts["images"] / 4 and counts["escapes"] > 100
+    assert counts["same integers"] > counts["images"] / 8 and counts["escapes"] > 100
     assert rounded < 1e-4 * total
     # Where scales are small, likelihoods show ten times the differences of the latents.
-    assert worst["forward"] < 1e-3 and worst["integers"] < 1e-5 and flipped < 1e-3 * total
+    # Without AVX-512, CompressAI's floats are 6e-6 from the integers.
+    assert worst["forward"] < 1e-3 and worst["restored"] < 1e-5 and worst["integers"] < 3e-5
+    assert flipped < 1e-3 * total
 
 
 def check_own_tables(real):
@@ -240,10 +244,12 @@ def main():
         compare_models(architecture)
     stored = np.load(FILE)
     for name, value in golden().items():
-        # Random weights give pictures of up to 1e5, and processors add in other orders: floats are compared beside the
-        # largest, as those of both frameworks above; integers and bytes are equal.
+        # Processors add in other orders: floats are compared beside the largest, as those of both frameworks above;
+        # integers and bytes are equal. Random weights' pictures reach a hundred before they are clipped to 1.
         largest = np.abs(stored[name]).max() if stored[name].dtype.kind == "f" else 0
-        np.testing.assert_allclose(value, stored[name], rtol=0, atol=1e-3 * largest, err_msg=name)
+        is_clipped = name.endswith("/x_hat") and largest == 1
+        atol = 1e-2 if is_clipped else 1e-3 * largest
+        np.testing.assert_allclose(value, stored[name], rtol=0, atol=atol, err_msg=name)
     print("golden numbers of hyperpriors: the same")
 
 

@@ -26,10 +26,10 @@ from common import add_data_argument, noise_photos
 from keras_ci2p import ViT, utils
 from keras_ci2p.convert.compressai import read_compressor
 from keras_ci2p.data import open_data, scan_folder
+from keras_ci2p.names import TEACHERS
 from keras_ci2p.training import RECIPES, LatentCacheConfig, TrainConfig, cache_latents, train
 from keras_ci2p.training.configs import DEFAULT_COMPRESSOR, NO_TEACHER
 from keras_ci2p.training.distillation import load_teacher
-from keras_ci2p.training.efficientnet import TEACHERS
 
 KINDS = {"ci2p": "CI2P-ViT", "ci2p-teacher": "CI2P-ViT, teacher", "vit": "ViT", "vit-teacher": "ViT, teacher"}
 # Of the order in which --photos takes them; the runs' own seeds change all else.

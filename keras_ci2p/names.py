@@ -125,6 +125,9 @@ DUAL_SCALE_VARIANTS = {
 # Activations of heads that give probabilities.
 PROBABILITIES = ("softmax", "sigmoid", "hard_sigmoid", "sparse_sigmoid", "sparsemax")
 
+# Teachers that this package makes.
+TEACHERS = ("efficientnet-lite2",)
+
 
 # === Compressors ===
 # CompressAI's architectures whose prior is the entropy bottleneck alone; and those with a hyperprior that is decoded

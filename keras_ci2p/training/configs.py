@@ -33,8 +33,6 @@ from keras_ci2p.training.recipes import (
 
 BACKENDS = ("torch", "jax", "tensorflow")
 AUGMENTED_ON = ("host", "device")
-# Teachers that this package makes.
-TEACHERS = ("efficientnet-lite2",)
 
 # The compressor of a new CI2P-ViT, and the words for none.
 DEFAULT_COMPRESSOR = "bmshj2018-factorized-mse-5-photos"

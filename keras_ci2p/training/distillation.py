@@ -15,7 +15,8 @@ from keras_ci2p.data.augmentation import target_arrays
 from keras_ci2p.data.manifest import ImageManifest
 from keras_ci2p.data.transforms import center_crop
 from keras_ci2p.layers.transformer import TransformerBlock
-from keras_ci2p.training.efficientnet import TEACHERS, make_teacher
+from keras_ci2p.names import TEACHERS
+from keras_ci2p.training.efficientnet import make_teacher
 from keras_ci2p.training.teacher import Teacher, open_teacher
 from keras_ci2p.utils import PathLike, Tensor
 

@@ -13,7 +13,7 @@ from keras_ci2p.data.augmentation import CROP_AND_FLIP
 from keras_ci2p.data.manifest import DataError, ImageManifest, in_threads
 from keras_ci2p.data.transforms import augment, center_crop
 from keras_ci2p.export.formats import CENTER_CROP, open_network, to_onnx
-from keras_ci2p.training.configs import TEACHERS
+from keras_ci2p.names import TEACHERS
 from keras_ci2p.utils import PathLike, atomic_file, cache_directory, require, user_path
 
 DEFAULT_SIZE = 192

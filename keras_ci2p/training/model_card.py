@@ -5,13 +5,12 @@ import shlex
 
 from keras_ci2p.config import shell_words
 from keras_ci2p.data.tfds import PREFIX
-from keras_ci2p.names import DUAL_SCALE_VARIANTS, VARIANTS
+from keras_ci2p.names import DUAL_SCALE_VARIANTS, TEACHERS, VARIANTS
 from keras_ci2p.training.configs import (
     COMPRESSOR,
     DATA,
     INIT,
     TEACHER,
-    TEACHERS,
     CompressorTrainConfig,
     TrainConfig,
 )

@@ -15,8 +15,9 @@ import keras
 import numpy as np
 
 from keras_ci2p.data.tfds import PREFIX
+from keras_ci2p.names import TEACHERS
 from keras_ci2p.presets import list_presets
-from keras_ci2p.training.configs import NO_TEACHER, TEACHERS, TrainConfig
+from keras_ci2p.training.configs import NO_TEACHER, TrainConfig
 from keras_ci2p.training.recipes import Recipe
 from keras_ci2p.utils import atomic_directory, clean_up, file_sha256, is_empty, room_for, write_json
 

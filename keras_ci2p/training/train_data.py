@@ -7,9 +7,9 @@ from keras_ci2p.data.latent_loader import latent_folder
 from keras_ci2p.data.loader import DataLoader, image_folder
 from keras_ci2p.data.manifest import DataError, ImageManifest, summarize
 from keras_ci2p.data.sources import open_data
+from keras_ci2p.names import TEACHERS
 from keras_ci2p.training.configs import NO_TEACHER
 from keras_ci2p.training.distillation import FeatureProjection, TeacherTargets, load_teacher, resized, teacher_top1
-from keras_ci2p.training.efficientnet import TEACHERS
 from keras_ci2p.training.latents import open_codec
 from keras_ci2p.training.optim import balanced_weights
 from keras_ci2p.training.run_dir import RunError, check_contents, check_same
